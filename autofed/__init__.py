@@ -1,0 +1,23 @@
+"""autofed: plan, train and ship a segmentation model over several hospitals, none of which shares a scan.
+
+The verbs are handed on lazily, so that `import autofed` costs nothing: `autofed.plan(...)`, `autofed.predict(...)`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+_VERBS = ("fingerprint", "plan", "preprocess", "train", "predict", "evaluate")
+__all__ = [*_VERBS, "__version__"]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from autofed.verbs import evaluate, fingerprint, plan, predict, preprocess, train
+
+
+def __getattr__(name: str) -> Any:
+    if name in _VERBS:
+        from autofed import verbs
+
+        return getattr(verbs, name)
+    raise AttributeError(f"autofed has no {name!r}; its verbs are {', '.join(_VERBS)}")

@@ -1,0 +1,311 @@
+"""A hospital's dataset: what it declares, its cases, and whether several hospitals agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autofed import images
+from autofed.files import Record, digest, read_json
+from autofed.images import Geometry
+from autofed.problems import Problems, refuse
+
+# Float headers differ in the last digits between tools; nnU-Net forgives as much.
+_SPACING_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan: `image` float32 (C, Z, Y, X), `label` int32 (Z, Y, X) or None, spacing (z, y, x) in mm."""
+
+    id: str
+    patient: str
+    image: np.ndarray
+    label: np.ndarray | None
+    spacing_mm: tuple[float, float, float]
+    geometry: Geometry
+
+
+class Declaration(Record):
+    """What every hospital of a federation must declare alike."""
+
+    channels: tuple[str, ...]
+    labels: dict[str, int]
+    dimension: int
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a case lies: one image file per channel, and its label map if there is one."""
+
+    images: tuple[Path, ...]
+    label: Path | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A folder in nnU-Net's raw layout: dataset.json, imagesTr, labelsTr. The folder's name is the site's name."""
+
+    folder: Path
+    channels: tuple[str, ...]
+    labels: Mapping[str, int]
+    cases: Mapping[str, Files]
+    patients: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The site's name."""
+        return self.folder.name
+
+    def patient(self, case: str) -> str:
+        """The patient of a case; a case whose patient is not named is a patient of its own."""
+        return self.patients.get(case, case)
+
+    def read(self, case: str) -> Case:
+        """Read a case and check every voxel; `Problems` names all that is wrong with it."""
+        files = self.cases[case]
+        image, geometry = read_channels(files.images)
+        problems = _image_problems(image)
+        label = None
+        if files.label is not None:
+            label, label_geometry = images.read_labels(files.label)
+            problems += _label_problems(label, label_geometry, image, geometry, self.labels)
+        refuse(f"{self.name}/{case}", problems)
+        return Case(case, self.patient(case), image, label, geometry.spacing_mm, geometry)
+
+    def declaration(self) -> Declaration:
+        """What this site declares; the dimension is read off the first image."""
+        first = next(iter(self.cases.values()))
+        depth = images.header(first.images[0]).shape[1]
+        return Declaration(channels=self.channels, labels=dict(self.labels), dimension=2 if depth == 1 else 3)
+
+    def raw_digest(self) -> str:
+        """Changes when a raw file is added, removed, resized or written again."""
+        paths = [self.folder / "dataset.json"]
+        paths += [p for f in self.cases.values() for p in (*f.images, *([f.label] if f.label else []))]
+        stats = [(str(p.relative_to(self.folder)), p.stat()) for p in sorted(paths)]
+        return digest([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+
+
+def open_dataset(folder: Path | str) -> Dataset:
+    """Read a site's folder and check it as far as names and headers go; `Problems` names everything at once."""
+    folder = Path(folder).resolve()
+    if not (folder / "dataset.json").is_file():
+        refuse(str(folder), [_no_dataset(folder)])
+    description = read_json(folder / "dataset.json")
+    problems = _description_problems(description)
+    refuse(str(folder / "dataset.json"), problems)
+    ending = str(description["file_ending"]).lower()
+    channels = tuple(str(v) for _, v in sorted(_channel_names(description).items(), key=lambda kv: int(kv[0])))
+    cases, problems = _find_cases(folder, ending)
+    patients = description.get("patients", {})
+    problems += [f"`patients` names the case {c!r}, which is not in imagesTr" for c in patients if c not in cases]
+    dataset = Dataset(folder, channels, description["labels"], cases, patients)
+    refuse(str(folder), problems or _header_problems(dataset))
+    return dataset
+
+
+def open_datasets(folders: Iterable[Path | str]) -> list[Dataset]:
+    """Read several sites and check that they agree; all problems of all sites come in one `Problems`."""
+    datasets: list[Dataset] = []
+    problems: list[str] = []
+    for folder in folders:
+        try:
+            datasets.append(open_dataset(folder))
+        except Problems as error:
+            problems += [f"{error.about}: {p}" for p in error.problems]
+    names = [d.name for d in datasets]
+    problems += [
+        f"two sites are called {n!r}; rename one of the folders" for n in sorted(set(names)) if names.count(n) > 1
+    ]
+    problems += disagreements({d.name: d.declaration() for d in datasets})
+    refuse("the sites' data", problems)
+    return datasets
+
+
+def disagreements(declarations: Mapping[str, Declaration]) -> list[str]:
+    """One sentence for each thing the sites declare differently, naming every site and what it says."""
+    problems = []
+    for what in ("channels", "labels", "dimension"):
+        said: dict[str, list[str]] = {}
+        for site, declaration in declarations.items():
+            said.setdefault(_say(getattr(declaration, what)), []).append(site)
+        if len(said) > 1:
+            views = "; ".join(f"{', '.join(sites)}: {value}" for value, sites in said.items())
+            problems.append(f"the sites disagree on {what} ({views}); make dataset.json the same at all sites")
+    return problems
+
+
+def find_images(folder: Path, channels: int) -> dict[str, Files]:
+    """The cases of a folder of new scans: `{case}_{CCCC}{ending}`, or `{case}{ending}` where there is one file each.
+
+    A single file is a folder of one case. `Problems` names the cases whose channels are not all there.
+    """
+    folder = Path(folder)
+    paths = [folder] if folder.is_file() else sorted(folder.iterdir()) if folder.is_dir() else []
+    found, problems = _group(p for p in paths if images.ending_of(p) and not p.name.startswith("."))
+    if not found:
+        problems = [f"no images were found; expected files such as case_0000{images.volumes.NIFTI[0]}"]
+    for case, files in found.items():
+        count, wrong = _count_channels(files.images)
+        problems += [f"{case}: {w}" for w in wrong]
+        if not wrong and count != channels:
+            problems.append(f"{case}: found {count} channels, but the plan has {channels}")
+    refuse(str(folder), problems)
+    return found
+
+
+def read_channels(paths: tuple[Path, ...]) -> tuple[np.ndarray, Geometry]:
+    """All channels of a case as one (C, Z, Y, X) array; `Problems` if their shapes or spacings differ."""
+    parts = [images.read(p) for p in paths]
+    first = parts[0]
+    problems = []
+    for path, part in zip(paths[1:], parts[1:], strict=True):
+        if part.array.shape[1:] != first.array.shape[1:]:
+            problems.append(f"{path.name} has the shape {part.array.shape[1:]}, channel 0 {first.array.shape[1:]}")
+        if not _same_spacing(part.geometry.spacing_mm, first.geometry.spacing_mm):
+            problems.append(f"{path.name} has the spacing {part.geometry.spacing_mm} mm, channel 0 "
+                            f"{first.geometry.spacing_mm} mm")  # fmt: skip
+    refuse(str(paths[0]), problems)
+    return np.concatenate([p.array for p in parts]), first.geometry
+
+
+def _say(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k}={v}" for k, v in value.items())
+    return f"{len(value)} ({', '.join(value)})" if isinstance(value, tuple) else f"{value}D"
+
+
+def _no_dataset(folder: Path) -> str:
+    if not folder.exists():
+        return "there is no such folder"
+    inside = sorted(p.parent.name for p in folder.glob("*/dataset.json"))
+    hint = f"; did you mean the folders in it ({', '.join(inside[:6])})?" if inside else ""
+    return f"there is no dataset.json; expected nnU-Net's raw layout (dataset.json, imagesTr, labelsTr){hint}"
+
+
+def _channel_names(description: Mapping[str, Any]) -> dict[str, str]:
+    return description.get("channel_names") or description.get("modality") or {}  # the Decathlon's older key
+
+
+def _description_problems(description: Any) -> list[str]:
+    if not isinstance(description, dict):
+        return ["expected an object with channel_names, labels and file_ending"]
+    problems = []
+    names = _channel_names(description)
+    if not isinstance(names, dict) or sorted(names) != sorted(str(i) for i in range(len(names))) or not names:
+        problems.append('`channel_names` must map "0", "1", ... to names, for example {"0": "T1"}')
+    problems += _labels_problems(description.get("labels"))
+    if str(description.get("file_ending", "")).lower() not in images.ENDINGS:
+        known = " ".join(sorted(images.ENDINGS))
+        problems.append(f"`file_ending` is {description.get('file_ending')!r}; expected one of {known}")
+    patients = description.get("patients", {})
+    if not isinstance(patients, dict) or not all(isinstance(v, str) for v in patients.values()):
+        problems.append('`patients` must map case to patient, for example {"case_1": "patient_1"}')
+    return problems
+
+
+def _labels_problems(labels: Any) -> list[str]:
+    if not isinstance(labels, dict) or not labels:
+        return ['`labels` must map names to values, for example {"background": 0, "kidney": 1}']
+    if any(isinstance(v, list) for v in labels.values()):
+        return ["`labels` holds regions (lists of values), which are not supported; give one value per structure"]
+    if "ignore" in labels:
+        return ["`labels` holds `ignore`, which is not supported; leave unannotated cases without a label file"]
+    values = list(labels.values())
+    if labels.get("background") != 0 or sorted(values) != list(range(len(values))) or len(values) < 2:
+        return [f"`labels` must be background 0 and then 1, 2, ... without a gap; found {_say(labels)}"]
+    return []
+
+
+def _case_and_channel(path: Path) -> tuple[str, int]:
+    stem = path.name[: -len(images.ending_of(path))]
+    head, _, tail = stem.rpartition("_")
+    return (head, int(tail)) if head and len(tail) == 4 and tail.isdigit() else (stem, 0)
+
+
+def _group(paths: Iterable[Path]) -> tuple[dict[str, Files], list[str]]:
+    """Files by case. A file may hold several channels (RGB), so it is counted what is inside, not how many there are."""
+    found: dict[str, dict[int, Path]] = {}
+    for path in paths:
+        case, channel = _case_and_channel(path)
+        found.setdefault(case, {})[channel] = path
+    problems = [
+        f"{case}: found files numbered {sorted(parts)}; expected 0 to {len(parts) - 1}"
+        for case, parts in found.items()
+        if sorted(parts) != list(range(len(parts)))
+    ]
+    return {case: Files(tuple(parts[i] for i in sorted(parts))) for case, parts in found.items()}, problems
+
+
+def _count_channels(paths: tuple[Path, ...]) -> tuple[int, list[str]]:
+    try:
+        return sum(images.header(p).shape[0] for p in paths), []
+    except Problems as error:
+        return 0, [f"{Path(error.about).name}: {p}" for p in error.problems]
+
+
+def _find_cases(folder: Path, ending: str) -> tuple[dict[str, Files], list[str]]:
+    found, problems = _group(sorted((folder / "imagesTr").glob(f"*{ending}")))
+    if not found:
+        return {}, [f"imagesTr holds no {ending} files; expected files such as case_0000{ending}"]
+    label_ending = images.label_ending(ending)
+    labels = {p.name[: -len(label_ending)]: p for p in sorted((folder / "labelsTr").glob(f"*{label_ending}"))}
+    problems += [f"labelsTr/{p.name} belongs to no image in imagesTr" for c, p in labels.items() if c not in found]
+    if not labels:
+        problems.append(f"labelsTr holds no {label_ending} files; at least one case needs a label")
+    return {case: Files(files.images, labels.get(case)) for case, files in found.items()}, problems
+
+
+def _header_problems(dataset: Dataset) -> list[str]:
+    """What the headers alone give away: shapes and spacings that differ, 3D among 2D, too many channels in a file."""
+    problems: list[str] = []
+    depths: dict[int, list[str]] = {2: [], 3: []}
+    for case, files in dataset.cases.items():
+        try:
+            heads = [images.header(p) for p in files.images]
+            label = images.header(files.label) if files.label else heads[0]
+        except Problems as error:
+            problems += [f"{case}: {p}" for p in error.problems]
+            continue
+        depths[2 if heads[0].shape[1] == 1 else 3].append(case)
+        count = sum(head.shape[0] for head in heads)
+        if count != len(dataset.channels):
+            problems.append(f"{case}: found {count} channels, dataset.json declares {_say(dataset.channels)}")
+        for head in (*heads[1:], label):
+            if head.shape[1:] != heads[0].shape[1:]:
+                problems.append(f"{case}: image and label (or two channels) differ in shape, "
+                                f"{heads[0].shape[1:]} and {head.shape[1:]}")  # fmt: skip
+            elif not _same_spacing(head.spacing_mm, heads[0].spacing_mm):
+                problems.append(f"{case}: image and label (or two channels) differ in spacing, "
+                                f"{heads[0].spacing_mm} and {head.spacing_mm} mm")  # fmt: skip
+    if depths[2] and depths[3]:
+        few = min(depths.items(), key=lambda kv: len(kv[1]))
+        problems.append(f"2D and 3D cases are mixed: {', '.join(few[1][:5])} are {few[0]}D, the others are not; "
+                        "make two datasets of them")  # fmt: skip
+    return problems
+
+
+def _image_problems(image: np.ndarray) -> list[str]:
+    bad = int(np.count_nonzero(~np.isfinite(image)))
+    return [f"{bad} voxels are NaN or infinite; replace them before planning"] if bad else []
+
+
+def _label_problems(label, label_geometry: Geometry, image, geometry: Geometry, labels: Mapping[str, int]) -> list[str]:
+    problems = []
+    if label.shape != image.shape[1:]:
+        problems.append(f"the label has the shape {label.shape}, the image {image.shape[1:]}")
+    if not _same_spacing(label_geometry.spacing_mm, geometry.spacing_mm):
+        problems.append(f"the label has the spacing {label_geometry.spacing_mm} mm, the image {geometry.spacing_mm} mm")
+    unknown = sorted({int(v) for v in np.unique(label)} - set(labels.values()))
+    if unknown:
+        problems.append(f"the label holds the values {unknown}, but dataset.json declares only {_say(dict(labels))}")
+    return problems
+
+
+def _same_spacing(a: Iterable[float], b: Iterable[float]) -> bool:
+    return bool(np.allclose(list(a), list(b), rtol=_SPACING_TOLERANCE))

@@ -1,0 +1,134 @@
+"""Everything that ever travels between sites and the coordinator, and its bytes.
+
+A message is a safetensors block (arrays with a declared dtype, shape and size; never pickle) whose header carries the
+few words around them as JSON. Arrays come in named groups, since one clip cannot suit weights and counts alike.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from autofed.files import write_bytes
+from autofed.problems import Problems
+
+Arrays = Mapping[str, np.ndarray]
+Groups = Mapping[str, Arrays]
+
+_DTYPES = {np.dtype(d) for d in ("float32", "float64", "float16", "int64", "int32", "int16", "uint8", "int8", "bool")}
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """What the coordinator knows after a round: `shared` goes to the sites, `kept` never does."""
+
+    round: int
+    shared: Groups
+    kept: Groups = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question to a site. (run, round, question) names it: the same question is answered with the same bytes."""
+
+    run: str
+    round: int
+    question: str
+    shared: Groups = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Release:
+    """A site's answer: `arrays` have passed the site's mechanism, `public` holds only what the server already knows."""
+
+    run: str
+    round: int
+    site: str
+    arrays: Groups = field(default_factory=dict)
+    public: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A site could not answer. Only a code crosses the door; the details stay in the site's own log."""
+
+    run: str
+    round: int
+    site: str
+    code: str
+
+
+Message = Request | Release | Failure
+_KINDS: dict[str, type] = {"request": Request, "release": Release, "failure": Failure}
+_GROUPS = {"request": "shared", "release": "arrays", "failure": None}
+
+
+def to_bytes(message: Message) -> bytes:
+    """The message as one block of bytes."""
+    kind = next(k for k, t in _KINDS.items() if type(message) is t)
+    words = {name: getattr(message, name) for name in message.__dataclass_fields__ if name != _GROUPS[kind]}
+    groups = getattr(message, _GROUPS[kind]) if _GROUPS[kind] else {}
+    return pack(groups, {"kind": kind, **words})
+
+
+def from_bytes(data: bytes) -> Message:
+    """The message in a block of bytes; `Problems` if it is not one, is cut short, or holds a kind that is not known."""
+    groups, words = unpack(data)
+    kind = words.pop("kind", None)
+    if kind not in _KINDS:
+        raise Problems("a message", [f"its kind is {kind!r}; expected one of {', '.join(_KINDS)}"])
+    name = _GROUPS[kind]
+    try:
+        return _KINDS[kind](**words, **({name: groups} if name else {}))
+    except TypeError as error:
+        raise Problems("a message", [f"its words do not make a {kind} ({error})"]) from None
+
+
+def pack(groups: Groups, words: Mapping[str, Any]) -> bytes:
+    """Groups of arrays and a JSON object as one safetensors block."""
+    flat = {f"{group}/{name}": _plain(array) for group, arrays in groups.items() for name, array in arrays.items()}
+    return save(flat, metadata={"words": json.dumps(words), "groups": json.dumps(list(groups))})
+
+
+def unpack(data: bytes) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
+    """Undo `pack`; `Problems` if the block is not whole."""
+    try:
+        (length,) = struct.unpack("<Q", data[:8])
+        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+        groups: dict[str, dict[str, np.ndarray]] = {g: {} for g in json.loads(metadata["groups"])}
+        for name, array in load(data).items():
+            group, _, rest = name.partition("/")
+            groups[group][rest] = array
+        return groups, json.loads(metadata["words"])
+    except (SafetensorError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Problems("a message", [f"it is not whole or not one of autofed's ({error})"]) from None
+
+
+def save_groups(path: Path, groups: Groups, words: Mapping[str, Any] | None = None) -> None:
+    """Write groups of arrays as a safetensors file, whole or not at all."""
+    write_bytes(path, pack(groups, words or {}))
+
+
+def load_groups(path: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
+    """Read what `save_groups` wrote; `Problems` if it is missing or not whole."""
+    try:
+        return unpack(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise Problems(str(path), ["there is no such file"]) from None
+    except Problems as error:
+        raise Problems(str(path), error.problems) from None
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    value = np.ascontiguousarray(array)
+    if value.dtype not in _DTYPES:
+        raise Problems("a message", [f"arrays of {value.dtype} do not travel; expected numbers"])
+    return value

@@ -1,0 +1,350 @@
+"""The plan: what every site vets and follows. Records, their checks, and what a network costs, without torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from autofed.files import Record, read_json
+from autofed.problems import Problems, refuse
+
+VERSION = 1
+
+Vector = tuple[float, ...]
+Shape = tuple[int, ...]
+
+
+class Budget(Record):
+    """What the plan may cost: memory and hours of the machine it is made for, and privacy.
+
+    `gflops` is the measured speed of the device on a training step of a small network; it is recorded so that the
+    same plan can be made again on another machine. `hours` is for all sites together, trained one after the other.
+    """
+
+    memory_gb: float = Field(8.0, gt=0)
+    hours: float | None = Field(None, gt=0)
+    device: Literal["cpu", "cuda", "mps"] = "cpu"
+    gflops: float | None = Field(None, gt=0)
+    epsilon: float | None = Field(None, gt=0)
+    delta: float | None = Field(None, gt=0, lt=1)
+
+
+class Algorithm(Record):
+    """How the sites learn together: the name of a file in autofed/algorithms and its hyper-parameters."""
+
+    name: str = "fedavg"
+    settings: dict[str, float | int | bool | str] = Field(default_factory=dict)
+
+
+class Privacy(Record):
+    """The mechanism that everything leaving a site passes, and its parameters (unit: one patient).
+
+    `sampling_rate` q of patients per step, `patches_per_patient` K, `noise_multiplier` z, `clip` C; `epsilon` and
+    `delta` are the promise. With the mechanism "none" nothing is promised and the parameters are None.
+    """
+
+    mechanism: str = "none"
+    sampling_rate: float | None = Field(None, gt=0, le=1)
+    patches_per_patient: int | None = Field(None, ge=1)
+    noise_multiplier: float | None = Field(None, ge=0)
+    clip: float | None = Field(None, gt=0)
+    epsilon: float | None = Field(None, gt=0)
+    delta: float | None = Field(None, gt=0, lt=1)
+
+
+class Rounds(Record):
+    """How often the sites meet; `snapshots` are the rounds whose weights make the ensemble, fixed beforehand."""
+
+    rounds: int = Field(ge=1)
+    snapshots: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        if not self.snapshots or any(not 1 <= s <= self.rounds for s in self.snapshots):
+            raise ValueError(f"snapshots must be rounds between 1 and {self.rounds}, found {list(self.snapshots)}")
+        return self
+
+
+class Agreement(Record):
+    """The part of the plan that all sites share and vet; its digest names the federation's contract."""
+
+    channels: tuple[str, ...]
+    labels: dict[str, int]
+    dimension: Literal[2, 3]
+    patients: dict[str, int]
+    algorithm: Algorithm
+    training: Rounds
+    privacy: Privacy
+    public_images: tuple[str, ...] = ()
+
+
+class Geometry(Record):
+    """The grid of the prepared data. Axes are in the plan's order, which is `transpose` of the file's (z, y, x)."""
+
+    configuration: Literal["2d", "3d_fullres"]
+    transpose: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    median_shape: tuple[int, int, int]
+    resample_in_plane: bool
+
+    @property
+    def transpose_backward(self) -> tuple[int, int, int]:
+        """The permutation that undoes `transpose`."""
+        back = sorted(range(3), key=lambda axis: self.transpose[axis])
+        return (back[0], back[1], back[2])
+
+
+class Channel(Record):
+    """How one channel's intensities are normalised; the numbers are of the federation's foreground, for "ct"."""
+
+    scheme: Literal["zscore", "ct", "rescale_to_0_1", "rgb_to_0_1", "nonorm"]
+    mean: float | None = None
+    std: float | None = None
+    percentile_00_5: float | None = None
+    percentile_99_5: float | None = None
+
+
+class Intensity(Record):
+    """Normalisation of each channel; `inside_mask` restricts z-scores to the voxels that are not zero."""
+
+    channels: tuple[Channel, ...]
+    inside_mask: bool = False
+
+
+class Network(Record):
+    """A U-Net stage by stage: features, kernel sizes and strides, and what it costs in parameters and memory."""
+
+    kind: Literal["unet"] = "unet"
+    in_channels: int = Field(ge=1)
+    classes: int = Field(ge=2)
+    features: Shape
+    kernels: tuple[Shape, ...]
+    strides: tuple[Shape, ...]
+    deep_supervision: bool = True
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        stages = len(self.features)
+        if stages < 2 or len(self.kernels) != stages or len(self.strides) != stages:
+            raise ValueError(
+                f"features, kernels and strides need one entry per stage and at least two stages, found "
+                f"{stages}, {len(self.kernels)} and {len(self.strides)}"
+            )
+        return self
+
+    @property
+    def divisor(self) -> Shape:
+        """What the patch size must be a multiple of, per axis."""
+        return tuple(math.prod(s) for s in zip(*self.strides, strict=True))
+
+    def convolutions(self) -> Iterator[tuple[int, int, int, int]]:
+        """Every convolution as (stage whose grid its output lies on, channels in, channels out, kernel voxels).
+
+        Two per stage on the way down, one transposed and two on the way up, one 1 x 1 x 1 head per stage that is
+        supervised.
+        """
+        last = len(self.features) - 1
+        for stage, (width, kernel) in enumerate(zip(self.features, self.kernels, strict=True)):
+            before = self.in_channels if stage == 0 else self.features[stage - 1]
+            yield stage, before, width, math.prod(kernel)
+            yield stage, width, width, math.prod(kernel)
+        for stage in reversed(range(last)):
+            width, below, kernel = self.features[stage], self.features[stage + 1], math.prod(self.kernels[stage])
+            yield stage, below, width, math.prod(self.strides[stage + 1])
+            yield stage, 2 * width, width, kernel
+            yield stage, width, width, kernel
+            if stage == 0 or (self.deep_supervision and stage < last - 1):
+                yield stage, width, self.classes, 1
+
+    @property
+    def parameters(self) -> int:
+        """The number of trainable parameters: convolutions without bias, two per normalised channel, biased heads."""
+        count = 0
+        for _, before, width, kernel in self.convolutions():
+            is_head = kernel == 1 and width == self.classes
+            count += before * width * kernel + (width if is_head else 0)
+        norms = sum(2 * 2 * f for f in self.features) + sum(2 * 2 * f for f in self.features[:-1])
+        return count + norms
+
+    def stage_voxels(self, patch: Shape) -> list[int]:
+        """Voxels of one patch at each stage."""
+        sizes, voxels = list(patch), []
+        for stride in self.strides:
+            sizes = [math.ceil(s / k) for s, k in zip(sizes, stride, strict=True)]
+            voxels.append(math.prod(sizes))
+        return voxels
+
+    def forward_gflops(self, patch: Shape) -> float:
+        """Multiply-adds of one forward pass over one patch, counted twice (as is usual), in 10^9."""
+        voxels = self.stage_voxels(patch)
+        total = 0
+        for stage, before, width, kernel in self.convolutions():
+            total += 2 * before * width * kernel * voxels[stage]
+        return total / 1e9
+
+
+class Training(Record):
+    """How a site trains: patches, batches and the optimiser. Free to differ between sites where only labels travel."""
+
+    patch_size: Shape
+    batch_size: int = Field(ge=1)
+    steps_per_round: int = Field(ge=1)
+    learning_rate: float = Field(0.01, gt=0)
+    momentum: float = Field(0.99, ge=0, lt=1)
+    weight_decay: float = Field(3e-5, ge=0)
+    gradient_clip: float = Field(12.0, gt=0)
+    foreground_share: float = Field(0.33, ge=0, le=1)
+    batch_dice: bool = False
+    mirror_axes: tuple[int, ...] = ()
+    rotate_in_plane_only: bool = False
+    seed: int = 12345
+
+
+class Local(Record):
+    """What a site needs to prepare and train: the same at all sites where weights travel."""
+
+    geometry: Geometry
+    intensity: Intensity
+    network: Network
+    training: Training
+
+    def preparation_digest(self) -> str:
+        """Names the prepared data: it changes when the grid or the normalisation does, and with nothing else."""
+        return Preparation(geometry=self.geometry, intensity=self.intensity).digest()
+
+
+class Preparation(Record):
+    """The two sections that prepared data depends on."""
+
+    geometry: Geometry
+    intensity: Intensity
+
+
+class Inference(Record):
+    """Sliding window and ensemble: `overlap` of neighbouring windows as a share of the patch, mirrored axes."""
+
+    overlap: float = Field(0.5, ge=0, lt=1)
+    mirror_axes: tuple[int, ...] = ()
+
+
+class Reason(Record):
+    """One decision of the planner: which field, what it became, and why."""
+
+    field: str
+    value: str
+    why: str
+
+
+class Plan(Record):
+    """Everything that the sites follow. `agreement` is what they vet; `reasons` say why each value is what it is."""
+
+    version: Literal[1] = VERSION
+    budget: Budget
+    agreement: Agreement
+    local: Local
+    inference: Inference
+    reasons: tuple[Reason, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        problems = _problems(self)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def change(self, assignments: dict[str, Any]) -> Plan:
+        """A plan with some fields set by hand, each recorded as a reason.
+
+        A field is named by its path or by any ending of it that is unique: `training.rounds`, `batch_size`.
+        `Problems` names every field that does not exist, is ambiguous, or takes another kind of value.
+        """
+        tree = self.model_dump(mode="json")
+        paths = list(_leaves(Plan))
+        problems, reasons = [], []
+        for name, value in assignments.items():
+            matches = [p for p in paths if p == tuple(name.split(".")) or _ends(p, name)]
+            if len(matches) != 1:
+                problems.append(_no_field(name, matches, paths))
+                continue
+            _assign(tree, matches[0], value)
+            reasons.append(Reason(field=".".join(matches[0]), value=str(value), why="set by hand"))
+        refuse("--set", problems)
+        if any(r.field == "agreement.training.rounds" for r in reasons) and "training.snapshots" not in assignments:
+            tree["agreement"]["training"]["snapshots"] = spaced_snapshots(tree["agreement"]["training"]["rounds"])
+        tree["reasons"] += [r.model_dump() for r in reasons]
+        return Plan.parse(tree, "the plan with --set")
+
+
+def spaced_snapshots(rounds: Any, count: int = 3) -> list[int]:
+    """The rounds whose weights make the ensemble: the last, and two before it, a tenth of the training apart.
+
+    Snapshots of neighbouring rounds are nearly one model, and early ones are poor; so they are spaced, and late.
+    """
+    if not isinstance(rounds, int) or rounds < 1:
+        return [rounds]
+    gap = max(1, round(rounds / 10))
+    return sorted({rounds - i * gap for i in range(count) if rounds - i * gap >= 1})
+
+
+def _ends(path: tuple[str, ...], name: str) -> bool:
+    parts = tuple(name.split("."))
+    return path[-len(parts) :] == parts
+
+
+def _leaves(record: type[Record], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, field in record.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Record):
+            yield from _leaves(field.annotation, (*prefix, name))
+        elif name not in ("reasons", "version"):
+            yield (*prefix, name)
+
+
+def _assign(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for key in path[:-1]:
+        tree = tree[key]
+    tree[path[-1]] = value
+
+
+def _no_field(name: str, matches: list[tuple[str, ...]], paths: list[tuple[str, ...]]) -> str:
+    if matches:
+        return f"{name} could be {' or '.join('.'.join(m) for m in matches)}; write the longer name"
+    last = name.split(".")[-1]
+    close = [".".join(p[-2:]) for p in paths if last[:4] in p[-1]]
+    return f"there is no field {name} in a plan; did you mean one of: {', '.join(close or ['.'.join(p) for p in paths])}"
+
+
+def _problems(plan: Plan) -> list[str]:
+    """What no single section can see: that patch, network, grid and agreement fit together."""
+    network, training, agreement = plan.local.network, plan.local.training, plan.agreement
+    problems = []
+    if len(training.patch_size) != agreement.dimension:
+        problems.append(f"local.training.patch_size has {len(training.patch_size)} axes in a {agreement.dimension}D plan")
+    elif any(len(s) != agreement.dimension for s in (*network.strides, *network.kernels)):
+        problems.append(f"local.network.strides and kernels need {agreement.dimension} axes each")
+    elif any(p < 1 or p % d for p, d in zip(training.patch_size, network.divisor, strict=True)):
+        problems.append(f"local.training.patch_size {training.patch_size} must be a multiple of {network.divisor}")
+    if network.in_channels != len(agreement.channels) or network.classes != len(agreement.labels):
+        problems.append(
+            f"local.network takes {network.in_channels} channels and {network.classes} classes, the agreement has "
+            f"{len(agreement.channels)} and {len(agreement.labels)}"
+        )
+    if len(plan.local.intensity.channels) != len(agreement.channels):
+        problems.append("local.intensity.channels needs one entry per channel of the agreement")
+    axes = set(training.mirror_axes) | set(plan.inference.mirror_axes)
+    if not axes <= set(range(agreement.dimension)):
+        problems.append(f"mirror_axes may hold 0 to {agreement.dimension - 1}, found {sorted(axes)}")
+    return problems
+
+
+def load(path: Path | str) -> Plan:
+    """Read a plan; `Problems` names everything that is wrong with it, and a version that this autofed cannot read."""
+    value = read_json(Path(path))
+    if not isinstance(value, dict) or "agreement" not in value:
+        raise Problems(str(path), ["this is not a plan; make one with `autofed plan SITE... -o plan.json`"])
+    if value.get("version") != VERSION:
+        raise Problems(str(path), [f"the plan has version {value.get('version')!r}, this autofed reads {VERSION}"])
+    return Plan.parse(value, str(path))
