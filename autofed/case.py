@@ -104,8 +104,9 @@ def open_dataset(folder: Path | str) -> Dataset:
     cases, problems = _find_cases(folder, ending)
     patients = description.get("patients", {})
     problems += [f"`patients` names the case {c!r}, which is not in imagesTr" for c in patients if c not in cases]
-    dataset = Dataset(folder, channels, description["labels"], cases, patients)
-    refuse(str(folder), problems or _header_problems(dataset))
+    labels = dict(sorted(description["labels"].items(), key=lambda label: label[1]))
+    dataset = Dataset(folder, channels, labels, cases, patients)
+    refuse(str(folder), problems + _header_problems(dataset))
     return dataset
 
 
@@ -217,7 +218,8 @@ def _labels_problems(labels: Any) -> list[str]:
     if "ignore" in labels:
         return ["`labels` holds `ignore`, which is not supported; leave unannotated cases without a label file"]
     values = list(labels.values())
-    if labels.get("background") != 0 or sorted(values) != list(range(len(values))) or len(values) < 2:
+    whole = all(isinstance(v, int) for v in values)
+    if not whole or labels.get("background") != 0 or sorted(values) != list(range(len(values))) or len(values) < 2:
         return [f"`labels` must be background 0 and then 1, 2, ... without a gap; found {_say(labels)}"]
     return []
 
@@ -229,15 +231,18 @@ def _case_and_channel(path: Path) -> tuple[str, int]:
 
 
 def _group(paths: Iterable[Path]) -> tuple[dict[str, Files], list[str]]:
-    """Files by case. A file may hold several channels (RGB), so it is counted what is inside, not how many there are."""
+    """Files by case. A file may hold several channels (RGB): what counts is what is inside, not how many there are."""
     found: dict[str, dict[int, Path]] = {}
+    problems = []
     for path in paths:
         case, channel = _case_and_channel(path)
-        found.setdefault(case, {})[channel] = path
-    problems = [
-        f"{case}: found files numbered {sorted(parts)}; expected 0 to {len(parts) - 1}"
+        other = found.setdefault(case, {}).setdefault(channel, path)
+        if other != path:
+            problems.append(f"{case}: both {other.name} and {path.name} are channel {channel}; remove one of them")
+    problems += [
+        f"{case}: found files numbered {sorted(parts)}; expected 0 to {max(parts)}"
         for case, parts in found.items()
-        if sorted(parts) != list(range(len(parts)))
+        if len(parts) != max(parts) + 1
     ]
     return {case: Files(tuple(parts[i] for i in sorted(parts))) for case, parts in found.items()}, problems
 
@@ -250,15 +255,20 @@ def _count_channels(paths: tuple[Path, ...]) -> tuple[int, list[str]]:
 
 
 def _find_cases(folder: Path, ending: str) -> tuple[dict[str, Files], list[str]]:
-    found, problems = _group(sorted((folder / "imagesTr").glob(f"*{ending}")))
+    found, problems = _group(_named(folder / "imagesTr", ending))
     if not found:
         return {}, [f"imagesTr holds no {ending} files; expected files such as case_0000{ending}"]
     label_ending = images.label_ending(ending)
-    labels = {p.name[: -len(label_ending)]: p for p in sorted((folder / "labelsTr").glob(f"*{label_ending}"))}
+    labels = {p.name[: -len(label_ending)]: p for p in _named(folder / "labelsTr", label_ending)}
     problems += [f"labelsTr/{p.name} belongs to no image in imagesTr" for c, p in labels.items() if c not in found]
     if not labels:
         problems.append(f"labelsTr holds no {label_ending} files; at least one case needs a label")
     return {case: Files(files.images, labels.get(case)) for case, files in found.items()}, problems
+
+
+def _named(folder: Path, ending: str) -> list[Path]:
+    """The files of one ending; names with a leading dot are what file systems leave behind ("._case_0000.nii.gz")."""
+    return sorted(p for p in folder.glob(f"*{ending}") if not p.name.startswith("."))
 
 
 def _header_problems(dataset: Dataset) -> list[str]:

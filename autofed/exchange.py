@@ -1,7 +1,8 @@
 """Everything that ever travels between sites and the coordinator, and its bytes.
 
 A message is a safetensors block (arrays with a declared dtype, shape and size; never pickle) whose header carries the
-few words around them as JSON. Arrays come in named groups, since one clip cannot suit weights and counts alike.
+few words around them as JSON. Arrays come in named groups, since one clip cannot suit weights and counts alike. Their
+order survives the journey and the same message is always the same bytes, so that sums come out alike everywhere.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from autofed.files import write_bytes
-from autofed.problems import Problems
+from autofed.problems import Problems, refuse
 
 Arrays = Mapping[str, np.ndarray]
 Groups = Mapping[str, Arrays]
@@ -68,14 +69,15 @@ class Failure:
 
 Message = Request | Release | Failure
 _KINDS: dict[str, type] = {"request": Request, "release": Release, "failure": Failure}
-_GROUPS = {"request": "shared", "release": "arrays", "failure": None}
+_GROUPS = {"request": "shared", "release": "arrays", "failure": ""}
+_WORDS = {"run": str, "round": int, "question": str, "site": str, "code": str, "public": dict}
 
 
 def to_bytes(message: Message) -> bytes:
     """The message as one block of bytes."""
     kind = next(k for k, t in _KINDS.items() if type(message) is t)
     words = {name: getattr(message, name) for name in message.__dataclass_fields__ if name != _GROUPS[kind]}
-    groups = getattr(message, _GROUPS[kind]) if _GROUPS[kind] else {}
+    groups = getattr(message, _GROUPS[kind], {})
     return pack(groups, {"kind": kind, **words})
 
 
@@ -83,33 +85,45 @@ def from_bytes(data: bytes) -> Message:
     """The message in a block of bytes; `Problems` if it is not one, is cut short, or holds a kind that is not known."""
     groups, words = unpack(data)
     kind = words.pop("kind", None)
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise Problems("a message", [f"its kind is {kind!r}; expected one of {', '.join(_KINDS)}"])
-    name = _GROUPS[kind]
+    refuse(
+        "a message", [f"its {k} is {v!r}; expected {_WORDS[k].__name__}" for k, v in words.items() if not _fits(k, v)]
+    )
+    if groups and not _GROUPS[kind]:
+        raise Problems("a message", [f"a {kind} carries no arrays, but this one has {', '.join(groups)}"])
     try:
-        return _KINDS[kind](**words, **({name: groups} if name else {}))
+        return _KINDS[kind](**words, **({_GROUPS[kind]: groups} if _GROUPS[kind] else {}))
     except TypeError as error:
         raise Problems("a message", [f"its words do not make a {kind} ({error})"]) from None
 
 
+def _fits(word: str, value: Any) -> bool:
+    return word not in _WORDS or type(value) is _WORDS[word]
+
+
 def pack(groups: Groups, words: Mapping[str, Any]) -> bytes:
     """Groups of arrays and a JSON object as one safetensors block."""
+    refuse("a message", [f"the group {group!r} may not have a slash in its name" for group in groups if "/" in group])
     flat = {f"{group}/{name}": _plain(array) for group, arrays in groups.items() for name, array in arrays.items()}
-    return save(flat, metadata={"words": json.dumps(words), "groups": json.dumps(list(groups))})
+    order = {group: list(arrays) for group, arrays in groups.items()}
+    # One entry only: safetensors writes several in an order that changes from call to call.
+    return save(flat, metadata={"autofed": json.dumps({"words": dict(words), "groups": order})})
 
 
 def unpack(data: bytes) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
     """Undo `pack`; `Problems` if the block is not whole."""
     try:
         (length,) = struct.unpack("<Q", data[:8])
-        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-        groups: dict[str, dict[str, np.ndarray]] = {g: {} for g in json.loads(metadata["groups"])}
-        for name, array in load(data).items():
-            group, _, rest = name.partition("/")
-            groups[group][rest] = array
-        return groups, json.loads(metadata["words"])
-    except (SafetensorError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        around = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["autofed"])
+        flat = load(data)
+        groups = {g: {n: flat.pop(f"{g}/{n}") for n in names} for g, names in around["groups"].items()}
+        words = dict(around["words"])
+    except (SafetensorError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Problems("a message", [f"it is not whole or not one of autofed's ({error})"]) from None
+    strange = [*flat, *(n for arrays in groups.values() for n, a in arrays.items() if a.dtype not in _DTYPES)]
+    refuse("a message", [f"the array {name!r} has no place or no kind that travels" for name in strange])
+    return groups, words
 
 
 def save_groups(path: Path, groups: Groups, words: Mapping[str, Any] | None = None) -> None:
@@ -128,7 +142,7 @@ def load_groups(path: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict[str,
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    value = np.ascontiguousarray(array)
+    value = np.asarray(array, order="C")
     if value.dtype not in _DTYPES:
         raise Problems("a message", [f"arrays of {value.dtype} do not travel; expected numbers"])
     return value

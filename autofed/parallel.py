@@ -36,16 +36,20 @@ def each(
     """
     work = list(items)
     progress(stage, 0, len(work))
-    results, problems = _here(function, work, stage, progress) if processes <= 1 or len(work) < 2 else _spread(
-        function, work, stage, min(processes, len(work)), progress
+    results, problems = (
+        _here(function, work, stage, progress)
+        if processes <= 1 or len(work) < 2
+        else _spread(function, work, stage, min(processes, len(work)), progress)
     )
     if problems:
         raise Problems(stage, problems)
     return [results[i] for i in range(len(work))]
 
 
-def _here(function, work: Sequence, stage: str, progress: Progress) -> tuple[dict[int, object], list[str]]:
-    results: dict[int, object] = {}
+def _here(
+    function: Callable[[Item], Result], work: Sequence[Item], stage: str, progress: Progress
+) -> tuple[dict[int, Result], list[str]]:
+    results: dict[int, Result] = {}
     problems: list[str] = []
     for i, item in enumerate(work):
         try:
@@ -56,8 +60,10 @@ def _here(function, work: Sequence, stage: str, progress: Progress) -> tuple[dic
     return results, problems
 
 
-def _spread(function, work: Sequence, stage: str, processes: int, progress: Progress):
-    results: dict[int, object] = {}
+def _spread(
+    function: Callable[[Item], Result], work: Sequence[Item], stage: str, processes: int, progress: Progress
+) -> tuple[dict[int, Result], list[str]]:
+    results: dict[int, Result] = {}
     problems: dict[int, list[str]] = {}
     waiting = iter(enumerate(work))
     running: dict[Future, int] = {}

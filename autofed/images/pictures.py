@@ -20,11 +20,13 @@ _SPACING = (PICTURE_SLICE_MM, 1.0, 1.0)
 
 def _open(path: Path) -> Pillow.Image:
     try:
-        picture = Pillow.open(path)
-        if getattr(picture, "n_frames", 1) > 1:
-            raise Problems(str(path), [f"a picture has one page, but this file has {picture.n_frames}"])
+        picture: Pillow.Image = Pillow.open(path)
+        pages = getattr(picture, "n_frames", 1)
+        if pages > 1:
+            picture.close()
+            raise Problems(str(path), [f"a picture has one page, but this file has {pages}"])
         return picture.convert() if picture.mode == "P" and path.suffix.lower() != ".png" else picture
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, Pillow.DecompressionBombError) as error:
         raise Problems(str(path), [f"the picture cannot be read ({error}); copy it again from its source"]) from None
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import math
+import zlib
 from pathlib import Path
 
 import nibabel
@@ -14,6 +17,9 @@ from autofed.problems import Problems
 
 NIFTI = (".nii.gz", ".nii")
 ENDINGS = (*NIFTI, ".mha", ".nrrd", ".gipl")
+
+_GIPL_HEADER_BYTES = 256
+_CHUNK_BYTES = 1 << 20
 
 # ITK prints a warning for every file with a harmless oddity; what matters is raised.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -33,24 +39,25 @@ def header(path: Path) -> Header:
 
 def _header(size: tuple[int, ...], components: int, spacing: tuple[float, ...]) -> Header:
     """Size and spacing in (.., y, x) order, of 2, 3 or 4 axes; a fourth axis counts as channels."""
-    channels = components * (size[0] if len(size) == 4 else 1)
-    shape = (1, *size)[-3:] if len(size) < 4 else size[1:]
-    return Header((channels, *shape), _three(spacing))
+    z, y, x = (1, *size)[-3:]
+    return Header((components * math.prod(size[:-3]), z, y, x), _three(spacing))
 
 
 def _three(spacing: tuple[float, ...]) -> tuple[float, float, float]:
     if len(spacing) == 2:
-        return (max(spacing) * PICTURE_SLICE_MM, float(spacing[0]), float(spacing[1]))
+        return (float(max(spacing)) * PICTURE_SLICE_MM, float(spacing[0]), float(spacing[1]))
     z, y, x = spacing[-3:]
     return (float(z), float(y), float(x))
 
 
 def read(path: Path) -> Image:
     """See `autofed.images.read`."""
+    _refuse_cut(path)
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         return _read_sheared(path, error)
+    _refuse_odd(path, image.GetPixelIDTypeAsString(), image.GetDimension())
     array = sitk.GetArrayFromImage(image).astype(np.float32, copy=False)
     if image.GetNumberOfComponentsPerPixel() > 1:
         array = np.moveaxis(array, -1, 0)
@@ -67,9 +74,8 @@ def read(path: Path) -> Image:
 
 
 def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    """See `autofed.images.write`. Keeps the dtype; float64 becomes float32."""
-    if array.dtype == np.float64:
-        array = array.astype(np.float32)
+    """See `autofed.images.write`. Keeps the dtype where the format has it; float64 becomes float32."""
+    array = _storable(array, narrow=bool(geometry.affine) or path.name.lower().endswith(".gipl"))
     with whole_file(path) as part:
         if geometry.affine:
             affine = np.reshape(geometry.affine, (4, 4))
@@ -81,6 +87,62 @@ def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
             image.SetOrigin(geometry.origin)
             image.SetDirection(geometry.direction)
         sitk.WriteImage(image, str(part), useCompression=not str(path).endswith(".nii"))
+
+
+def _storable(array: np.ndarray, narrow: bool) -> np.ndarray:
+    """`narrow`: GIPL has no signed 32 bit and nibabel writes no 64 bit integers, so take the smallest that will do."""
+    if array.dtype.kind == "f":
+        return array.astype(np.float32, copy=False)
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8)
+    if narrow:
+        low, high = int(array.min(initial=0)), int(array.max(initial=0))
+        return array.astype(np.promote_types(np.min_scalar_type(low), np.min_scalar_type(high)))
+    return array
+
+
+def _refuse_cut(path: Path) -> None:
+    """ITK reads a NIfTI or GIPL file that ends too early without a word and makes up the rest: so count the bytes."""
+    name = path.name.lower()
+    if not name.endswith((*NIFTI, ".gipl")):
+        return
+    try:
+        found = _unpacked_bytes(path) if name.endswith(".gz") else path.stat().st_size
+    except (EOFError, OSError, zlib.error) as error:
+        raise _not_whole(path, error) from None
+    promised = _promised_bytes(path)
+    if found < promised:
+        raise _not_whole(path, f"its header promises {promised} bytes, found {found}")
+
+
+def _unpacked_bytes(path: Path) -> int:
+    with gzip.open(path) as stream:
+        return sum(len(chunk) for chunk in iter(lambda: stream.read(_CHUNK_BYTES), b""))
+
+
+def _promised_bytes(path: Path) -> int:
+    """How long an uncompressed file must be; 0 if its header cannot be read, which its reader will say better."""
+    try:
+        if path.name.lower().endswith(NIFTI):
+            voxels = nibabel.load(path).dataobj  # type: ignore[attr-defined]
+            return voxels.offset + math.prod(voxels.shape) * voxels.dtype.itemsize
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        voxel = sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], reader.GetPixelID())).itemsize
+        return _GIPL_HEADER_BYTES + math.prod(reader.GetSize()) * voxel
+    except Exception:  # nibabel raises a different class for each kind of damage
+        return 0
+
+
+def _refuse_odd(path: Path, kind: str, axes: int) -> None:
+    if axes > 4 or "complex" in kind:
+        found = f"found {kind} with {axes} axes"
+        raise Problems(str(path), [f"{found}; expected real numbers with 2 or 3 axes, or a fourth for the channels"])
+
+
+def _not_whole(path: Path, reason: object) -> Problems:
+    return Problems(str(path), [f"the volume is not whole ({reason}); copy it again from its source"])
 
 
 def _sheared(path: Path, error: RuntimeError) -> nibabel.Nifti1Image:
@@ -99,16 +161,17 @@ def _sheared_header(path: Path, error: RuntimeError) -> Header:
 
 def _read_sheared(path: Path, error: RuntimeError) -> Image:
     volume = _sheared(path, error)
+    _refuse_odd(path, str(volume.get_data_dtype()), len(volume.shape))
     try:
         array = np.asarray(volume.dataobj, dtype=np.float32)
     except Exception as reason:  # a truncated stream: EOFError, OSError, zlib.error or ValueError
-        raise Problems(str(path), [f"the volume is not whole ({reason}); copy it again from its source"]) from None
+        raise _not_whole(path, reason) from None
     if array.ndim == 2:
         array = array[..., None]
     array = np.transpose(array)[None] if array.ndim == 3 else np.transpose(array)
-    z, y, x = reversed([float(v) for v in volume.header.get_zooms()[:3]])
+    spacing = _three(tuple(reversed(volume.header.get_zooms()[:3])))
     affine = tuple(float(v) for v in np.asarray(volume.affine).ravel())
-    return Image(np.ascontiguousarray(array), Geometry(3, (z, y, x), affine=affine))
+    return Image(np.ascontiguousarray(array), Geometry(3, spacing, affine=affine))
 
 
 def _last_line(error: Exception) -> str:

@@ -1,0 +1,118 @@
+"""How sites learn together: one file per algorithm, each a frozen dataclass whose fields are its hyper-parameters.
+
+An algorithm runs in three places: `start` and `merge` at the coordinator, `local` at each site. It knows a site only by
+the protocol below, and it never combines what comes from patients itself: it calls the `average` it is handed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import numpy as np
+
+from autofed.exchange import Arrays, Groups, Release, Request, ServerState
+from autofed.fit import Fitted
+from autofed.plans import Algorithm as Choice
+from autofed.plans import Plan
+from autofed.problems import Problems, refuse
+
+Average = Callable[[Sequence[Release], str], dict[str, np.ndarray]]
+"""The weighted average over sites of one named group of arrays."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run begins with: the plan, and the weights that everyone starts from."""
+
+    plan: Plan
+    weights: Arrays
+
+
+class SiteView(Protocol):
+    """All that an algorithm sees of a site."""
+
+    @property
+    def name(self) -> str:
+        """The site's name."""
+        ...
+
+    def fit(self, weights: Arrays) -> Fitted:
+        """Train from `weights` on the site's patients, for as many steps as the plan gives a round."""
+        ...
+
+    def memory(self, round: int) -> Groups | None:
+        """What the site remembered at the end of that round, or None."""
+        ...
+
+    def remember(self, groups: Groups) -> None:
+        """Keep groups of arrays on the site's own disk until later rounds; they never leave."""
+        ...
+
+
+class Algorithm(Protocol):
+    """One way of learning together."""
+
+    def start(self, setup: Setup) -> ServerState:
+        """The state before the first round."""
+        ...
+
+    def local(self, site: SiteView, request: Request) -> Release:
+        """A site's part of a round. What it returns passes the site's mechanism before it leaves."""
+        ...
+
+    def merge(self, state: ServerState, releases: Sequence[Release], average: Average) -> ServerState:
+        """The state after a round, from what the sites released."""
+        ...
+
+
+def names() -> list[str]:
+    """The algorithms that exist, by the names of their files."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def find(name: str) -> type:
+    """The algorithm class in the file of that name, or in "package.module:Class" (for the person at the keyboard).
+
+    `Problems` lists the names that exist.
+    """
+    module_name, _, class_name = name.partition(":")
+    if not class_name and name not in names():
+        raise Problems("the algorithm", [f"there is no algorithm {name!r}; the algorithms are: {', '.join(names())}"])
+    try:
+        module = importlib.import_module(module_name if class_name else f"{__name__}.{name}")
+        return getattr(module, class_name) if class_name else _only_algorithm(module)
+    except (ImportError, AttributeError) as error:
+        raise Problems("the algorithm", [f"{name!r} cannot be loaded ({error})"]) from None
+
+
+def make(choice: Choice) -> Algorithm:
+    """The algorithm that a plan names, with the plan's settings; `Problems` names every setting it does not have."""
+    kind = find(choice.name)
+    known = {f.name for f in fields(kind)}
+    refuse("agreement.algorithm.settings", [
+        f"{choice.name} has no setting {name!r}; it has: {', '.join(sorted(known)) or 'none'}"
+        for name in choice.settings if name not in known
+    ])  # fmt: skip
+    return kind(**choice.settings)
+
+
+def gathers(algorithm: Algorithm) -> bool:
+    """Whether it needs all data in one place; such an algorithm runs only in a simulation."""
+    return getattr(algorithm, "gathers", False)
+
+
+def site_weights(plan: Plan) -> Mapping[str, float]:
+    """Each site's weight in an average: its number of patients, from the plan and never from a message."""
+    return {site: float(patients) for site, patients in plan.agreement.patients.items()}
+
+
+def _only_algorithm(module: Any) -> type:
+    found = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__
+             and hasattr(v, "local") and hasattr(v, "merge")]  # fmt: skip
+    if len(found) != 1:
+        raise AttributeError(f"the file must define one algorithm, it defines {len(found)}")
+    return found[0]

@@ -1,0 +1,31 @@
+"""Federated averaging (McMahan et al., AISTATS 2017, algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autofed.algorithms import Average, Setup, SiteView
+from autofed.exchange import Release, Request, ServerState
+
+
+@dataclass(frozen=True)
+class FedAvg:
+    """Every site trains from the common weights; their updates are averaged, weighted by number of patients."""
+
+    def start(self, setup: Setup) -> ServerState:
+        """The common weights."""
+        return ServerState(0, {"weights": setup.weights})
+
+    def local(self, site: SiteView, request: Request) -> Release:
+        """The update: weights after local training less weights before."""
+        before = request.shared["weights"]
+        fitted = site.fit(before)
+        update = {name: fitted.weights[name] - array for name, array in before.items()}
+        return Release(request.run, request.round, site.name, {"update": update, "metrics": {"loss": fitted.losses}})
+
+    def merge(self, state: ServerState, releases: Sequence[Release], average: Average) -> ServerState:
+        """w <- w + average of the updates."""
+        update = average(releases, "update")
+        weights = {name: array + update[name] for name, array in state.shared["weights"].items()}
+        return ServerState(state.round + 1, {"weights": weights})

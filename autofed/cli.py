@@ -1,0 +1,274 @@
+"""The command line: one thin command per verb. It parses, calls and prints; heavy imports are inside the commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="autofed",
+    help="Plan, train and ship a segmentation model over several hospitals, none of which shares a scan.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Task(StrEnum):
+    """Which of the two shipped federations the demo runs on."""
+
+    volumes = "3d"
+    pictures = "2d"
+
+
+Processes = Annotated[int, typer.Option(help="Processes for reading and preparing; 0: one per processor.")]
+DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes the fastest there is.")]
+
+
+@app.command()
+def fingerprint(
+    site: Annotated[Path, typer.Argument(help="A folder in nnU-Net's raw layout.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The fingerprint to hand over, a JSON file.")],
+    processes: Processes = 0,
+) -> None:
+    """What a hospital can compute alone and hand over: counts and sums, never a case."""
+    from autofed import verbs
+
+    with _progress() as progress:
+        found = verbs.fingerprint(site, output, processes=_count(processes), progress=progress)
+    counts = found.sites[site.resolve().name]
+    typer.echo(f"{output}: {counts.cases} cases, {counts.labelled} with labels, of {counts.patients} patients")
+
+
+@app.command()
+def plan(
+    sources: Annotated[list[Path], typer.Argument(help="Sites' folders or their fingerprints.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The plan, a JSON file.")],
+    hours: Annotated[float | None, typer.Option(help="Training time on this machine for all sites together; "
+                                                "default 1 on a CPU, nnU-Net's full training elsewhere.")] = None,
+    memory: Annotated[float, typer.Option(help="Memory of the device in GB.")] = 8.0,
+    device: DeviceOption = Device.auto,
+    algorithm: Annotated[str, typer.Option(help="How the sites learn together.")] = "fedavg",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE, set by hand; may be repeated.")] = None,
+    processes: Processes = 0,
+) -> None:
+    """Network, patch size, rounds and all the rest, from the data of all sites; every decision has its reason."""  # fmt: skip
+    from autofed import verbs
+
+    settings = _settings(set_ or [])
+    with _progress() as progress:
+        made = verbs.plan(sources, output, hours=hours, memory_gb=memory, device=device.value, algorithm=algorithm,
+                          settings=settings, processes=_count(processes), progress=progress)  # fmt: skip
+    _show_plan(made)
+    typer.echo(f"\nwritten to {output}; next: autofed preprocess {output} SITE... -o WORK")
+
+
+@app.command()
+def preprocess(
+    plan: Annotated[Path, typer.Argument(help="The plan.")],
+    sites: Annotated[list[Path], typer.Argument(help="The sites' folders.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="WORK: where the prepared data goes, by site.")],
+    processes: Processes = 0,
+) -> None:
+    """Bring the sites' data onto the plan's grid. A second run does nothing; an interrupted one goes on."""
+    from autofed import verbs
+
+    with _progress() as progress:
+        new = verbs.preprocess(plan, sites, output, processes=_count(processes), progress=progress)
+    for site, count in new.items():
+        typer.echo(f"{site}: {f'{count} cases prepared' if count else 'everything was prepared before'}")
+    typer.echo(f"next: autofed train {plan} {output} -o RUN")
+
+
+@app.command()
+def train(
+    plan: Annotated[Path, typer.Argument(help="The plan.")],
+    work: Annotated[Path, typer.Argument(help="WORK, with the prepared data of every site of the plan.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="RUN: where the run is kept.")],
+    algorithm: Annotated[str | None, typer.Option(help="Instead of the plan's: fedavg, local, pooled.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Instead of the plan's.")] = None,
+    init: Annotated[Path | None, typer.Option(help="A RUN or a file of weights to start from.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished round.")] = False,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Train over all sites, round by round."""
+    from autofed import verbs
+
+    with _progress() as progress:
+        run = verbs.train(plan, work, output, algorithm=algorithm, rounds=rounds, init=init, resume=resume,
+                          device=device.value, progress=progress)  # fmt: skip
+    typer.echo(f"{output}: finished; models: {', '.join(run.models())}")
+    typer.echo(f"next: autofed predict {output} -i IMAGES -o OUT")
+
+
+@app.command()
+def predict(
+    runs: Annotated[list[Path], typer.Argument(help="One or more RUNs, whose models vote together.")],
+    images: Annotated[Path, typer.Option("-i", "--images", help="A folder of scans, or one file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="OUT: labels, uncertainty maps, pictures.")],
+    model: Annotated[str | None, typer.Option(help="global (the default), or a SITE with a model of its own.")] = None,
+    mirroring: Annotated[bool, typer.Option("--mirroring/--no-mirroring", help="Average mirrored views.")] = True,
+    save_probabilities: Annotated[bool, typer.Option("--save-probabilities", help="Also as .npz.")] = False,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Labels with maps of uncertainty for new scans, on the scans' own grid."""
+    from autofed import report, verbs
+
+    with _progress() as progress:
+        written = verbs.predict(runs, images, output, model=model, mirroring=mirroring, device=device.value,
+                                save_probabilities=save_probabilities, progress=progress)  # fmt: skip
+        pictures = report.draw_predictions(output, progress)
+    typer.echo(f"{output}: {len(written)} cases")  # type: ignore[arg-type]
+    if pictures:
+        typer.echo(f"look at the pictures in {pictures[0].parent}")
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="OUT: a folder of predictions.")],
+    labels: Annotated[Path, typer.Argument(help="A folder of reference labels, or of sites in raw layout.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="report.json; a page goes beside it.")] = None,
+    processes: Processes = 0,
+) -> None:
+    """Dice, Jaccard and HD95 per case, class and site, and a page to look at."""
+    from autofed import verbs
+
+    target = output or predictions / "report.json"
+    with _progress() as progress:
+        found = verbs.evaluate(predictions, labels, target, processes=_count(processes), progress=progress)
+        page = _write_page(found, predictions, labels, target)
+    for name, scores in [*found.classes.items(), ("mean", found.mean)]:
+        typer.echo(f"{name:<20} Dice {_number(scores.dice)}  Jaccard {_number(scores.jaccard)}  "
+                   f"HD95 {_number(scores.hd95_mm, 2)}")  # fmt: skip
+    for note in found.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"written to {target}; look at {page}")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where everything goes.")] = Path("demo-autofed"),
+    task: Annotated[Task, typer.Option(help="3d: hippocampus in MRI; 2d: nuclei in microscopy.")] = Task.volumes,
+    minutes: Annotated[float, typer.Option(help="Training time to plan for.")] = 2.0,
+) -> None:
+    """The whole way on real scans that come with autofed: plan, preprocess, train, predict, evaluate."""
+    from autofed import demo as shipped
+
+    with _progress() as progress:
+        result = shipped.run(output, task.value, minutes=minutes, progress=progress)
+    typer.echo(f"mean Dice on {result.cases} scans that no site has seen: {_number(result.dice)}")
+    typer.echo(f"pictures: {result.pictures}")
+    typer.echo(f"page:     {result.page}")
+
+
+def main() -> None:
+    """Entry point: bad input becomes a message and exit code 2, without a traceback."""
+    try:
+        app(standalone_mode=False)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; run the same command again to go on (train: add --resume)", err=True)
+        sys.exit(130)
+    except Exception as error:
+        _end(error)
+
+
+def _end(error: Exception) -> None:
+    import click
+
+    from autofed.problems import Problems
+
+    if isinstance(error, Problems):
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    if isinstance(error, click.ClickException):
+        error.show()
+        sys.exit(error.exit_code)
+    if isinstance(error, click.exceptions.Exit):
+        sys.exit(error.exit_code)
+    if isinstance(error, click.exceptions.Abort):
+        sys.exit(1)
+    if isinstance(error, OSError) and error.errno is not None:
+        typer.echo(f"error: {error.strerror}: {error.filename or 'no file name'}", err=True)
+        sys.exit(1)
+    raise error
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A bar per stage with the time left, on the terminal's error stream."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=2, speed_estimate_period=300) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total, completed=done)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield show
+
+
+def _count(processes: int) -> int:
+    import os
+
+    return processes if processes > 0 else os.cpu_count() or 1
+
+
+def _settings(assignments: list[str]) -> dict[str, Any]:
+    import json
+
+    settings: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{assignment!r} is not of the form FIELD=VALUE", param_hint="--set")
+        try:
+            settings[name] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[name] = value
+    return settings
+
+
+def _show_plan(made: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("field", "value", "why", box=None, padding=(0, 2, 0, 0))
+    for reason in made.reasons:
+        table.add_row(reason.field, reason.value, reason.why)
+    Console().print(table)
+
+
+def _write_page(found: Any, predictions: Path, labels: Path, target: Path) -> Path:
+    from autofed import report
+    from autofed.files import read_json
+
+    about = predictions / "prediction.json"
+    runs = [Path(run) for run in read_json(about)["runs"]] if about.is_file() else []
+    page = target.with_suffix(".html")
+    report.page(found, predictions, labels, runs, page)
+    return page
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

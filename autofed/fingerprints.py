@@ -1,0 +1,207 @@
+"""What a site tells about its data: counts and sums that merge exactly, and no list of cases.
+
+Every number is an integer (sums in fixed point), so that merging is associative and commutative to the bit: a site, a
+process and a single case are merged by the same function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial, reduce
+
+import numpy as np
+from pydantic import Field
+
+from autofed.case import Case, Dataset, Declaration, disagreements
+from autofed.files import Record
+from autofed.parallel import Progress, each, silent
+from autofed.problems import refuse
+
+FIXED_POINT = 1 << 24
+"""One unit in the fixed-point sums of intensities; a case's foreground has this mass in a histogram."""
+
+HOUNSFIELD_RANGE = (-1024, 3071)
+"""The agreed range of CT histograms, in bins of 1 HU; values outside count in the first and the last bin."""
+
+Counts = dict[str, int]
+"""How many cases have a value; values are written so that they read back exactly."""
+
+
+class SiteCounts(Record):
+    """How much a site has; the number of patients is public. `patients` counts those with a labelled case."""
+
+    patients: int = Field(ge=0)
+    cases: int = Field(ge=0)
+    labelled: int = Field(ge=0)
+
+
+class AxisCounts(Record):
+    """One axis (z, y or x): spacing in mm, extent in mm and size in voxels of the cases, after cropping."""
+
+    spacing_mm: Counts = Field(default_factory=dict)
+    extent_mm: Counts = Field(default_factory=dict)
+    size: Counts = Field(default_factory=dict)
+
+
+class ChannelSums(Record):
+    """Foreground intensities of a channel. Each case counts alike, as nnU-Net draws equally from each.
+
+    `total` and `squares` are sums over cases of the mean and the mean square, in units of 1 / FIXED_POINT;
+    `histogram` (CT only) maps a bin in HU to mass in the same units.
+    """
+
+    cases: int = 0
+    total: int = 0
+    squares: int = 0
+    histogram: Counts = Field(default_factory=dict)
+
+
+class ClassCounts(Record):
+    """One structure: the cases that have it, its voxels, and its volume in mm^3 (fixed point; pixels for pictures)."""
+
+    cases: int = 0
+    voxels: int = 0
+    volume: int = 0
+
+
+class Fingerprint(Record):
+    """The data of one site or, merged, of a federation. Axes are (z, y, x) as in the files."""
+
+    declaration: Declaration
+    sites: dict[str, SiteCounts]
+    axes: tuple[AxisCounts, AxisCounts, AxisCounts]
+    crop_ratio: Counts
+    channels: tuple[ChannelSums, ...]
+    classes: dict[str, ClassCounts]
+
+    @property
+    def cases(self) -> int:
+        """The number of cases over all sites."""
+        return sum(site.cases for site in self.sites.values())
+
+
+def measure(dataset: Dataset, *, processes: int = 1, progress: Progress = silent) -> Fingerprint:
+    """The fingerprint of a site, in one pass over its cases; `Problems` names every case that is not in order."""
+    declaration = dataset.declaration()
+    parts = each(
+        partial(_measure, dataset, declaration),
+        dataset.cases,
+        stage=f"fingerprint of {dataset.name}",
+        processes=processes,
+        progress=progress,
+    )
+    labelled = [case for case, files in dataset.cases.items() if files.label is not None]
+    counts = SiteCounts(
+        patients=len({dataset.patient(case) for case in labelled}), cases=len(dataset.cases), labelled=len(labelled)
+    )
+    return reduce(_add, parts).model_copy(update={"sites": {dataset.name: counts}})
+
+
+def merge(fingerprints: Sequence[Fingerprint]) -> Fingerprint:
+    """The fingerprint of all the data together; `Problems` if the sites disagree or one comes twice."""
+    names = [name for f in fingerprints for name in f.sites]
+    problems = [f"the site {n} comes {names.count(n)} times" for n in sorted(set(names)) if names.count(n) > 1]
+    problems += disagreements({", ".join(f.sites): f.declaration for f in fingerprints})
+    refuse("the fingerprints", problems)
+    return reduce(_add, fingerprints)
+
+
+def values(counts: Counts) -> np.ndarray:
+    """The counted values in ascending order, each as often as it was counted."""
+    pairs = sorted((float(value), count) for value, count in counts.items())
+    return np.repeat([value for value, _ in pairs], [count for _, count in pairs])
+
+
+def crop_box(image: np.ndarray) -> tuple[slice, slice, slice]:
+    """The bounding box of all voxels that are not zero in some channel of (C, Z, Y, X); everything if there are none."""
+    filled = (image != 0).any(axis=0)
+    if not filled.any():
+        return tuple(slice(0, n) for n in filled.shape)  # type: ignore[return-value]
+    box = []
+    for axis in range(3):
+        line = np.flatnonzero(filled.any(axis=tuple(a for a in range(3) if a != axis)))
+        box.append(slice(int(line[0]), int(line[-1]) + 1))
+    return tuple(box)  # type: ignore[return-value]
+
+
+def is_ct(channel: str) -> bool:
+    """Whether a channel's name says that its values are Hounsfield units (nnU-Net's rule)."""
+    return channel.lower() == "ct"
+
+
+def _measure(dataset: Dataset, declaration: Declaration, case: str) -> Fingerprint:
+    return measure_case(dataset.read(case), declaration)
+
+
+def measure_case(case: Case, declaration: Declaration) -> Fingerprint:
+    """The fingerprint of a single case; it names no site."""
+    box = crop_box(case.image)
+    shape = [s.stop - s.start for s in box]
+    foreground = case.label > 0 if case.label is not None else np.zeros(case.image.shape[1:], bool)
+    return Fingerprint(
+        declaration=declaration,
+        sites={},
+        axes=tuple(_axis(spacing, size) for spacing, size in zip(case.spacing_mm, shape, strict=True)),
+        crop_ratio={f"{np.prod(shape) / np.prod(case.image.shape[1:]):.4f}": 1},
+        channels=tuple(
+            _channel(image[foreground], name) for image, name in zip(case.image, declaration.channels, strict=True)
+        ),
+        classes=_classes(case, declaration.labels),
+    )
+
+
+def _axis(spacing_mm: float, size: int) -> AxisCounts:
+    return AxisCounts(
+        spacing_mm={repr(float(spacing_mm)): 1}, extent_mm={repr(float(spacing_mm) * size): 1}, size={str(size): 1}
+    )
+
+
+def _channel(voxels: np.ndarray, name: str) -> ChannelSums:
+    if voxels.size == 0:
+        return ChannelSums()
+    exact = voxels.astype(np.float64)
+    return ChannelSums(
+        cases=1,
+        total=round(float(exact.mean()) * FIXED_POINT),
+        squares=round(float(np.square(exact).mean()) * FIXED_POINT),
+        histogram=_histogram(voxels) if is_ct(name) else {},
+    )
+
+
+def _histogram(voxels: np.ndarray) -> Counts:
+    bins, counts = np.unique(np.clip(np.round(voxels), *HOUNSFIELD_RANGE).astype(int), return_counts=True)
+    masses = np.round(counts * (FIXED_POINT / voxels.size)).astype(int)
+    return {str(b): int(m) for b, m in zip(bins, masses, strict=True)}
+
+
+def _classes(case: Case, labels: Mapping[str, int]) -> dict[str, ClassCounts]:
+    if case.label is None:
+        return {name: ClassCounts() for name in labels}
+    voxels = np.bincount(case.label.ravel(), minlength=len(labels))
+    unit = case.geometry.voxel_mm3 * FIXED_POINT
+    return {
+        name: ClassCounts(cases=int(voxels[v] > 0), voxels=int(voxels[v]), volume=round(int(voxels[v]) * unit))
+        for name, v in labels.items()
+    }
+
+
+def _add(a: Fingerprint, b: Fingerprint) -> Fingerprint:
+    return Fingerprint(
+        declaration=a.declaration,
+        sites=dict(sorted({**a.sites, **b.sites}.items())),
+        axes=tuple(_add_fields(x, y) for x, y in zip(a.axes, b.axes, strict=True)),
+        crop_ratio=_add_counts(a.crop_ratio, b.crop_ratio),
+        channels=tuple(_add_fields(x, y) for x, y in zip(a.channels, b.channels, strict=True)),
+        classes={name: _add_fields(a.classes[name], b.classes[name]) for name in a.classes},
+    )
+
+
+def _add_fields(a, b):
+    """Two records of counts and sums, field by field."""
+    pairs = ((name, getattr(a, name), getattr(b, name)) for name in type(a).model_fields)
+    return type(a)(**{name: _add_counts(x, y) if isinstance(x, dict) else x + y for name, x, y in pairs})
+
+
+def _add_counts(a: Counts, b: Counts) -> Counts:
+    keys: Iterable[str] = sorted({*a, *b}, key=float)
+    return {key: a.get(key, 0) + b.get(key, 0) for key in keys}

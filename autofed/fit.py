@@ -1,0 +1,101 @@
+"""The only local training loop. It is handed the mechanism whose sampler it draws from and whose step it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import nn
+
+from autofed import batches
+from autofed.exchange import Arrays
+from autofed.loss import Loss, make_loss
+from autofed.network import build, load_weights, weights_of
+from autofed.plans import Local
+from autofed.prepared import Store
+from autofed.privacy import Mechanism
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a site's training gave: the weights, and the loss of every step (float32)."""
+
+    weights: dict[str, np.ndarray]
+    losses: np.ndarray
+
+
+def fit(
+    weights: Arrays,
+    store: Store,
+    local: Local,
+    mechanism: Mechanism,
+    *,
+    steps: int,
+    begun: float,
+    share: float,
+    seed: Sequence[int],
+    device: str = "cpu",
+    on_step: Callable[[], None] = lambda: None,
+) -> Fitted:
+    """Train from `weights` for so many steps on a site's patients.
+
+    `begun` is the share of the whole training that lies behind and `share` the one that these steps are, both in
+    [0, 1]: the learning rate follows lr (1 - t)^0.9 with t running from `begun` to `begun + share`. The optimiser
+    starts anew, since momentum of weights that have since been averaged points elsewhere.
+    """
+    torch.manual_seed(int(np.random.SeedSequence(list(seed)).generate_state(1)[0]))
+    module = build(local.network).to(device)
+    load_weights(module, weights)
+    module.train()
+    parameters = list(module.parameters())
+    optimiser = _optimiser(parameters, local)
+    loss = make_loss(local, len(module.heads))
+    draws = islice(mechanism.sampler(list(store.patients), seed), steps)
+    losses = []
+    for step, groups in enumerate(batches.stream(store, draws, local.training, seed)):
+        _set_rate(optimiser, local.training.learning_rate * (1 - begun - share * step / steps) ** 0.9)
+        found: list[float] = []
+        gradients = (_gradient(module, loss, group, device, found) for group in groups)
+        _apply(parameters, mechanism.step(gradients), local.training.gradient_clip)
+        optimiser.step()
+        losses.append(float(np.mean(found)) if found else float("nan"))
+        on_step()
+    return Fitted(weights_of(module), np.asarray(losses, dtype=np.float32))
+
+
+def _optimiser(parameters: list[nn.Parameter], local: Local) -> torch.optim.Optimizer:
+    training = local.training
+    return torch.optim.SGD(
+        parameters,
+        lr=training.learning_rate,
+        momentum=training.momentum,
+        nesterov=training.momentum > 0,
+        weight_decay=training.weight_decay,
+    )
+
+
+def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def _gradient(
+    module: nn.Module, loss: Loss, patches: batches.Patches, device: str, found: list[float]
+) -> list[torch.Tensor]:
+    """One backward pass; the loss is noted in `found`."""
+    module.zero_grad(set_to_none=True)
+    image = torch.from_numpy(patches.image).to(device)
+    label = torch.from_numpy(patches.label).to(device)
+    value = loss(module(image), label)
+    value.backward()
+    found.append(float(value.detach()))
+    return [p.grad if p.grad is not None else torch.zeros_like(p) for p in module.parameters()]
+
+
+def _apply(parameters: list[nn.Parameter], gradient: list[torch.Tensor], clip: float) -> None:
+    for parameter, part in zip(parameters, gradient, strict=True):
+        parameter.grad = part
+    nn.utils.clip_grad_norm_(parameters, clip)

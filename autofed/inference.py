@@ -1,0 +1,208 @@
+"""From a scan to labels and uncertainty on the scan's own grid: sliding window, mirrored views, ensemble."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, combinations
+
+import numpy as np
+import torch
+from monai.inferers.utils import sliding_window_inference
+
+from autofed.case import Case
+from autofed.exchange import Arrays
+from autofed.network import UNet, build, load_weights
+from autofed.plans import Plan
+from autofed.prepared import WayBack, prepare, restore, restore_labels
+from autofed.problems import Problems, refuse
+from autofed.uncertainty import Ensemble
+
+_WINDOWS_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One structure in one scan: voxels, volume in ml (3D) or area in mm^2 or pixels (2D), and its range over members."""
+
+    voxels: int
+    size: float
+    unit: str
+    smallest: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the ensemble says of one scan, on the scan's own grid (Z, Y, X).
+
+    `labels` uint8; `entropy` and `mutual_information` float32 in [0, 1] (shares of ln K); `probabilities` float16
+    (K, Z, Y, X) only if asked for; `structures` by name; `members` sets of weights times mirrored views.
+    """
+
+    labels: np.ndarray
+    entropy: np.ndarray
+    mutual_information: np.ndarray
+    structures: Mapping[str, Structure]
+    members: int
+    plan_digest: str
+    weights_digest: str
+    probabilities: np.ndarray | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One set of weights of the ensemble, the plan it was trained under, and how to read it when it is needed."""
+
+    name: str
+    plan: Plan
+    read: Callable[[], Arrays]
+
+
+class Predictor:
+    """An ensemble ready to predict, case by case, with one network in memory at a time.
+
+    `Problems` if members differ in labels, channels or the grid they were prepared on, or if weights do not fit
+    their plan; everything is checked before the first case.
+    """
+
+    def __init__(self, members: Sequence[Member], *, device: str = "cpu", mirroring: bool = True):
+        _check(members)
+        self.members = tuple(members)
+        self.plan = members[0].plan
+        self.device = device
+        self.mirroring = mirroring
+        self._networks: dict[str, UNet] = {}
+        digest = hashlib.sha256()
+        for member in self.members:
+            weights = member.read()
+            load_weights(self._network(member.plan), weights, member.name)
+            for name in sorted(weights):
+                digest.update(np.ascontiguousarray(weights[name]).tobytes())
+        self.weights_digest = digest.hexdigest()
+
+    def predict(self, case: Case, *, probabilities: bool = False) -> Prediction:
+        """The prediction for one case, whose label (if any) is not looked at."""
+        refuse(case.id, _misfits(case, self.plan))
+        local, labels = self.plan.local, self.plan.agreement.labels
+        ready = prepare(case, local.geometry, local.intensity)
+        ensemble, counts = Ensemble(), []
+        for member in self.members:
+            counts.append(self._add(member, ready.image, ensemble))
+        mean = ensemble.mean.cpu().numpy()
+        found = restore_labels(mean, ready.way_back)
+        way = ready.way_back
+        return Prediction(
+            labels=found,
+            entropy=_restored(ensemble.entropy, way),
+            mutual_information=_restored(ensemble.mutual_information, way),
+            structures=_structures(found, counts, labels, way),
+            members=ensemble.members,
+            plan_digest=self.plan.digest(),
+            weights_digest=self.weights_digest,
+            probabilities=_whole(mean, way) if probabilities else None,
+        )
+
+    def _add(self, member: Member, image: np.ndarray, ensemble: Ensemble) -> np.ndarray:
+        """Add every mirrored view of a member; gives its own voxel count per class on the plan's grid."""
+        network = self._network(member.plan)
+        load_weights(network, member.read(), member.name)
+        network.eval()
+        axes = member.plan.inference.mirror_axes if self.mirroring else ()
+        own = Ensemble()
+        for probabilities in views(network, image, member.plan, axes, self.device):
+            ensemble.add(probabilities)
+            own.add(probabilities)
+        return np.bincount(own.mean.argmax(0).flatten().cpu().numpy(), minlength=len(own.mean))
+
+    def _network(self, plan: Plan) -> UNet:
+        key = plan.local.network.digest()
+        if key not in self._networks:
+            self._networks[key] = build(plan.local.network).to(self.device)
+        return self._networks[key]
+
+
+@torch.inference_mode()
+def views(
+    network: UNet, image: np.ndarray, plan: Plan, axes: Sequence[int], device: str
+) -> Iterator[torch.Tensor]:
+    """Probabilities (K, *grid) of an image (C, *grid), once for each combination of mirrored axes."""
+    whole = torch.from_numpy(image).to(device)[None]
+    flat = plan.agreement.dimension == 2
+    for mirrored in chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1)):
+        turned = [axis + (3 if flat else 2) for axis in mirrored]
+        view = whole.flip(turned) if turned else whole
+        logits = _slices(network, view, plan) if flat else _windows(network, view, plan)
+        yield torch.softmax((logits.flip(turned) if turned else logits)[0], dim=0)
+
+
+def _slices(network: UNet, image: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """Slice by slice along the first axis of the grid."""
+    return torch.stack([_windows(network, image[:, :, z], plan) for z in range(image.shape[2])], dim=2)
+
+
+def _windows(network: UNet, image: torch.Tensor, plan: Plan) -> torch.Tensor:
+    return sliding_window_inference(
+        image,
+        plan.local.training.patch_size,
+        _WINDOWS_AT_ONCE,
+        network,
+        overlap=plan.inference.overlap,
+        mode="gaussian",
+        sigma_scale=0.125,
+    )  # type: ignore[return-value]
+
+
+def _check(members: Sequence[Member]) -> None:
+    if not members:
+        raise Problems("predict", ["there are no weights to predict with"])
+    first = members[0]
+    problems = []
+    for member in members[1:]:
+        for what in ("channels", "labels", "dimension"):
+            mine, theirs = getattr(first.plan.agreement, what), getattr(member.plan.agreement, what)
+            if mine != theirs:
+                problems.append(f"{first.name} and {member.name} differ in {what}: {mine} and {theirs}")
+        if first.plan.local.preparation_digest() != member.plan.local.preparation_digest():
+            problems.append(f"{first.name} and {member.name} were prepared on different grids; predict with each alone")
+    refuse("predict", dict.fromkeys(problems))
+
+
+def _misfits(case: Case, plan: Plan) -> list[str]:
+    agreement = plan.agreement
+    problems = []
+    if case.image.shape[0] != len(agreement.channels):
+        problems.append(f"the image has {case.image.shape[0]} channels, the model wants {len(agreement.channels)} "
+                        f"({', '.join(agreement.channels)})")  # fmt: skip
+    if (case.image.shape[1] == 1) != (agreement.dimension == 2):
+        problems.append(f"the image has {case.image.shape[1]} slices, the model is {agreement.dimension}D")
+    if not np.isfinite(case.image).all():
+        problems.append("the image holds NaN or infinite values")
+    return problems
+
+
+def _restored(values: torch.Tensor, way: WayBack) -> np.ndarray:
+    return np.clip(restore(values.cpu().numpy().astype(np.float32), way), 0, 1)
+
+
+def _whole(mean: np.ndarray, way: WayBack) -> np.ndarray:
+    parts = [restore(p, way, fill=1.0 if k == 0 else 0.0).astype(np.float16) for k, p in enumerate(mean)]
+    return np.stack(parts)
+
+
+def _structures(
+    found: np.ndarray, counts: Sequence[np.ndarray], labels: Mapping[str, int], way: WayBack
+) -> dict[str, Structure]:
+    geometry = way.geometry
+    unit = "ml" if geometry.dimension == 3 else "mm2" if geometry.in_millimetres else "pixels"
+    voxel = geometry.voxel_mm3 / (1000 if unit == "ml" else 1)
+    # A member's count is on the plan's grid, whose voxels are larger or smaller by this factor.
+    factor = np.prod([stop - start for start, stop in way.box]) / np.prod(way.grid)
+    structures = {}
+    for name, value in labels.items():
+        if value:
+            sizes = [float(c[value] * factor * voxel) for c in counts]
+            voxels = int(np.count_nonzero(found == value))
+            structures[name] = Structure(voxels, round(voxels * voxel, 6), unit, round(min(sizes), 6), round(max(sizes), 6))
+    return structures

@@ -1,0 +1,124 @@
+"""From the plan's network section to a torch module, on MONAI's blocks; weights in and out as plain arrays."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetOutBlock, UnetUpBlock
+from torch import nn
+
+from autofed.plans import Network
+from autofed.problems import refuse
+
+_NORM = ("INSTANCE", {"affine": True, "eps": 1e-5})
+_ACT = ("leakyrelu", {"inplace": True, "negative_slope": 0.01})
+
+
+class UNet(nn.Module):
+    """nnU-Net's plain U-Net: two convolutions per stage, strided down, transposed up.
+
+    Takes (B, C, *patch). Gives logits (B, K, *patch); in training mode a list of them, from the finest to the coarsest
+    supervised stage. No submodule is held twice, so that `named_parameters` and `state_dict` name the same things.
+    """
+
+    def __init__(self, plan: Network):
+        super().__init__()
+        dims = len(plan.strides[0])
+        stages = list(zip(plan.features, plan.kernels, plan.strides, strict=True))
+        before = (plan.in_channels, *plan.features[:-1])
+        self.down = nn.ModuleList(
+            UnetBasicBlock(dims, channels, width, kernel, stride, _NORM, _ACT)
+            for channels, (width, kernel, stride) in zip(before, stages, strict=True)
+        )
+        last = len(stages) - 1
+        self.up = nn.ModuleList(
+            UnetUpBlock(dims, plan.features[s + 1], plan.features[s], plan.kernels[s], 1, plan.strides[s + 1], _NORM, _ACT)
+            for s in reversed(range(last))
+        )
+        self.supervised = [0, *range(1, last - 1)] if plan.deep_supervision else [0]
+        self.heads = nn.ModuleList(UnetOutBlock(dims, plan.features[s], plan.classes) for s in self.supervised)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        """Logits; see the class."""
+        skips = []
+        for block in self.down:
+            image = block(image)
+            skips.append(image)
+        decoded = {}
+        for stage, block in zip(reversed(range(len(skips) - 1)), self.up, strict=True):
+            image = block(image, skips[stage])
+            decoded[stage] = image
+        if not self.training:
+            return self.heads[0](decoded[0])
+        return [head(decoded[stage]) for stage, head in zip(self.supervised, self.heads, strict=True)]
+
+
+def build(plan: Network, seed: int | None = None) -> UNet:
+    """The module of a plan's network. With a seed, its weights are He-initialised by it and by nothing else."""
+    module = UNet(plan)
+    if seed is not None:
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in module.named_parameters():
+            if parameter.ndim > 1:
+                nn.init.kaiming_normal_(parameter, a=0.01, generator=generator)
+            else:
+                nn.init.constant_(parameter, 1.0 if name.endswith("norm1.weight") or ".norm" in name
+                                  and name.endswith("weight") else 0.0)  # fmt: skip
+    return module
+
+
+def weights_of(module: nn.Module) -> dict[str, np.ndarray]:
+    """All trainable arrays by name, as float32 copies."""
+    return {name: p.detach().to("cpu", torch.float32).numpy().copy() for name, p in module.named_parameters()}
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, np.ndarray], about: str = "the weights") -> None:
+    """Set all trainable arrays; `Problems` names every one that is missing, unknown or of another shape."""
+    parameters = dict(module.named_parameters())
+    problems = [f"{name} is missing" for name in parameters if name not in weights]
+    problems += [f"{name} is not in the plan's network" for name in weights if name not in parameters]
+    for name in parameters.keys() & weights.keys():
+        if tuple(weights[name].shape) != tuple(parameters[name].shape):
+            problems.append(f"{name} has the shape {tuple(weights[name].shape)}, the plan's network "
+                            f"{tuple(parameters[name].shape)}")  # fmt: skip
+    refuse(about, (f"{p}; are these weights and this plan of one run?" for p in problems))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.from_numpy(np.ascontiguousarray(weights[name])))
+
+
+def pick_device(wanted: str = "auto") -> str:
+    """cpu, cuda or mps; "auto" is the fastest there is. `Problems` if the wanted one is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return next(name for name, found in there.items() if found)
+    refuse("--device", [] if there.get(wanted) else [
+        f"{wanted} is not here; this machine has {', '.join(n for n, f in there.items() if f)}"])  # fmt: skip
+    return wanted
+
+
+def measure_speed(device: str, dimension: int, repeats: int = 3) -> float:
+    """Gflop/s of training steps of a small U-Net on a device: what a plan's hours are divided by."""
+    strides: tuple[tuple[int, ...], ...] = ((1,) * dimension, *((2,) * dimension,) * 3)
+    plan = Network(
+        in_channels=1, classes=2, features=(16, 32, 64, 128), kernels=((3,) * dimension,) * 4, strides=strides
+    )
+    patch = (128, 128) if dimension == 2 else (32, 32, 32)
+    module = build(plan, seed=0).to(device)
+    image = torch.zeros((4 if dimension == 2 else 2, 1, *patch), device=device)
+    _step(module, image)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        _step(module, image)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    seconds = (time.perf_counter() - start) / repeats
+    return round(3 * plan.forward_gflops(patch) * len(image) / seconds, 1)
+
+
+def _step(module: nn.Module, image: torch.Tensor) -> None:
+    module.zero_grad()
+    sum(logits.square().mean() for logits in module(image)).backward()

@@ -1,0 +1,403 @@
+"""From a fingerprint and a budget to a plan: every heuristic, pure and without torch.
+
+The rules are those of nnU-Net (Isensee et al., Nat Methods 18:203, 2021; version 2.8.1) with two differences that are
+also written into the plan's reasons: the batch cap counts the whole federation, and network, batch and number of steps
+shrink to what the given machine can do in the given hours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autofed.fingerprints import FIXED_POINT, HOUNSFIELD_RANGE, Fingerprint, is_ct, values
+from autofed.images import PICTURE_SLICE_MM
+from autofed.plans import (
+    Agreement,
+    Algorithm,
+    Budget,
+    Channel,
+    Geometry,
+    Inference,
+    Intensity,
+    Local,
+    Network,
+    Plan,
+    Privacy,
+    Reason,
+    Rounds,
+    Training,
+    spaced_snapshots,
+)
+from autofed.problems import Problems
+
+ANISOTROPY = 3.0
+"""An axis this many times coarser than the others is treated apart (nnU-Net)."""
+
+SMALLEST_EDGE = 4
+"""No stage of the network gets a feature map with a shorter edge (nnU-Net)."""
+
+BASE_FEATURES = 32
+NARROWER = (32, 24, 16, 12, 8)
+"""Widths of the first stage, tried from the left until enough steps fit into the hours."""
+
+FULL_TRAINING = 250_000
+"""Steps of a full training (nnU-Net: 1000 epochs of 250)."""
+
+ENOUGH_STEPS = 1200
+"""Fewer steps than this, over all sites, and a narrower network learns more in the same hours."""
+
+SHORT_TRAINING = 10_000
+"""Below so many steps a momentum of .99 has hardly got going: see `_optimiser`."""
+
+USEFUL_SHARE = 0.8
+"""Share of the hours that goes into training steps; the rest is reading, augmenting and saving."""
+
+_DATASET_SHARE = 0.05
+_REFERENCE = {2: (85e6, 12), 3: (560e6, 2)}  # output elements of all convolutions that fit 8 GB, at this batch size
+_MOST_FEATURES = {2: 512, 3: 320}
+_START_VOXELS = {2: 2048**2, 3: 256**3}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Where the network pools: patch size (a multiple of all strides), kernels and strides per stage."""
+
+    patch: tuple[int, ...]
+    kernels: tuple[tuple[int, ...], ...]
+    strides: tuple[tuple[int, ...], ...]
+
+    @property
+    def divisor(self) -> tuple[int, ...]:
+        """Product of the strides per axis."""
+        return tuple(math.prod(s) for s in zip(*self.strides, strict=True))
+
+
+def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str = "fedavg") -> Plan:
+    """The plan for the data described by a (merged) fingerprint, within a budget.
+
+    `Problems` if there is nothing to learn from, or if the budget asks for what this version does not plan.
+    """
+    budget = budget or Budget()
+    _refuse_what_cannot_be_planned(fingerprint, budget)
+    reasons: list[Reason] = []
+    geometry = _geometry(fingerprint, reasons)
+    intensity = _intensity(fingerprint, reasons)
+    network, training, rounds = _network_and_training(fingerprint, geometry, budget, reasons)
+    declaration = fingerprint.declaration
+    agreement = Agreement(
+        channels=declaration.channels,
+        labels=declaration.labels,
+        dimension=declaration.dimension,
+        patients={name: site.patients for name, site in fingerprint.sites.items()},
+        algorithm=Algorithm(name=algorithm),
+        training=rounds,
+        privacy=Privacy(),
+    )
+    _say(reasons, "agreement.privacy.mechanism", "none", "no epsilon was asked for: nothing is promised")
+    return Plan(
+        budget=budget,
+        agreement=agreement,
+        local=Local(geometry=geometry, intensity=intensity, network=network, training=training),
+        inference=Inference(mirror_axes=training.mirror_axes),
+        reasons=tuple(reasons),
+    )
+
+
+def target_spacing(fingerprint: Fingerprint) -> tuple[float, float, float]:
+    """Median spacing per axis; a much coarser axis takes its 10th percentile instead (nnU-Net, fullres)."""
+    spacings = [values(axis.spacing_mm) for axis in fingerprint.axes]
+    sizes = [float(np.median(values(axis.size))) for axis in fingerprint.axes]
+    target = [float(np.median(s)) for s in spacings]
+    worst = int(np.argmax(target))
+    others = [axis for axis in range(3) if axis != worst]
+    coarse = target[worst] > ANISOTROPY * max(target[a] for a in others)
+    thin = sizes[worst] * ANISOTROPY < min(sizes[a] for a in others)
+    if coarse and thin:
+        target[worst] = float(np.percentile(spacings[worst], 10))
+        floor = max(target[a] for a in others)
+        if target[worst] < floor:
+            target[worst] = floor + 1e-5
+    return (target[0], target[1], target[2])
+
+
+def transposition(spacing_mm: Sequence[float]) -> tuple[int, int, int]:
+    """The axis with the largest spacing comes first; the other two keep their order."""
+    first = int(np.argmax(spacing_mm))
+    rest = [axis for axis in range(3) if axis != first]
+    return (first, rest[0], rest[1])
+
+
+def median_shape(fingerprint: Fingerprint, spacing_mm: Sequence[float]) -> list[float]:
+    """Median size per axis on the target grid; rounding is monotone, so extents per axis are enough."""
+    pairs = zip(fingerprint.axes, spacing_mm, strict=True)
+    return [float(np.median(np.round(values(axis.extent_mm) / spacing))) for axis, spacing in pairs]
+
+
+def topology(spacing_mm: Sequence[float], patch: Sequence[float]) -> Topology:
+    """Pool the finest axes while they are long enough; a kernel becomes 3 once its axis is among the finest."""
+    spacing, size = list(spacing_mm), list(patch)
+    kernel = [1] * len(size)
+    kernels: list[tuple[int, ...]] = []
+    strides = [(1,) * len(size)]
+    while pooled := _axes_to_pool(spacing, size):
+        kernel = [3 if k == 3 or s / min(spacing) < 2 else 1 for k, s in zip(kernel, spacing, strict=True)]
+        kernels.append(tuple(kernel))
+        strides.append(tuple(2 if axis in pooled else 1 for axis in range(len(size))))
+        spacing = [s * 2 if axis in pooled else s for axis, s in enumerate(spacing)]
+        size = [math.ceil(s / 2) if axis in pooled else s for axis, s in enumerate(size)]
+    kernels.append((3,) * len(size))
+    divisor = [math.prod(s) for s in zip(*strides, strict=True)]
+    padded = tuple(math.ceil(p / d) * d for p, d in zip(patch, divisor, strict=True))
+    return Topology(padded, tuple(kernels), tuple(strides))
+
+
+def features(stages: int, dimension: int, base: int = BASE_FEATURES) -> tuple[int, ...]:
+    """Channels per stage: doubling from `base`, up to ten (3D) or sixteen (2D) times it."""
+    most = _MOST_FEATURES[dimension] * base // BASE_FEATURES
+    return tuple(min(base * 2**stage, most) for stage in range(stages))
+
+
+def memory_proxy(network: Network, patch: Sequence[int]) -> int:
+    """Output elements of all convolutions for one patch: nnU-Net's stand-in for GPU memory (heads below the top not counted)."""
+    voxels = network.stage_voxels(tuple(patch))
+    last = len(network.features) - 1
+    down = sum(2 * f * v for f, v in zip(network.features, voxels, strict=True))
+    up = sum(3 * network.features[stage] * voxels[stage] for stage in range(last))
+    return down + up + network.classes * voxels[0]
+
+
+def _axes_to_pool(spacing: Sequence[float], size: Sequence[float]) -> list[int]:
+    long_enough = [axis for axis in range(len(size)) if size[axis] >= 2 * SMALLEST_EDGE]
+    if not long_enough:
+        return []
+    finest = min(spacing[axis] for axis in long_enough)
+    pooled = [axis for axis in long_enough if spacing[axis] / finest < 2]
+    return [] if len(pooled) == 1 and size[pooled[0]] < 3 * SMALLEST_EDGE else pooled
+
+
+def _refuse_what_cannot_be_planned(fingerprint: Fingerprint, budget: Budget) -> None:
+    problems = []
+    if budget.epsilon is not None:
+        problems.append("private training is not planned yet; plan without --epsilon")
+    for name, site in fingerprint.sites.items():
+        if site.labelled == 0:
+            problems.append(f"the site {name} has no labelled case; leave it out")
+    for name, counts in fingerprint.classes.items():
+        if counts.cases == 0:
+            problems.append(f"no case of any site has the structure {name}; remove it from `labels`")
+    if problems:
+        raise Problems("the plan", problems)
+
+
+def _say(reasons: list[Reason], field: str, value: object, why: str) -> None:
+    reasons.append(Reason(field=field, value=str(value), why=why))
+
+
+def _geometry(fingerprint: Fingerprint, reasons: list[Reason]) -> Geometry:
+    spacing = target_spacing(fingerprint)
+    order = transposition(spacing)
+    shape = median_shape(fingerprint, spacing)
+    flat = fingerprint.declaration.dimension == 2
+    moved = [spacing[axis] for axis in order]
+    geometry = Geometry(
+        configuration="2d" if flat else "3d_fullres",
+        transpose=order,
+        spacing_mm=(moved[0], moved[1], moved[2]),
+        median_shape=tuple(max(1, round(shape[axis])) for axis in order),
+        resample_in_plane=not flat and moved[0] / min(moved) > ANISOTROPY,
+    )
+    where = "local.geometry."
+    _say(reasons, where + "configuration", geometry.configuration, "pictures" if flat else "volumes of many slices")
+    medians = [round(float(np.median(values(axis.spacing_mm))), 4) for axis in fingerprint.axes]
+    unit = "pixels: pictures have no millimetres" if spacing[0] >= PICTURE_SLICE_MM else "mm"
+    _say(reasons, where + "spacing_mm", _short(moved), f"median over {fingerprint.cases} cases of all sites, "
+         f"{_short(medians)} {unit}; a far coarser axis takes its 10th percentile")  # fmt: skip
+    _say(reasons, where + "transpose", order, "the axis with the largest spacing comes first")
+    _say(reasons, where + "median_shape", geometry.median_shape, "median size of the cases on that grid")
+    _say(reasons, where + "resample_in_plane", geometry.resample_in_plane,
+         f"slices are resampled by themselves where they lie {ANISOTROPY:g} times coarser than their pixels")  # fmt: skip
+    return geometry
+
+
+def _intensity(fingerprint: Fingerprint, reasons: list[Reason]) -> Intensity:
+    channels = []
+    for name, sums in zip(fingerprint.declaration.channels, fingerprint.channels, strict=True):
+        channel = _ct(sums) if is_ct(name) else Channel(scheme=_scheme(name))
+        channels.append(channel)
+        why = "values of the federation's foreground" if is_ct(name) else "by the channel's name, per image"
+        _say(reasons, f"local.intensity.channels.{name}", channel.scheme, why)
+    ratio = float(np.median(values(fingerprint.crop_ratio)))
+    inside = ratio < 0.75 and any(c.scheme == "zscore" for c in channels)
+    _say(reasons, "local.intensity.inside_mask", inside, f"cropping to non-zero voxels keeps {ratio:.0%} of an image; "
+         "z-scores use only those voxels if it is less than 75 %")  # fmt: skip
+    return Intensity(channels=tuple(channels), inside_mask=inside)
+
+
+def _scheme(channel: str):
+    known = {"rescale_to_0_1", "rgb_to_0_1", "nonorm"}
+    return channel.lower() if channel.lower() in known else "zscore"
+
+
+def _ct(sums) -> Channel:
+    """Mean and standard deviation of the mixture of all cases (the variance between sites is in it), percentiles."""
+    mean = sums.total / sums.cases / FIXED_POINT
+    square = sums.squares / sums.cases / FIXED_POINT
+    masses = np.zeros(HOUNSFIELD_RANGE[1] - HOUNSFIELD_RANGE[0] + 1)
+    for value, mass in sums.histogram.items():
+        masses[int(value) - HOUNSFIELD_RANGE[0]] = mass
+    share = np.cumsum(masses) / masses.sum()
+    low, high = (float(np.searchsorted(share, p) + HOUNSFIELD_RANGE[0]) for p in (0.005, 0.995))
+    return Channel(
+        scheme="ct",
+        mean=mean,
+        std=max(math.sqrt(max(square - mean**2, 0.0)), 1e-8),
+        percentile_00_5=low,
+        percentile_99_5=high,
+    )
+
+
+def _network(fingerprint: Fingerprint, shape: Topology, base: int = BASE_FEATURES) -> Network:
+    dimension = len(shape.patch)
+    return Network(
+        in_channels=len(fingerprint.declaration.channels),
+        classes=len(fingerprint.declaration.labels),
+        features=features(len(shape.strides), dimension, base),
+        kernels=shape.kernels,
+        strides=shape.strides,
+    )
+
+
+def first_patch(spacing_mm: Sequence[float], shape: Sequence[float]) -> list[float]:
+    """A patch of the same extent in mm along every axis, as large as nnU-Net starts with, within the median image."""
+    inverse = 1 / np.asarray(spacing_mm, float)
+    scale = (_START_VOXELS[len(inverse)] / np.prod(inverse)) ** (1 / len(inverse))
+    return [min(round(edge), size) for edge, size in zip(inverse * scale, shape, strict=True)]
+
+
+def patch_for_memory(
+    fingerprint: Fingerprint, spacing_mm: Sequence[float], shape: Sequence[float], memory_gb: float
+) -> tuple[Topology, int]:
+    """The largest patch that fits, with its topology, and the batch size (nnU-Net's shrink loop)."""
+    dimension = len(spacing_mm)
+    elements, reference_batch = _REFERENCE[dimension]
+    allowed = elements * memory_gb / 8
+    found = topology(spacing_mm, first_patch(spacing_mm, shape))
+    while memory_proxy(_network(fingerprint, found), found.patch) / reference_batch * 2 > allowed:
+        smaller = _shrink(found, spacing_mm, shape)
+        if smaller.patch == found.patch:
+            break
+        found = smaller
+    proxy = memory_proxy(_network(fingerprint, found), found.patch)
+    batch = round(allowed / proxy * reference_batch)
+    federation_voxels = float(np.prod(shape)) * fingerprint.cases
+    cap = round(federation_voxels * _DATASET_SHARE / math.prod(found.patch))
+    return found, max(2, min(batch, cap))
+
+
+def _shrink(found: Topology, spacing_mm: Sequence[float], shape: Sequence[float]) -> Topology:
+    """Shorten the axis that is longest beside the median image, by the divisor that it has after shortening."""
+    ratios = np.asarray(found.patch) / np.asarray(shape)
+    axis = len(ratios) - 1 - int(np.argmax(ratios[::-1]))
+    tried = list(found.patch)
+    tried[axis] -= found.divisor[axis]
+    step = topology(spacing_mm, tried).divisor[axis]
+    patch = list(found.patch)
+    patch[axis] = max(SMALLEST_EDGE, patch[axis] - step)
+    return topology(spacing_mm, patch)
+
+
+def _network_and_training(
+    fingerprint: Fingerprint, geometry: Geometry, budget: Budget, reasons: list[Reason]
+) -> tuple[Network, Training, Rounds]:
+    dimension = fingerprint.declaration.dimension
+    spacing, shape = geometry.spacing_mm[-dimension:], geometry.median_shape[-dimension:]
+    found, batch = patch_for_memory(fingerprint, spacing, shape, budget.memory_gb)
+    where = "local.training."
+    _say(reasons, where + "patch_size", found.patch, f"the largest patch of the median image {shape} that fits "
+         f"{budget.memory_gb:g} GB with two patches in a batch, a multiple of {found.divisor}")  # fmt: skip
+    base, batch_size, steps = _fit_to_hours(fingerprint, found, batch, budget, reasons)
+    network = _network(fingerprint, found, base)
+    _say(reasons, "local.network.strides", network.strides, "pool the finest axes while edges stay at 4 or more")
+    rounds, per_round = _rounds(steps // len(fingerprint.sites))
+    _say(reasons, "agreement.training.rounds", rounds, f"{per_round} steps at each of {len(fingerprint.sites)} sites "
+         "a round: about twice as many rounds as steps in one, so that sites do not drift apart")  # fmt: skip
+    snapshots = tuple(spaced_snapshots(rounds))
+    _say(reasons, "agreement.training.snapshots", snapshots, "late and spaced: neighbours are nearly one model")
+    rate, momentum = _optimiser(steps // len(fingerprint.sites))
+    _say(reasons, where + "momentum", momentum, f"learning rate {rate:g}; it starts anew each round, and a training "
+         f"of under {SHORT_TRAINING} steps a site is too short for .99")  # fmt: skip
+    flat_patch = dimension == 3 and max(found.patch) / found.patch[0] > ANISOTROPY
+    _say(reasons, where + "rotate_in_plane_only", flat_patch, f"the patch is {max(found.patch) / found.patch[0]:.1f} "
+         f"times as wide as deep; above {ANISOTROPY:g} it is augmented slice by slice")  # fmt: skip
+    training = Training(
+        patch_size=found.patch,
+        batch_size=batch_size,
+        steps_per_round=per_round,
+        learning_rate=rate,
+        momentum=momentum,
+        mirror_axes=tuple(range(dimension)),
+        rotate_in_plane_only=flat_patch,
+        batch_dice=dimension == 2,
+    )
+    return network, training, Rounds(rounds=rounds, snapshots=snapshots)
+
+
+def _fit_to_hours(
+    fingerprint: Fingerprint, found: Topology, batch: int, budget: Budget, reasons: list[Reason]
+) -> tuple[int, int, int]:
+    """First-stage width, batch size and total steps: the widest network that gets enough steps in the hours."""
+    if budget.hours is None or budget.gflops is None:
+        _say(reasons, "local.network.features", BASE_FEATURES, "no hours were given: nnU-Net's full width")
+        _say(reasons, "local.training.batch_size", batch, _batch_reason(batch))
+        return BASE_FEATURES, batch, FULL_TRAINING
+    floor = min(batch, 2 if len(found.patch) == 3 else 4)
+    for base, size in _candidates(batch, floor):
+        steps = affordable_steps(_network(fingerprint, found, base), found.patch, size, budget)
+        if steps >= ENOUGH_STEPS:
+            break
+    steps = max(len(fingerprint.sites), min(steps, FULL_TRAINING))
+    fits = f"{steps} steps in all fit {budget.hours:g} h on this {budget.device} ({budget.gflops:.0f} Gflop/s measured)"
+    _say(reasons, "local.network.features", base, f"{fits}; the widest first stage of {NARROWER} that leaves at least "
+         f"{ENOUGH_STEPS} steps")  # fmt: skip
+    _say(reasons, "local.training.batch_size", size, _batch_reason(batch) + (
+         "; smaller here, so that enough steps fit the hours" if size < batch else ""))  # fmt: skip
+    return base, size, steps
+
+
+def _batch_reason(batch: int) -> str:
+    return f"memory and 5 % of the federation's voxels allow {batch} (nnU-Net counts one dataset, here all sites count)"
+
+
+def _candidates(batch: int, floor: int):
+    """Width first, then batch: a smaller batch costs less quality than a narrower network."""
+    for base in NARROWER:
+        size = batch
+        while size > floor:
+            yield base, size
+            size = max(floor, size // 2)
+        yield base, floor
+
+
+def affordable_steps(network: Network, patch: Sequence[int], batch: int, budget: Budget) -> int:
+    """Training steps that fit the hours; the backward pass costs twice the forward pass."""
+    assert budget.hours is not None and budget.gflops is not None
+    seconds = 3 * network.forward_gflops(tuple(patch)) * batch / budget.gflops
+    return int(budget.hours * 3600 * USEFUL_SHARE / seconds)
+
+
+def _rounds(steps_per_site: int) -> tuple[int, int]:
+    rounds = max(1, min(steps_per_site, round(math.sqrt(2 * steps_per_site))))
+    return rounds, max(1, steps_per_site // rounds)
+
+
+def _optimiser(steps_per_site: int) -> tuple[float, float]:
+    """Learning rate and momentum: nnU-Net's for a long training, a shorter memory for a short one."""
+    return (0.01, 0.99) if steps_per_site >= SHORT_TRAINING else (0.05, 0.9)
+
+
+def _short(numbers: Sequence[float]) -> str:
+    return " x ".join(f"{n:g}" for n in numbers)

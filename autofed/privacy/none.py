@@ -1,0 +1,53 @@
+"""No privacy: patients are drawn as nnU-Net draws cases, and everything leaves as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autofed.exchange import Arrays, Groups
+from autofed.privacy.ledger import Event
+
+
+@dataclass(frozen=True)
+class NoPrivacy:
+    """The mechanism that promises nothing. `batch_size` patches share one backward pass."""
+
+    batch_size: int
+    private: bool = False
+
+    def sampler(self, patients: Sequence[str], seed: Sequence[int]) -> Iterator[list[list[str]]]:
+        """Patients drawn uniformly with replacement, repeatable by the seed."""
+        generator = np.random.default_rng(list(seed))
+        while True:
+            yield [[patients[i] for i in generator.integers(len(patients), size=self.batch_size)]]
+
+    def step(self, gradients: Iterable[list]) -> list:
+        """The mean over the groups (here there is one)."""
+        groups = list(gradients)
+        return groups[0] if len(groups) == 1 else [sum(parts) / len(groups) for parts in zip(*groups, strict=True)]
+
+    def release(self, arrays: Groups) -> Groups:
+        """Everything, as it is."""
+        return arrays
+
+    def average(self, releases: Mapping[str, Arrays], weights: Mapping[str, float]) -> dict[str, np.ndarray]:
+        """Weighted average in float64, summed in the order of the sites' names."""
+        sites = sorted(releases)
+        total = sum(weights[site] for site in sites)
+        return {
+            name: sum(releases[site][name].astype(np.float64) * (weights[site] / total) for site in sites).astype(
+                first.dtype
+            )
+            for name, first in releases[sites[0]].items()
+        }
+
+    def cost(self, steps: int) -> tuple[Event, ...]:
+        """One event that says that nothing bounds what was learned about a patient."""
+        return (Event(mechanism="none", steps=steps),)
+
+    def adapt(self, released: Groups) -> NoPrivacy:
+        """The same mechanism."""
+        return self

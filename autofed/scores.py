@@ -1,0 +1,345 @@
+"""How well predictions agree with references: Dice, Jaccard and HD95 per case, structure and site (MONAI's metrics).
+
+What is counted, once and for all:
+
+* The background is no structure.
+* A structure that is in neither map is not scored (None) and left out of every mean, as nnU-Net leaves out its NaN.
+* A structure that is in only one of them has Dice 0 and Jaccard 0. It has no surface distance, so the HD95 means
+  leave it out and look better than they should; `Report.notes` counts these cases.
+* A mean over structures weighs every structure alike, as nnU-Net's foreground mean does, and not every case.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou
+from pydantic import Field
+from scipy import ndimage
+
+from autofed import images
+from autofed.files import Record
+from autofed.images import Geometry
+from autofed.parallel import Progress, each, silent
+from autofed.problems import Problems, refuse
+
+MAPS = ("_entropy", "_mutual_information")
+"""What follows the case in the names of files that lie beside the label maps and are none."""
+
+Unit = Literal["mm", "px"]
+
+# Float headers differ in the last digits between tools; nnU-Net forgives as much.
+_TOLERANCE = 1e-3
+# MONAI computes in float32; more digits than these are noise.
+_DIGITS = 6
+
+
+class Scores(Record):
+    """Overlap (0 to 1) and the 95th percentile of the surface distance; None where there is nothing to score."""
+
+    dice: float | None = None
+    jaccard: float | None = None
+    hd95_mm: float | None = None
+
+
+class CaseScores(Record):
+    """The scores of one case: of each structure that is scored or not, and their mean."""
+
+    case: str
+    site: str | None = None
+    classes: dict[str, Scores]
+    mean: Scores
+
+
+class Report(Record):
+    """Scores per structure, site and case. `distance_unit` is "px" for pictures, whose pixels have no size in mm."""
+
+    mean: Scores
+    classes: dict[str, Scores]
+    sites: dict[str, Scores] = Field(default_factory=dict)
+    cases: tuple[CaseScores, ...]
+    notes: tuple[str, ...] = ()
+    distance_unit: Unit = "mm"
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A prediction and its reference; crosses the border of a worker process."""
+
+    case: str
+    site: str | None
+    prediction: Path
+    reference: Path
+    labels: Mapping[str, int]
+
+
+def score_case(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    labels: Mapping[str, int],
+    spacing_mm: tuple[float, float, float],
+    case: str = "",
+    site: str | None = None,
+) -> CaseScores:
+    """Compare two label maps (Z, Y, X) of whole numbers, voxel by voxel.
+
+    `labels` maps names to values, background 0 included or not; `spacing_mm` is (z, y, x). A map of one slice is
+    scored in 2D, and its slice distance is not looked at. `Problems` if the shapes differ or a map holds a value that
+    `labels` does not declare. HD95 is the larger of the two directed 95th percentiles (Taha and Hanbury, BMC Med
+    Imaging 15:29, 2015; there is another definition that pools the distances of both directions first).
+    """
+    problems = [*_shape_problems(prediction, reference), *_value_problems(prediction, reference, labels)]
+    refuse(case or "the maps", problems)
+    spacing = [float(s) for s in spacing_mm]
+    if reference.shape[0] == 1:
+        prediction, reference, spacing = prediction[0], reference[0], spacing[1:]
+    classes = {
+        name: _structure(prediction == value, reference == value, spacing) for name, value in labels.items() if value
+    }
+    return CaseScores(case=case, site=site, classes=classes, mean=_mean(classes.values()))
+
+
+def summarise(cases: Iterable[CaseScores], distance_unit: Unit = "mm", notes: Iterable[str] = ()) -> Report:
+    """The means of scored cases, per structure, per site and over all structures, with notes on what they leave out."""
+    cases = tuple(cases)
+    classes = _by_class(cases)
+    of_site: dict[str, list[CaseScores]] = {}
+    for scored in cases:
+        if scored.site is not None:
+            of_site.setdefault(scored.site, []).append(scored)
+    return Report(
+        mean=_mean(classes.values()),
+        classes=classes,
+        sites={site: _mean(_by_class(of_site[site]).values()) for site in sorted(of_site)},
+        cases=cases,
+        notes=(*_notes(cases, distance_unit), *notes),
+        distance_unit=distance_unit,
+    )
+
+
+def evaluate_folder(
+    predictions: Path,
+    labels: Path,
+    label_names: Mapping[str, int],
+    sites: Mapping[str, str] | None = None,
+    processes: int = 1,
+    progress: Progress = silent,
+) -> Report:
+    """Score a folder of predictions `{case}{ending}` against a folder of references of the same names.
+
+    The maps of uncertainty beside the predictions are passed over; `sites` maps case to site. One `Problems` names
+    everything that is wrong: a prediction without a reference, a reference without a prediction (a case that is
+    missing must not make the mean better), shapes or spacings that differ, values that `label_names` does not declare.
+    """
+    pairs, problems = _find_pairs(Path(predictions), Path(labels), label_names, sites or {})
+    # Where the folders do not match nothing is scored any more, but the voxels are still checked: one run tells all.
+    work = _check_pair if problems else _score_pair
+    try:
+        scored = each(work, pairs, stage="evaluate", processes=processes, progress=progress)
+    except Problems as error:
+        problems += error.problems
+    refuse("evaluate", problems)
+    cases = [case for case, _ in scored]
+    return summarise(cases, _distance_unit(pairs), [*_placement_notes(scored), *_site_notes(cases, sites)])
+
+
+def _structure(prediction: np.ndarray, reference: np.ndarray, spacing: list[float]) -> Scores:
+    """The scores of one structure from two masks of two or three axes."""
+    union = prediction | reference
+    if not union.any():
+        return Scores()
+    box = ndimage.find_objects(union.astype(np.uint8))[0]  # the rest of the volume cannot change any score
+    p, r = (torch.from_numpy(np.ascontiguousarray(mask[box]))[None, None] for mask in (prediction, reference))
+    hd95 = _hd95(p, r, spacing) if p.any() and r.any() else None
+    # ignore_empty=False: MONAI would otherwise leave out a structure that is only in the prediction.
+    return Scores(
+        dice=_number(compute_dice(p, r, ignore_empty=False)),
+        jaccard=_number(compute_iou(p, r, ignore_empty=False)),
+        hd95_mm=None if hd95 is None else _number(hd95),
+    )
+
+
+def _hd95(prediction: torch.Tensor, reference: torch.Tensor, spacing: list[float]) -> torch.Tensor:
+    with warnings.catch_warnings():
+        # MONAI 1.6 calls itself with an argument that it has deprecated.
+        warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
+        return compute_hausdorff_distance(
+            prediction, reference, include_background=True, percentile=95, spacing=spacing
+        )
+
+
+def _number(metric: torch.Tensor) -> float:
+    return round(float(metric.item()), _DIGITS)
+
+
+def _mean(scores: Iterable[Scores]) -> Scores:
+    """The mean of each score over those that have it."""
+    scores = list(scores)
+    means = {}
+    for name in Scores.model_fields:
+        values = [v for s in scores if (v := getattr(s, name)) is not None]
+        means[name] = round(math.fsum(values) / len(values), _DIGITS) if values else None
+    return Scores(**means)
+
+
+def _by_class(cases: Iterable[CaseScores]) -> dict[str, Scores]:
+    of_class: dict[str, list[Scores]] = {}
+    for scored in cases:
+        for name, scores in scored.classes.items():
+            of_class.setdefault(name, []).append(scores)
+    return {name: _mean(scores) for name, scores in of_class.items()}
+
+
+# Folders
+
+
+def _find_pairs(
+    predictions: Path, labels: Path, label_names: Mapping[str, int], sites: Mapping[str, str]
+) -> tuple[list[_Pair], list[str]]:
+    found, problems = find_label_maps(predictions)
+    references, more = find_label_maps(labels)
+    problems += more
+    if predictions.is_dir() and not found:
+        problems.append(f"{predictions} holds no label maps; expected files such as case.nii.gz or case.png")
+    if labels.is_dir() and found:
+        problems += [f"{c}: there is a prediction, but no reference in {labels}" for c in found if c not in references]
+    if predictions.is_dir():
+        missing = [c for c in references if c not in found]
+        problems += [f"{c}: there is a reference, but no prediction in {predictions}" for c in missing]
+    pairs = [_Pair(c, sites.get(c), p, references[c], label_names) for c, p in found.items() if c in references]
+    pictures = [p.case for p in pairs if _is_picture(p)]
+    if 0 < len(pictures) < len(pairs):
+        problems.append(f"pictures and volumes are mixed ({', '.join(pictures[:5])} are pictures); distances in pixels "
+                        "and in mm have no common mean, so evaluate them apart")  # fmt: skip
+    return pairs, problems
+
+
+def find_label_maps(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """The label maps of a folder by case, and what is wrong with their names."""
+    if not folder.is_dir():
+        return {}, [f"{folder}: there is no such folder"]
+    found: dict[str, Path] = {}
+    problems = []
+    for path in sorted(folder.iterdir()):
+        ending = images.ending_of(path)
+        case = path.name[: -len(ending)] if ending else ""
+        if not case or case.startswith(".") or case.endswith(MAPS) or not path.is_file():
+            continue
+        if case in found:
+            problems.append(f"{case}: found {found[case].name} and {path.name} in {folder}; keep one of them")
+        found[case] = path
+    return found, problems
+
+
+def _check_pair(pair: _Pair) -> tuple[CaseScores, bool]:
+    """Find what is wrong with a pair, and score nothing."""
+    _read_pair(pair)
+    return CaseScores(case=pair.case, classes={}, mean=Scores()), True
+
+
+def _score_pair(pair: _Pair) -> tuple[CaseScores, bool]:
+    """The scores, and whether both maps say that they lie at the same place of the patient."""
+    prediction, reference, geometry, is_same_place = _read_pair(pair)
+    scored = score_case(prediction, reference, pair.labels, geometry.spacing_mm, pair.case, pair.site)
+    return scored, is_same_place
+
+
+def _read_pair(pair: _Pair) -> tuple[np.ndarray, np.ndarray, Geometry, bool]:
+    prediction, geometry = images.read_labels(pair.prediction)
+    reference, reference_geometry = images.read_labels(pair.reference)
+    problems = [
+        *_shape_problems(prediction, reference),
+        *_spacing_problems(geometry, reference_geometry, is_flat=reference.shape[0] == 1),
+        *_value_problems(prediction, reference, pair.labels),
+    ]
+    refuse(pair.case, problems)
+    return prediction, reference, reference_geometry, _is_same_place(geometry, reference_geometry)
+
+
+def _shape_problems(prediction: np.ndarray, reference: np.ndarray) -> Iterator[str]:
+    if prediction.shape != reference.shape:
+        yield f"the prediction has the shape {prediction.shape}, the reference {reference.shape} (z, y, x)"
+
+
+def _spacing_problems(prediction: Geometry, reference: Geometry, is_flat: bool) -> Iterator[str]:
+    first = 1 if is_flat else 0  # one slice has no distance to the next; what is written there is a convention
+    a, b = prediction.spacing_mm[first:], reference.spacing_mm[first:]
+    both = prediction.in_millimetres and reference.in_millimetres
+    if both and not np.allclose(a, b, rtol=_TOLERANCE):
+        yield f"the prediction has the spacing {a} mm, the reference {b} mm; write both on the grid of the image"
+
+
+def _value_problems(prediction: np.ndarray, reference: np.ndarray, labels: Mapping[str, int]) -> Iterator[str]:
+    for what, array in (("prediction", prediction), ("reference", reference)):
+        unknown = _unknown_values(array, {0, *labels.values()})
+        if unknown:
+            declared = ", ".join(f"{name}={value}" for name, value in labels.items())
+            yield f"the {what} holds the values {unknown[:10]}, but only {declared} are declared"
+
+
+def _unknown_values(array: np.ndarray, known: set[int]) -> list[int]:
+    if array.size and known == set(range(len(known))) and array.min() >= 0 and array.max() < len(known):
+        return []  # np.unique sorts every voxel, which takes longer than all the metrics
+    return sorted({int(v) for v in np.unique(array)} - known)
+
+
+def _is_same_place(a: Geometry, b: Geometry) -> bool:
+    if len(a.origin) != len(b.origin) or len(a.direction) != len(b.direction):
+        return a.in_millimetres != b.in_millimetres  # a picture has no place, so there is nothing to compare
+    near = max(_TOLERANCE, 0.1 * min(a.spacing_mm))
+    return bool(np.allclose(a.origin, b.origin, atol=near) and np.allclose(a.direction, b.direction, atol=0.01))
+
+
+def _is_picture(pair: _Pair) -> bool:
+    return images.is_picture(images.ending_of(pair.reference))
+
+
+def _distance_unit(pairs: list[_Pair]) -> Unit:
+    return "px" if _is_picture(pairs[0]) else "mm"
+
+
+# Notes
+
+
+def _notes(cases: tuple[CaseScores, ...], distance_unit: str) -> Iterator[str]:
+    if distance_unit == "px":
+        yield "HD95 is in pixels: pictures do not say how large a pixel is in mm."
+    one_sided: Counter[str] = Counter()
+    absent: Counter[str] = Counter()
+    for scored in cases:
+        for name, scores in scored.classes.items():
+            one_sided[name] += scores.dice is not None and scores.hd95_mm is None
+            absent[name] += scores.dice is None
+    for name, count in one_sided.items():
+        if count:
+            yield (f"{name}: in {_cases(count)} only one of prediction and reference holds it. Dice and Jaccard count "
+                   "as 0 there; there is no distance, so the HD95 mean leaves them out.")  # fmt: skip
+    for name, count in absent.items():
+        if count:
+            yield f"{name}: in {_cases(count)} neither prediction nor reference holds it; it is not scored there."
+
+
+def _placement_notes(scored: list[tuple[CaseScores, bool]]) -> Iterator[str]:
+    moved = [case.case for case, is_same_place in scored if not is_same_place]
+    if moved:
+        names = ", ".join(moved[:5]) + (", ..." if len(moved) > 5 else "")
+        yield (f"In {_cases(len(moved))} ({names}) the headers of prediction and reference give another origin or "
+               "orientation; they were compared voxel by voxel.")  # fmt: skip
+
+
+def _site_notes(cases: list[CaseScores], sites: Mapping[str, str] | None) -> Iterator[str]:
+    homeless = sum(scored.site is None for scored in cases) if sites else 0
+    if homeless:
+        yield f"No site is known for {_cases(homeless)}; no site's mean holds them."
+
+
+def _cases(count: int) -> str:
+    return "1 case" if count == 1 else f"{count} cases"

@@ -1,0 +1,55 @@
+"""How sure an ensemble is: entropy of its mean and mutual information between its members.
+
+Both are divided by ln K (K classes), so that they lie in [0, 1]. The entropy of the mean is the total uncertainty; the
+part of it that comes from members contradicting each other is the mutual information (Smith and Gal, UAI 2018, eq. 4).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+def entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    """Entropy over the first axis of (K, ...), as a share of ln K."""
+    return torch.special.entr(probabilities).sum(0) / math.log(probabilities.shape[0])
+
+
+class Ensemble:
+    """Running sums over members, so that memory does not grow with their number.
+
+    A member is one set of weights seen through one mirrored view: (K, *grid) probabilities that sum to 1.
+    """
+
+    def __init__(self) -> None:
+        self.members = 0
+        self._probabilities: torch.Tensor | None = None
+        self._entropies: torch.Tensor | None = None
+
+    def add(self, probabilities: torch.Tensor) -> None:
+        """Count a member."""
+        own = entropy(probabilities)
+        if self._probabilities is None or self._entropies is None:
+            self._probabilities, self._entropies = probabilities.clone(), own
+        else:
+            self._probabilities += probabilities
+            self._entropies += own
+        self.members += 1
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """Mean probabilities (K, *grid)."""
+        assert self._probabilities is not None, "no member was added"
+        return self._probabilities / self.members
+
+    @property
+    def entropy(self) -> torch.Tensor:
+        """Entropy of the mean (*grid)."""
+        return entropy(self.mean)
+
+    @property
+    def mutual_information(self) -> torch.Tensor:
+        """Entropy of the mean less the mean entropy (*grid); never below 0."""
+        assert self._entropies is not None, "no member was added"
+        return (self.entropy - self._entropies / self.members).clamp_min(0)
