@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 _VERBS = ("fingerprint", "plan", "preprocess", "train", "predict", "evaluate")
-__all__ = [*_VERBS, "__version__"]  # noqa: PLE0604
+__all__ = ["__version__", "evaluate", "fingerprint", "plan", "predict", "preprocess", "train"]
 
 if TYPE_CHECKING:
     from autofed.verbs import evaluate, fingerprint, plan, predict, preprocess, train

@@ -96,7 +96,7 @@ def _group(
     data = np.stack([image for image, _ in pairs])
     seg = np.stack([label for _, label in pairs])[:, None]
     # batchgenerators draws from numpy's global generator; only this thread uses it, and it is set for each group.
-    np.random.seed(int(generator.integers(2**32)))
+    np.random.seed(int(generator.integers(2**32)))  # noqa: NPY002
     result = augmentation(data=data, seg=seg.astype(np.float32))
     return Patches(
         np.ascontiguousarray(result["data"], dtype=np.float32),
@@ -114,20 +114,13 @@ def draw_patch(
     cases = store.patients[patient]
     case = cases[int(generator.integers(len(cases)))]
     image, label = store.image(case), store.label(case)
-    shape = label.shape
-    force = generator.random() < training.foreground_share
-    centre = _foreground_voxel(store, case, generator) if force else None
-    flat = len(training.patch_size) == 2
-    if flat and centre is None:
-        centre_z = int(generator.integers(shape[0]))
-    elif flat:
-        centre_z = int(centre[0])  # type: ignore[index]
+    forced = generator.random() < training.foreground_share
+    centre = _foreground_voxel(store, case, generator) if forced else None
+    flat = len(training.patch_size) == 2  # a flat patch is one slice of the grid
     patch = (1, *training.patch_size) if flat else training.patch_size
     wide = (1, *reading) if flat else tuple(reading)
-    start = [_start(n, p, None if centre is None else int(centre[a]), generator)
-             for a, (n, p) in enumerate(zip(shape, patch, strict=True))]  # fmt: skip
-    if flat:
-        start[0] = centre_z
+    middle = [None] * 3 if centre is None else [int(c) for c in centre]
+    start = [_start(n, p, c, generator) for n, p, c in zip(label.shape, patch, middle, strict=True)]
     start = [s - (w - p) // 2 for s, w, p in zip(start, wide, patch, strict=True)]
     pixels, classes = _cut(image, start, wide), _cut(label, start, wide)
     return (pixels[:, 0], classes[0]) if flat else (pixels, classes)
@@ -143,11 +136,11 @@ def _foreground_voxel(store: Store, case: str, generator: np.random.Generator) -
 
 
 def _start(size: int, patch: int, centre: int | None, generator: np.random.Generator) -> int:
-    """First voxel of the patch on one axis: within the image where it fits, the image in its middle where it does not."""
-    low, high = min(0, -((patch - size) // 2)) if patch > size else 0, size - patch if patch <= size else 0
+    """First voxel of the patch on one axis: within the image where it fits, around it where not."""
     if patch > size:
-        return low
-    return int(generator.integers(low, high + 1)) if centre is None else int(np.clip(centre - patch // 2, low, high))
+        return -((patch - size) // 2)
+    last = size - patch
+    return int(generator.integers(last + 1)) if centre is None else int(np.clip(centre - patch // 2, 0, last))
 
 
 def _cut(array, start: Sequence[int], shape: Sequence[int]) -> np.ndarray:
@@ -157,7 +150,8 @@ def _cut(array, start: Sequence[int], shape: Sequence[int]) -> np.ndarray:
     inside = tuple(slice(max(0, s), min(n, s + w)) for s, w, n in zip(start, shape, sizes, strict=True))
     there = tuple(slice(i.start - s, i.stop - s) for i, s in zip(inside, start, strict=True))
     cut = np.zeros((*lead, *shape), dtype=array.dtype)
-    cut[(..., *there)] = array[(*(slice(None),) * len(lead), *inside)]
+    every = (slice(None),) * len(lead)
+    cut[(*every, *there)] = array[(*every, *inside)]
     return cut
 
 
@@ -173,28 +167,47 @@ def augmentations(training: Training) -> Callable[..., dict]:
         BrightnessMultiplicativeTransform((0.75, 1.25), p_per_sample=0.15),
         ContrastAugmentationTransform((0.75, 1.25), p_per_sample=0.15),
         SimulateLowResolutionTransform(
-            (0.5, 1.0), per_channel=True, p_per_channel=0.5, order_downsample=0, order_upsample=1, p_per_sample=0.25,
+            (0.5, 1.0),
+            per_channel=True,
+            p_per_channel=0.5,
+            order_downsample=0,
+            order_upsample=1,
+            p_per_sample=0.25,
             ignore_axes=(0,) if in_plane else None,
         ),
         GammaTransform((0.7, 1.5), True, True, retain_stats=True, p_per_sample=0.1),
         GammaTransform((0.7, 1.5), False, True, retain_stats=True, p_per_sample=0.3),
-    ]  # fmt: skip
+    ]
     if training.mirror_axes:
         steps.append(MirrorTransform(training.mirror_axes))
     return Compose(steps)
 
 
 def _spatial(training: Training, patch: Sequence[int]) -> SpatialTransform:
-    """Rotation and scaling. A flat patch turns freely unless it is much longer than wide; a volume tilts by 30 degrees."""
+    """Rotation and scaling. A flat patch turns freely unless much longer than wide; a volume tilts by 30 degrees."""
     free = len(patch) == 2 and max(patch) / min(patch) <= 1.5
     angle = math.pi if free or training.rotate_in_plane_only else math.pi / 12 if len(patch) == 2 else _QUARTER
     return SpatialTransform(
-        patch, patch_center_dist_from_border=None, do_elastic_deform=False, do_rotation=True,
-        angle_x=(-angle, angle), angle_y=(-angle, angle), angle_z=(-angle, angle), do_scale=True, scale=_SCALE,
-        border_mode_data="constant", border_cval_data=0, order_data=3, border_mode_seg="constant", border_cval_seg=0,
-        order_seg=1, random_crop=False, p_rot_per_sample=0.2, p_scale_per_sample=0.2,
+        patch,
+        patch_center_dist_from_border=None,
+        do_elastic_deform=False,
+        do_rotation=True,
+        angle_x=(-angle, angle),
+        angle_y=(-angle, angle),
+        angle_z=(-angle, angle),
+        do_scale=True,
+        scale=_SCALE,
+        border_mode_data="constant",
+        border_cval_data=0,
+        order_data=3,
+        border_mode_seg="constant",
+        border_cval_seg=0,
+        order_seg=1,
+        random_crop=False,
+        p_rot_per_sample=0.2,
+        p_scale_per_sample=0.2,
         independent_scale_for_each_axis=False,
-    )  # fmt: skip
+    )
 
 
 class _SliceBySlice(AbstractTransform):

@@ -169,8 +169,9 @@ def read_channels(paths: tuple[Path, ...]) -> tuple[np.ndarray, Geometry]:
         if part.array.shape[1:] != first.array.shape[1:]:
             problems.append(f"{path.name} has the shape {part.array.shape[1:]}, channel 0 {first.array.shape[1:]}")
         if not _same_spacing(part.geometry.spacing_mm, first.geometry.spacing_mm):
-            problems.append(f"{path.name} has the spacing {part.geometry.spacing_mm} mm, channel 0 "
-                            f"{first.geometry.spacing_mm} mm")  # fmt: skip
+            problems.append(
+                f"{path.name} has the spacing {part.geometry.spacing_mm} mm, channel 0 {first.geometry.spacing_mm} mm"
+            )
     refuse(str(paths[0]), problems)
     return np.concatenate([p.array for p in parts]), first.geometry
 
@@ -288,15 +289,21 @@ def _header_problems(dataset: Dataset) -> list[str]:
             problems.append(f"{case}: found {count} channels, dataset.json declares {_say(dataset.channels)}")
         for head in (*heads[1:], label):
             if head.shape[1:] != heads[0].shape[1:]:
-                problems.append(f"{case}: image and label (or two channels) differ in shape, "
-                                f"{heads[0].shape[1:]} and {head.shape[1:]}")  # fmt: skip
+                problems.append(
+                    f"{case}: image and label (or two channels) differ in shape, "
+                    f"{heads[0].shape[1:]} and {head.shape[1:]}"
+                )
             elif not _same_spacing(head.spacing_mm, heads[0].spacing_mm):
-                problems.append(f"{case}: image and label (or two channels) differ in spacing, "
-                                f"{heads[0].spacing_mm} and {head.spacing_mm} mm")  # fmt: skip
+                problems.append(
+                    f"{case}: image and label (or two channels) differ in spacing, "
+                    f"{heads[0].spacing_mm} and {head.spacing_mm} mm"
+                )
     if depths[2] and depths[3]:
         few = min(depths.items(), key=lambda kv: len(kv[1]))
-        problems.append(f"2D and 3D cases are mixed: {', '.join(few[1][:5])} are {few[0]}D, the others are not; "
-                        "make two datasets of them")  # fmt: skip
+        problems.append(
+            f"2D and 3D cases are mixed: {', '.join(few[1][:5])} are {few[0]}D, the others are not; "
+            "make two datasets of them"
+        )
     return problems
 
 

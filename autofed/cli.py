@@ -60,21 +60,35 @@ def fingerprint(
 def plan(
     sources: Annotated[list[Path], typer.Argument(help="Sites' folders or their fingerprints.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The plan, a JSON file.")],
-    hours: Annotated[float | None, typer.Option(help="Training time on this machine for all sites together; "
-                                                "default 1 on a CPU, nnU-Net's full training elsewhere.")] = None,
+    hours: Annotated[
+        float | None,
+        typer.Option(
+            help="Training time on this machine for all sites together; "
+            "default 1 on a CPU, nnU-Net's full training elsewhere."
+        ),
+    ] = None,
     memory: Annotated[float, typer.Option(help="Memory of the device in GB.")] = 8.0,
     device: DeviceOption = Device.auto,
     algorithm: Annotated[str, typer.Option(help="How the sites learn together.")] = "fedavg",
     set_: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE, set by hand; may be repeated.")] = None,
     processes: Processes = 0,
 ) -> None:
-    """Network, patch size, rounds and all the rest, from the data of all sites; every decision has its reason."""  # fmt: skip
+    """Network, patch size, rounds and all the rest, from the data of all sites; every decision has its reason."""
     from autofed import verbs
 
     settings = _settings(set_ or [])
     with _progress() as progress:
-        made = verbs.plan(sources, output, hours=hours, memory_gb=memory, device=device.value, algorithm=algorithm,
-                          settings=settings, processes=_count(processes), progress=progress)  # fmt: skip
+        made = verbs.plan(
+            sources,
+            output,
+            hours=hours,
+            memory_gb=memory,
+            device=device.value,
+            algorithm=algorithm,
+            settings=settings,
+            processes=_count(processes),
+            progress=progress,
+        )
     _show_plan(made)
     typer.echo(f"\nwritten to {output}; next: autofed preprocess {output} SITE... -o WORK")
 
@@ -111,8 +125,17 @@ def train(
     from autofed import verbs
 
     with _progress() as progress:
-        run = verbs.train(plan, work, output, algorithm=algorithm, rounds=rounds, init=init, resume=resume,
-                          device=device.value, progress=progress)  # fmt: skip
+        run = verbs.train(
+            plan,
+            work,
+            output,
+            algorithm=algorithm,
+            rounds=rounds,
+            init=init,
+            resume=resume,
+            device=device.value,
+            progress=progress,
+        )
     typer.echo(f"{output}: finished; models: {', '.join(run.models())}")
     typer.echo(f"next: autofed predict {output} -i IMAGES -o OUT")
 
@@ -131,8 +154,16 @@ def predict(
     from autofed import report, verbs
 
     with _progress() as progress:
-        written = verbs.predict(runs, images, output, model=model, mirroring=mirroring, device=device.value,
-                                save_probabilities=save_probabilities, progress=progress)  # fmt: skip
+        written = verbs.predict(
+            runs,
+            images,
+            output,
+            model=model,
+            mirroring=mirroring,
+            device=device.value,
+            save_probabilities=save_probabilities,
+            progress=progress,
+        )
         pictures = report.draw_predictions(output, progress)
     typer.echo(f"{output}: {len(written)} cases")  # type: ignore[arg-type]
     if pictures:
@@ -154,8 +185,10 @@ def evaluate(
         found = verbs.evaluate(predictions, labels, target, processes=_count(processes), progress=progress)
         page = _write_page(found, predictions, labels, target)
     for name, scores in [*found.classes.items(), ("mean", found.mean)]:
-        typer.echo(f"{name:<20} Dice {_number(scores.dice)}  Jaccard {_number(scores.jaccard)}  "
-                   f"HD95 {_number(scores.hd95_mm, 2)}")  # fmt: skip
+        typer.echo(
+            f"{name:<20} Dice {_number(scores.dice)}  Jaccard {_number(scores.jaccard)}  "
+            f"HD95 {_number(scores.hd95_mm, 2)}"
+        )
     for note in found.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"written to {target}; look at {page}")
@@ -213,10 +246,23 @@ def _end(error: Exception) -> None:
 def _progress() -> Iterator[Any]:
     """A bar per stage with the time left, on the terminal's error stream."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=2, speed_estimate_period=300) as bars:
         tasks: dict[str, Any] = {}
 

@@ -113,7 +113,7 @@ def values(counts: Counts) -> np.ndarray:
 
 
 def crop_box(image: np.ndarray) -> tuple[slice, slice, slice]:
-    """The bounding box of all voxels that are not zero in some channel of (C, Z, Y, X); everything if there are none."""
+    """The bounding box of the voxels that are not zero in some channel of (C, Z, Y, X); everything if none are."""
     filled = (image != 0).any(axis=0)
     if not filled.any():
         return tuple(slice(0, n) for n in filled.shape)  # type: ignore[return-value]

@@ -24,7 +24,7 @@ _WINDOWS_AT_ONCE = 4
 
 @dataclass(frozen=True)
 class Structure:
-    """One structure in one scan: voxels, volume in ml (3D) or area in mm^2 or pixels (2D), and its range over members."""
+    """One structure in one scan: its volume in ml (3D) or area in mm^2 or pixels (2D), and the range over members."""
 
     voxels: int
     size: float
@@ -124,9 +124,7 @@ class Predictor:
 
 
 @torch.inference_mode()
-def views(
-    network: UNet, image: np.ndarray, plan: Plan, axes: Sequence[int], device: str
-) -> Iterator[torch.Tensor]:
+def views(network: UNet, image: np.ndarray, plan: Plan, axes: Sequence[int], device: str) -> Iterator[torch.Tensor]:
     """Probabilities (K, *grid) of an image (C, *grid), once for each combination of mirrored axes."""
     whole = torch.from_numpy(image).to(device)[None]
     flat = plan.agreement.dimension == 2
@@ -173,8 +171,10 @@ def _misfits(case: Case, plan: Plan) -> list[str]:
     agreement = plan.agreement
     problems = []
     if case.image.shape[0] != len(agreement.channels):
-        problems.append(f"the image has {case.image.shape[0]} channels, the model wants {len(agreement.channels)} "
-                        f"({', '.join(agreement.channels)})")  # fmt: skip
+        problems.append(
+            f"the image has {case.image.shape[0]} channels, the model wants {len(agreement.channels)} "
+            f"({', '.join(agreement.channels)})"
+        )
     if (case.image.shape[1] == 1) != (agreement.dimension == 2):
         problems.append(f"the image has {case.image.shape[1]} slices, the model is {agreement.dimension}D")
     if not np.isfinite(case.image).all():
@@ -204,5 +204,6 @@ def _structures(
         if value:
             sizes = [float(c[value] * factor * voxel) for c in counts]
             voxels = int(np.count_nonzero(found == value))
-            structures[name] = Structure(voxels, round(voxels * voxel, 6), unit, round(min(sizes), 6), round(max(sizes), 6))
+            size, smallest, largest = (round(s, 6) for s in (voxels * voxel, min(sizes), max(sizes)))
+            structures[name] = Structure(voxels, size, unit, smallest, largest)
     return structures

@@ -35,7 +35,9 @@ class UNet(nn.Module):
         )
         last = len(stages) - 1
         self.up = nn.ModuleList(
-            UnetUpBlock(dims, plan.features[s + 1], plan.features[s], plan.kernels[s], 1, plan.strides[s + 1], _NORM, _ACT)
+            UnetUpBlock(
+                dims, plan.features[s + 1], plan.features[s], plan.kernels[s], 1, plan.strides[s + 1], _NORM, _ACT
+            )
             for s in reversed(range(last))
         )
         self.supervised = [0, *range(1, last - 1)] if plan.deep_supervision else [0]
@@ -65,8 +67,10 @@ def build(plan: Network, seed: int | None = None) -> UNet:
             if parameter.ndim > 1:
                 nn.init.kaiming_normal_(parameter, a=0.01, generator=generator)
             else:
-                nn.init.constant_(parameter, 1.0 if name.endswith("norm1.weight") or ".norm" in name
-                                  and name.endswith("weight") else 0.0)  # fmt: skip
+                nn.init.constant_(
+                    parameter,
+                    1.0 if name.endswith("norm1.weight") or (".norm" in name and name.endswith("weight")) else 0.0,
+                )
     return module
 
 
@@ -82,8 +86,9 @@ def load_weights(module: nn.Module, weights: Mapping[str, np.ndarray], about: st
     problems += [f"{name} is not in the plan's network" for name in weights if name not in parameters]
     for name in parameters.keys() & weights.keys():
         if tuple(weights[name].shape) != tuple(parameters[name].shape):
-            problems.append(f"{name} has the shape {tuple(weights[name].shape)}, the plan's network "
-                            f"{tuple(parameters[name].shape)}")  # fmt: skip
+            problems.append(
+                f"{name} has the shape {tuple(weights[name].shape)}, the plan's network {tuple(parameters[name].shape)}"
+            )
     refuse(about, (f"{p}; are these weights and this plan of one run?" for p in problems))
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -95,8 +100,12 @@ def pick_device(wanted: str = "auto") -> str:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         return next(name for name, found in there.items() if found)
-    refuse("--device", [] if there.get(wanted) else [
-        f"{wanted} is not here; this machine has {', '.join(n for n, f in there.items() if f)}"])  # fmt: skip
+    refuse(
+        "--device",
+        []
+        if there.get(wanted)
+        else [f"{wanted} is not here; this machine has {', '.join(n for n, f in there.items() if f)}"],
+    )
     return wanted
 
 

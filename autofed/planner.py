@@ -51,7 +51,7 @@ ENOUGH_STEPS = 1200
 """Fewer steps than this, over all sites, and a narrower network learns more in the same hours."""
 
 SHORT_TRAINING = 10_000
-"""Below so many steps a momentum of .99 has hardly got going: see `_optimiser`."""
+"""Below so many steps a site the plan departs from nnU-Net's long training: see `_optimiser` and `_mirror_axes`."""
 
 USEFUL_SHARE = 0.8
 """Share of the hours that goes into training steps; the rest is reading, augmenting and saving."""
@@ -162,7 +162,7 @@ def features(stages: int, dimension: int, base: int = BASE_FEATURES) -> tuple[in
 
 
 def memory_proxy(network: Network, patch: Sequence[int]) -> int:
-    """Output elements of all convolutions for one patch: nnU-Net's stand-in for GPU memory (heads below the top not counted)."""
+    """Output elements of all convolutions for one patch, lower heads not counted: nnU-Net's stand-in for memory."""
     voxels = network.stage_voxels(tuple(patch))
     last = len(network.features) - 1
     down = sum(2 * f * v for f, v in zip(network.features, voxels, strict=True))
@@ -214,12 +214,21 @@ def _geometry(fingerprint: Fingerprint, reasons: list[Reason]) -> Geometry:
     _say(reasons, where + "configuration", geometry.configuration, "pictures" if flat else "volumes of many slices")
     medians = [round(float(np.median(values(axis.spacing_mm))), 4) for axis in fingerprint.axes]
     unit = "pixels: pictures have no millimetres" if spacing[0] >= PICTURE_SLICE_MM else "mm"
-    _say(reasons, where + "spacing_mm", _short(moved), f"median over {fingerprint.cases} cases of all sites, "
-         f"{_short(medians)} {unit}; a far coarser axis takes its 10th percentile")  # fmt: skip
+    _say(
+        reasons,
+        where + "spacing_mm",
+        _short(moved),
+        f"median over {fingerprint.cases} cases of all sites, "
+        f"{_short(medians)} {unit}; a far coarser axis takes its 10th percentile",
+    )
     _say(reasons, where + "transpose", order, "the axis with the largest spacing comes first")
     _say(reasons, where + "median_shape", geometry.median_shape, "median size of the cases on that grid")
-    _say(reasons, where + "resample_in_plane", geometry.resample_in_plane,
-         f"slices are resampled by themselves where they lie {ANISOTROPY:g} times coarser than their pixels")  # fmt: skip
+    _say(
+        reasons,
+        where + "resample_in_plane",
+        geometry.resample_in_plane,
+        f"slices are resampled by themselves where they lie {ANISOTROPY:g} times coarser than their pixels",
+    )
     return geometry
 
 
@@ -232,8 +241,13 @@ def _intensity(fingerprint: Fingerprint, reasons: list[Reason]) -> Intensity:
         _say(reasons, f"local.intensity.channels.{name}", channel.scheme, why)
     ratio = float(np.median(values(fingerprint.crop_ratio)))
     inside = ratio < 0.75 and any(c.scheme == "zscore" for c in channels)
-    _say(reasons, "local.intensity.inside_mask", inside, f"cropping to non-zero voxels keeps {ratio:.0%} of an image; "
-         "z-scores use only those voxels if it is less than 75 %")  # fmt: skip
+    _say(
+        reasons,
+        "local.intensity.inside_mask",
+        inside,
+        f"cropping to non-zero voxels keeps {ratio:.0%} of an image; "
+        "z-scores use only those voxels if it is less than 75 %",
+    )
     return Intensity(channels=tuple(channels), inside_mask=inside)
 
 
@@ -317,29 +331,57 @@ def _network_and_training(
     spacing, shape = geometry.spacing_mm[-dimension:], geometry.median_shape[-dimension:]
     found, batch = patch_for_memory(fingerprint, spacing, shape, budget.memory_gb)
     where = "local.training."
-    _say(reasons, where + "patch_size", found.patch, f"the largest patch of the median image {shape} that fits "
-         f"{budget.memory_gb:g} GB with two patches in a batch, a multiple of {found.divisor}")  # fmt: skip
+    _say(
+        reasons,
+        where + "patch_size",
+        found.patch,
+        f"the largest patch of the median image {shape} that fits "
+        f"{budget.memory_gb:g} GB with two patches in a batch, a multiple of {found.divisor}",
+    )
     base, batch_size, steps = _fit_to_hours(fingerprint, found, batch, budget, reasons)
     network = _network(fingerprint, found, base)
     _say(reasons, "local.network.strides", network.strides, "pool the finest axes while edges stay at 4 or more")
     rounds, per_round = _rounds(steps // len(fingerprint.sites))
-    _say(reasons, "agreement.training.rounds", rounds, f"{per_round} steps at each of {len(fingerprint.sites)} sites "
-         "a round: about twice as many rounds as steps in one, so that sites do not drift apart")  # fmt: skip
+    _say(
+        reasons,
+        "agreement.training.rounds",
+        rounds,
+        f"{per_round} steps at each of {len(fingerprint.sites)} sites "
+        "a round: about twice as many rounds as steps in one, so that sites do not drift apart",
+    )
     snapshots = tuple(spaced_snapshots(rounds))
     _say(reasons, "agreement.training.snapshots", snapshots, "late and spaced: neighbours are nearly one model")
     rate, momentum = _optimiser(steps // len(fingerprint.sites))
-    _say(reasons, where + "momentum", momentum, f"learning rate {rate:g}; it starts anew each round, and a training "
-         f"of under {SHORT_TRAINING} steps a site is too short for .99")  # fmt: skip
+    _say(
+        reasons,
+        where + "momentum",
+        momentum,
+        f"learning rate {rate:g}; it starts anew each round, and a training "
+        f"of under {SHORT_TRAINING} steps a site is too short for .99",
+    )
+    mirror = _mirror_axes(dimension, steps // len(fingerprint.sites))
+    _say(
+        reasons,
+        where + "mirror_axes",
+        mirror,
+        "pictures have no up and down; volumes lie alike in the scanner, and "
+        f"under {SHORT_TRAINING} steps a site are too few to also learn their mirror images",
+    )
     flat_patch = dimension == 3 and max(found.patch) / found.patch[0] > ANISOTROPY
-    _say(reasons, where + "rotate_in_plane_only", flat_patch, f"the patch is {max(found.patch) / found.patch[0]:.1f} "
-         f"times as wide as deep; above {ANISOTROPY:g} it is augmented slice by slice")  # fmt: skip
+    _say(
+        reasons,
+        where + "rotate_in_plane_only",
+        flat_patch,
+        f"the patch is {max(found.patch) / found.patch[0]:.1f} "
+        f"times as wide as deep; above {ANISOTROPY:g} it is augmented slice by slice",
+    )
     training = Training(
         patch_size=found.patch,
         batch_size=batch_size,
         steps_per_round=per_round,
         learning_rate=rate,
         momentum=momentum,
-        mirror_axes=tuple(range(dimension)),
+        mirror_axes=mirror,
         rotate_in_plane_only=flat_patch,
         batch_dice=dimension == 2,
     )
@@ -361,10 +403,16 @@ def _fit_to_hours(
             break
     steps = max(len(fingerprint.sites), min(steps, FULL_TRAINING))
     fits = f"{steps} steps in all fit {budget.hours:g} h on this {budget.device} ({budget.gflops:.0f} Gflop/s measured)"
-    _say(reasons, "local.network.features", base, f"{fits}; the widest first stage of {NARROWER} that leaves at least "
-         f"{ENOUGH_STEPS} steps")  # fmt: skip
-    _say(reasons, "local.training.batch_size", size, _batch_reason(batch) + (
-         "; smaller here, so that enough steps fit the hours" if size < batch else ""))  # fmt: skip
+    wish = f"of the first stages {NARROWER} the widest that leaves at least {ENOUGH_STEPS} steps"
+    if steps < ENOUGH_STEPS:
+        wish = f"even the narrowest network gets fewer than the {ENOUGH_STEPS} steps wished for: give more hours"
+    _say(reasons, "local.network.features", base, f"{fits}; {wish}")
+    _say(
+        reasons,
+        "local.training.batch_size",
+        size,
+        _batch_reason(batch) + ("; smaller here, so that enough steps fit the hours" if size < batch else ""),
+    )
     return base, size, steps
 
 
@@ -397,6 +445,11 @@ def _rounds(steps_per_site: int) -> tuple[int, int]:
 def _optimiser(steps_per_site: int) -> tuple[float, float]:
     """Learning rate and momentum: nnU-Net's for a long training, a shorter memory for a short one."""
     return (0.01, 0.99) if steps_per_site >= SHORT_TRAINING else (0.05, 0.9)
+
+
+def _mirror_axes(dimension: int, steps_per_site: int) -> tuple[int, ...]:
+    """All axes (nnU-Net), but none for volumes in a short training."""
+    return tuple(range(dimension)) if dimension == 2 or steps_per_site >= SHORT_TRAINING else ()
 
 
 def _short(numbers: Sequence[float]) -> str:

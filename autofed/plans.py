@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from autofed.files import Record, read_json
 from autofed.problems import Problems, refuse
 
-VERSION = 1
+VERSION: Literal[1] = 1
 
 Vector = tuple[float, ...]
 Shape = tuple[int, ...]
@@ -153,10 +153,10 @@ class Network(Record):
             yield stage, before, width, math.prod(kernel)
             yield stage, width, width, math.prod(kernel)
         for stage in reversed(range(last)):
-            width, below, kernel = self.features[stage], self.features[stage + 1], math.prod(self.kernels[stage])
-            yield stage, below, width, math.prod(self.strides[stage + 1])
-            yield stage, 2 * width, width, kernel
-            yield stage, width, width, kernel
+            width, volume = self.features[stage], math.prod(self.kernels[stage])
+            yield stage, self.features[stage + 1], width, math.prod(self.strides[stage + 1])
+            yield stage, 2 * width, width, volume
+            yield stage, width, width, volume
             if stage == 0 or (self.deep_supervision and stage < last - 1):
                 yield stage, width, self.classes, 1
 
@@ -312,9 +312,11 @@ def _assign(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 def _no_field(name: str, matches: list[tuple[str, ...]], paths: list[tuple[str, ...]]) -> str:
     if matches:
         return f"{name} could be {' or '.join('.'.join(m) for m in matches)}; write the longer name"
-    last = name.split(".")[-1]
+    last = name.rsplit(".", maxsplit=1)[-1]
     close = [".".join(p[-2:]) for p in paths if last[:4] in p[-1]]
-    return f"there is no field {name} in a plan; did you mean one of: {', '.join(close or ['.'.join(p) for p in paths])}"
+    return (
+        f"there is no field {name} in a plan; did you mean one of: {', '.join(close or ['.'.join(p) for p in paths])}"
+    )
 
 
 def _problems(plan: Plan) -> list[str]:
@@ -322,7 +324,9 @@ def _problems(plan: Plan) -> list[str]:
     network, training, agreement = plan.local.network, plan.local.training, plan.agreement
     problems = []
     if len(training.patch_size) != agreement.dimension:
-        problems.append(f"local.training.patch_size has {len(training.patch_size)} axes in a {agreement.dimension}D plan")
+        problems.append(
+            f"local.training.patch_size has {len(training.patch_size)} axes in a {agreement.dimension}D plan"
+        )
     elif any(len(s) != agreement.dimension for s in (*network.strides, *network.kernels)):
         problems.append(f"local.network.strides and kernels need {agreement.dimension} axes each")
     elif any(p < 1 or p % d for p, d in zip(training.patch_size, network.divisor, strict=True)):

@@ -6,7 +6,7 @@ or privacy prepares nothing again, and data prepared from other files is never t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from autofed.images import Geometry as FileGeometry
 from autofed.parallel import Progress, each, silent
 from autofed.planner import ANISOTROPY
 from autofed.plans import Channel, Geometry, Intensity, Local
-from autofed.problems import Problems, refuse
+from autofed.problems import Problems
 
 LOCATIONS_PER_CLASS = 10_000
 """So many voxels of each class are remembered as centres for patches (nnU-Net)."""
@@ -96,7 +96,7 @@ def prepare(case: Case, geometry: Geometry, intensity: Intensity) -> Prepared:
 
 
 def restore(values: np.ndarray, way: WayBack, fill: float = 0.0) -> np.ndarray:
-    """A map (*grid) of real values back on the file's grid (Z, Y, X), linearly; `fill` where the case was cropped away."""
+    """A map (*grid) of real values back on the file's grid (Z, Y, X), linearly; `fill` where it was cropped."""
     cropped = [stop - start for start, stop in way.box]
     there = resample(values, [cropped[axis] for axis in way.transpose], order=1, separate=way.separate)
     whole = np.full(way.shape, fill, dtype=values.dtype)
@@ -270,13 +270,12 @@ def open_store(work: Path, site: str, local: Local) -> Store:
     candidates = [Index.load(p) for p in sorted((work / site).glob("*/index.json"))]
     fitting = [i for i in candidates if i.preparation == local.preparation_digest()]
     if not fitting:
-        what = "for another plan" if candidates else "at all"
-        raise Problems(f"{work}/{site}", [f"nothing is prepared for this plan (found data {what}); run `autofed preprocess`"]
-                       if candidates else ["nothing is prepared; run `autofed preprocess plan.json SITE... -o WORK`"])  # fmt: skip
+        found = "only data prepared for another plan" if candidates else "nothing"
+        raise Problems(str(work / site), [f"found {found}; run `autofed preprocess plan.json SITE... -o {work}`"])
     current = [i for i in fitting if _raw_digest(i) in (None, i.raw_digest)]
     if not current:
-        raise Problems(f"{work}/{site}", [f"the files in {fitting[0].raw} changed since they were prepared; "
-                                          "run `autofed preprocess` again"])  # fmt: skip
+        changed = f"the files in {fitting[0].raw} changed since they were prepared; run `autofed preprocess` again"
+        raise Problems(str(work / site), [changed])
     index = current[-1]
     folder = work / site / digest([index.preparation, index.raw_digest])[:16]
     by_patient: dict[str, list[str]] = {}
@@ -335,21 +334,19 @@ def _prepare_one(dataset: Dataset, local: Local, folder: Path, case: str) -> Non
         blosc2.asarray(ready.image, urlpath=str(part / "image.b2nd"), mode="w", chunks=(len(ready.image), *chunks))
         if ready.label is not None:
             blosc2.asarray(ready.label, urlpath=str(part / "label.b2nd"), mode="w", chunks=tuple(chunks))
-            np.savez(part / "locations.npz", **{str(v): at for v, at in _find_locations(ready.label)})
+            np.savez(part / "locations.npz", allow_pickle=False, **dict(_find_locations(ready.label)))
         write_json(part / "case.json", ready.way_back.model_dump(mode="json"))
 
 
-def _find_locations(label: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:
+def _find_locations(label: np.ndarray) -> Iterable[tuple[str, np.ndarray]]:
     """Per class: all voxels if there are few, else 10 000 or 1 % of them, whichever is more (nnU-Net)."""
     generator = np.random.default_rng(1234)
     for value in np.unique(label[label > 0]):
         at = np.argwhere(label == value).astype(np.int32)
         wanted = max(LOCATIONS_PER_CLASS, len(at) // 100)
-        yield int(value), at if len(at) <= wanted else generator.choice(at, wanted, replace=False, axis=0)
+        yield str(value), at if len(at) <= wanted else generator.choice(at, wanted, replace=False, axis=0)
 
 
 def way_back(folder: Path) -> WayBack:
     """The way back of a stored case."""
     return WayBack.parse(read_json(folder / "case.json"), str(folder))
-
-

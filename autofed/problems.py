@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-
 SHOWN = 20
 """So many problems are printed; `Problems.problems` holds them all."""
 

@@ -66,9 +66,7 @@ def plan(
     if hours is None and device == "cpu":
         hours = 1.0
     gflops = measure_speed(device, merged.declaration.dimension) if hours is not None else None
-    budget = Budget.parse(
-        {"memory_gb": memory_gb, "hours": hours, "device": device, "gflops": gflops}, "the budget"
-    )
+    budget = Budget.parse({"memory_gb": memory_gb, "hours": hours, "device": device, "gflops": gflops}, "the budget")
     made = make(merged, budget, algorithm)
     if settings:
         made = made.change(dict(settings))
@@ -86,7 +84,7 @@ def preprocess(
     processes: int = 1,
     progress: Progress = silent,
 ) -> dict[str, int]:
-    """Prepare the sites' data for a plan in WORK/<site>/; gives the number of new cases per site (0: all were there)."""
+    """Prepare the sites' data for a plan in WORK/<site>/; gives how many cases were new, by site."""
     made = _plan(plan)
     datasets = open_datasets(sites)
     refuse("the sites and the plan", [p for d in datasets for p in _disagreement(d, made)])
@@ -125,10 +123,18 @@ def train(
     identity = folder.identity() if folder.exists else folder.begin(made, names)
     counter = _StepCounter(made, len(stores), progress)
     sites = [
-        Site(name, store, made, folder.site_folder(name), Path(work) / name / "ledger.jsonl",
-             members=len(stores) if pooled else 1, device=device, on_step=counter)
+        Site(
+            name,
+            store,
+            made,
+            folder.site_folder(name),
+            Path(work) / name / "ledger.jsonl",
+            members=len(stores) if pooled else 1,
+            device=device,
+            on_step=counter,
+        )
         for name, store in ({POOLED: pool(stores)} if pooled else stores).items()
-    ]  # fmt: skip
+    ]
     done = loop.saved_rounds(folder.rounds_folder)
     state = loop.load_state(folder.rounds_folder, done[-1]) if done else chosen.start(algorithms.Setup(made, weights))
     counter.begin(state.round)
@@ -193,7 +199,10 @@ def evaluate(
 
     `labels` is a folder of label files, or a folder of sites in raw layout, whose scores are then also given by site.
     """
-    report = evaluate_folder(Path(predictions), Path(labels), processes=processes, progress=progress)
+    folder = Path(predictions)
+    references, sites = find_references(Path(labels))
+    names = _label_names(folder, references)
+    report = evaluate_folder(folder, references, names, sites, processes=processes, progress=progress)
     if output is not None:
         report.save(Path(output))
     return report
@@ -265,10 +274,12 @@ def _refuse_other_run(folder: Run, made: Plan, resume: bool) -> None:
         if folder.folder.exists() and any(folder.folder.iterdir()):
             raise Problems(str(folder.folder), ["the folder is not empty and holds no run; give another one"])
         return
+    problem = None
     if not resume:
-        raise Problems(str(folder.folder), ["there is a run already; add --resume to go on with it, or give another folder"])
-    if folder.plan().digest() != made.digest():
-        raise Problems(str(folder.folder), ["the run follows another plan; resume it with the plan.json inside it"])
+        problem = "there is a run already; add --resume to go on with it, or give another folder"
+    elif folder.plan().digest() != made.digest():
+        problem = "the run follows another plan; resume it with the plan.json inside it"
+    refuse(str(folder.folder), [problem] if problem else [])
 
 
 def _first_weights(made: Plan, init: PathLike | None) -> Arrays:
@@ -318,10 +329,15 @@ def _case_of(array: np.ndarray, spacing_mm: Sequence[float] | None, made: Plan) 
 def _predict_case(predictor: Predictor, case: str, files: Files, out: Path, probabilities: bool) -> Path:
     """Predict one case and write its files, the JSON last: a case whose JSON is there is whole."""
     summary = out / f"{case}.json"
-    asked = digest([
-        predictor.weights_digest, predictor.plan.inference.digest(), predictor.mirroring, probabilities,
-        [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files.images],
-    ])  # fmt: skip
+    asked = digest(
+        [
+            predictor.weights_digest,
+            predictor.plan.inference.digest(),
+            predictor.mirroring,
+            probabilities,
+            [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files.images],
+        ]
+    )
     if summary.is_file() and read_json(summary).get("asked") == asked:
         return summary
     image, geometry = read_channels(files.images)
@@ -339,26 +355,32 @@ def _predict_case(predictor: Predictor, case: str, files: Files, out: Path, prob
         with whole_file(out / names["probabilities"]) as part:
             np.savez_compressed(part, probabilities=found.probabilities)
     inside = found.entropy[found.labels > 0]
-    write_json(summary, {
-        "case": case,
-        "images": [str(p.resolve()) for p in files.images],
-        "labels": predictor.plan.agreement.labels,
-        "files": names,
-        "structures": {name: vars(structure) for name, structure in found.structures.items()},
-        "mean_entropy_inside": float(inside.mean()) if inside.size else None,
-        "members": found.members,
-        "plan": found.plan_digest,
-        "weights": found.weights_digest,
-        "asked": asked,
-    })  # fmt: skip
+    write_json(
+        summary,
+        {
+            "case": case,
+            "images": [str(p.resolve()) for p in files.images],
+            "labels": predictor.plan.agreement.labels,
+            "files": names,
+            "structures": {name: vars(structure) for name, structure in found.structures.items()},
+            "mean_entropy_inside": float(inside.mean()) if inside.size else None,
+            "members": found.members,
+            "plan": found.plan_digest,
+            "weights": found.weights_digest,
+            "asked": asked,
+        },
+    )
     return summary
 
 
 def _write_about(out: Path, predictor: Predictor, folders: Sequence[Run], model: str | None) -> None:
-    write_json(out / "prediction.json", {
-        "labels": predictor.plan.agreement.labels,
-        "runs": [str(folder.folder.resolve()) for folder in folders],
-        "model": model or GLOBAL,
-        "ensemble": [member.name for member in predictor.members],
-        "mirroring": predictor.mirroring,
-    })  # fmt: skip
+    write_json(
+        out / "prediction.json",
+        {
+            "labels": predictor.plan.agreement.labels,
+            "runs": [str(folder.folder.resolve()) for folder in folders],
+            "model": model or GLOBAL,
+            "ensemble": [member.name for member in predictor.members],
+            "mirroring": predictor.mirroring,
+        },
+    )

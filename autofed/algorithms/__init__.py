@@ -93,10 +93,14 @@ def make(choice: Choice) -> Algorithm:
     """The algorithm that a plan names, with the plan's settings; `Problems` names every setting it does not have."""
     kind = find(choice.name)
     known = {f.name for f in fields(kind)}
-    refuse("agreement.algorithm.settings", [
-        f"{choice.name} has no setting {name!r}; it has: {', '.join(sorted(known)) or 'none'}"
-        for name in choice.settings if name not in known
-    ])  # fmt: skip
+    refuse(
+        "agreement.algorithm.settings",
+        [
+            f"{choice.name} has no setting {name!r}; it has: {', '.join(sorted(known)) or 'none'}"
+            for name in choice.settings
+            if name not in known
+        ],
+    )
     return kind(**choice.settings)
 
 
@@ -111,8 +115,11 @@ def site_weights(plan: Plan) -> Mapping[str, float]:
 
 
 def _only_algorithm(module: Any) -> type:
-    found = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__
-             and hasattr(v, "local") and hasattr(v, "merge")]  # fmt: skip
+    found = [
+        v
+        for v in vars(module).values()
+        if isinstance(v, type) and v.__module__ == module.__name__ and hasattr(v, "local") and hasattr(v, "merge")
+    ]
     if len(found) != 1:
         raise AttributeError(f"the file must define one algorithm, it defines {len(found)}")
     return found[0]

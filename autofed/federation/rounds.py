@@ -13,7 +13,19 @@ from typing import Any
 import numpy as np
 
 from autofed.algorithms import Algorithm, site_weights
-from autofed.exchange import Arrays, Failure, Groups, Message, Release, Request, ServerState, from_bytes, load_groups, save_groups, to_bytes
+from autofed.exchange import (
+    Arrays,
+    Failure,
+    Groups,
+    Message,
+    Release,
+    Request,
+    ServerState,
+    from_bytes,
+    load_groups,
+    save_groups,
+    to_bytes,
+)
 from autofed.files import whole_folder, write_bytes, write_json
 from autofed.plans import Plan
 from autofed.privacy import Mechanism
@@ -106,8 +118,10 @@ def _check(messages: Mapping[str, Message], request: Request) -> list[Release]:
         if isinstance(message, Failure):
             problems.append(f"the site {site} failed with the code {message.code!r}; the details are in its site.log")
         elif not isinstance(message, Release) or (message.run, message.round, message.site) != (
-            request.run, request.round, site,
-        ):  # fmt: skip
+            request.run,
+            request.round,
+            site,
+        ):
             problems.append(f"the site {site} answered another question than that of round {request.round}")
         else:
             problems += [f"the site {site}: {p}" for p in _misfits(message.arrays, request.shared)]

@@ -90,7 +90,9 @@ class Site:
     def _charge(self, request: Request) -> None:
         events = self.mechanism.cost(self.steps)
         agreement = self.plan.agreement.digest()
-        charge = Charge(run=request.run, round=request.round, question=request.question, agreement=agreement, events=events)
+        charge = Charge(
+            run=request.run, round=request.round, question=request.question, agreement=agreement, events=events
+        )
         try:
             self.ledger.charge(charge)
         except Problems as error:

@@ -37,12 +37,13 @@ class NoPrivacy:
         """Weighted average in float64, summed in the order of the sites' names."""
         sites = sorted(releases)
         total = sum(weights[site] for site in sites)
-        return {
-            name: sum(releases[site][name].astype(np.float64) * (weights[site] / total) for site in sites).astype(
-                first.dtype
-            )
-            for name, first in releases[sites[0]].items()
-        }
+        average = {}
+        for name, first in releases[sites[0]].items():
+            exact = np.zeros(first.shape, dtype=np.float64)
+            for site in sites:
+                exact += releases[site][name].astype(np.float64) * (weights[site] / total)
+            average[name] = exact.astype(first.dtype)
+        return average
 
     def cost(self, steps: int) -> tuple[Event, ...]:
         """One event that says that nothing bounds what was learned about a patient."""

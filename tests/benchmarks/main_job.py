@@ -1,0 +1,120 @@
+"""The main job on real federations: fedavg beside pooled and local, at the same total of patches.
+
+    python tests/benchmarks/main_job.py DATA -o OUT [--federation hippocampus] [--quick | --full]
+
+DATA holds <federation>/sites/<site>/ and <federation>/test/{imagesTs,labelsTs}. A run that was interrupted goes on; what
+is finished is not run again. Prints a Markdown table and writes OUT/<federation>/results.json.
+
+Every arm takes the same number of steps with the same batch in all: fedavg and local share them out evenly over the
+sites, pooled takes them all on the union. "local" is the mean over the sites' models, each on the whole test set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from datetime import date
+from pathlib import Path
+
+from autofed import plans, verbs
+from autofed.federation.rounds import read_metrics
+from autofed.files import write_json
+
+FEDERATIONS = ("hippocampus", "dermoscopy")
+ARMS = ("fedavg", "pooled", "local")
+QUICK_HOURS = 0.2
+FULL_HOURS = 8.0
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--federation", action="append", choices=FEDERATIONS)
+    parser.add_argument("--arm", action="append", choices=ARMS)
+    parser.add_argument("--device", default="auto")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help=f"{QUICK_HOURS} h of training an arm (the default)")
+    size.add_argument("--full", action="store_true", help=f"{FULL_HOURS} h of training an arm, for a GPU")
+    args = parser.parse_args()
+    hours = FULL_HOURS if args.full else QUICK_HOURS
+    for federation in args.federation or FEDERATIONS:
+        run_federation(args.data / federation, args.output / federation, hours, args.arm or ARMS, args.device)
+
+
+def run_federation(data: Path, out: Path, hours: float, arms: tuple[str, ...], device: str) -> None:
+    """All arms of one federation under one plan."""
+    sites = sorted(p.parent for p in data.glob("sites/*/dataset.json"))
+    plan_path = out / "plan.json"
+    if not plan_path.is_file():
+        verbs.plan(sites, plan_path, hours=hours, device=device, processes=2)
+    made = plans.load(plan_path)
+    verbs.preprocess(made, sites, out / "work", processes=2)
+    results = [run_arm(data, out, made, arm, device) for arm in arms]
+    about = {
+        "date": str(date.today()), "machine": f"{platform.machine()}, {made.budget.device}, "
+        f"{made.budget.gflops} Gflop/s measured", "seed": made.local.training.seed, "hours_planned": hours,
+    }  # fmt: skip
+    write_json(out / "results.json", {"about": about, "arms": results})
+    print(table(data.name, made, results, about), flush=True)
+
+
+def run_arm(data: Path, out: Path, made: plans.Plan, arm: str, device: str) -> dict:
+    """Train one arm, predict the test set with each of its models, and score."""
+    folder = out / arm
+    if (folder / "result.json").is_file():
+        return json.loads((folder / "result.json").read_text())
+    run = verbs.train(made, out / "work", folder / "run", algorithm=arm, device=device,
+                      resume=(folder / "run" / "run.json").is_file())  # fmt: skip
+    training_seconds = sum(line["seconds"] for line in read_metrics(run.rounds_folder))
+    begin = time.monotonic()
+    reports = {}
+    for model in run.models():
+        target = folder / model
+        verbs.predict(run.folder, data / "test" / "imagesTs", target, model=model, device=device)
+        reports[model] = verbs.evaluate(target, data / "test" / "labelsTs", target / "report.json", processes=2)
+    result = {
+        "arm": arm,
+        "dice": {model: report.mean.dice for model, report in reports.items()},
+        "jaccard": {model: report.mean.jaccard for model, report in reports.items()},
+        "hd95": {model: report.mean.hd95_mm for model, report in reports.items()},
+        "training_minutes": training_seconds / 60,
+        "prediction_minutes": (time.monotonic() - begin) / 60,
+    }
+    write_json(folder / "result.json", result)
+    return result
+
+
+def table(name: str, made: plans.Plan, results: list[dict], about: dict) -> str:
+    """One federation as Markdown."""
+    training = made.local.training
+    steps = made.agreement.training.rounds * training.steps_per_round * len(made.agreement.patients)
+    lines = [
+        f"### {name}",
+        "",
+        f"{made.local.network.parameters / 1e6:.2f} million parameters, patch {training.patch_size}, batch "
+        f"{training.batch_size}, {steps} steps in all ({made.agreement.training.rounds} rounds); seed {about['seed']}; "
+        f"{about['machine']}; {about['date']}.",
+        "",
+        "| arm | Dice | Jaccard | HD95 | training, min |",
+        "|---|---|---|---|---|",
+    ]
+    for result in results:
+        lines.append(
+            f"| {result['arm']} | {_mean(result['dice'], 4)} | {_mean(result['jaccard'], 4)} | "
+            f"{_mean(result['hd95'], 2)} | {result['training_minutes']:.1f} |"
+        )
+        if len(result["dice"]) > 1:
+            lines += [f"| {result['arm']}, {model} | {dice:.4f} | | | |" for model, dice in result["dice"].items()]
+    return "\n".join([*lines, ""])
+
+
+def _mean(values: dict[str, float], digits: int) -> str:
+    return f"{sum(values.values()) / len(values):.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Fingerprints and plans that tests start from, made from numbers and not from files."""
+
+from __future__ import annotations
+
+from autofed.case import Declaration
+from autofed.fingerprints import AxisCounts, ChannelSums, ClassCounts, Fingerprint, SiteCounts
+from autofed.planner import make
+from autofed.plans import Budget, Plan
+
+
+def fingerprint(
+    shape=(32, 32, 32), spacing_mm=(1.0, 1.0, 1.0), cases=20, channels=("MRI",), labels=2, sites=("alpha", "bravo")
+) -> Fingerprint:
+    """A federation whose cases all have one shape and spacing."""
+    names = {"background": 0} | {f"structure_{i}": i for i in range(1, labels + 1)}
+    axes = tuple(
+        AxisCounts(spacing_mm={repr(s): cases}, extent_mm={repr(s * n): cases}, size={str(n): cases})
+        for s, n in zip(spacing_mm, shape, strict=True)
+    )
+    return Fingerprint(
+        declaration=Declaration(channels=channels, labels=names, dimension=2 if shape[0] == 1 else 3),
+        sites={s: SiteCounts(patients=cases // len(sites), cases=cases // len(sites), labelled=cases // len(sites))
+               for s in sites},
+        axes=axes,
+        crop_ratio={"1.0000": cases},
+        channels=tuple(ChannelSums(cases=cases) for _ in channels),
+        classes={name: ClassCounts(cases=cases, voxels=10, volume=10) for name in names},
+    )  # fmt: skip
+
+
+def small_plan(shape=(16, 16, 16), channels=("MRI",), labels=2, sites=("alpha", "bravo"), cases=8, **settings) -> Plan:
+    """A plan whose network is small enough to train inside a test: 4 features, one step a round, three rounds."""
+    made = make(fingerprint(shape, (999.0, 1.0, 1.0) if shape[0] == 1 else (1.0,) * 3, cases, channels, labels, sites),
+                Budget(hours=0.01, gflops=100))  # fmt: skip
+    stages = len(made.local.network.features)
+    chosen = {
+        "network.features": [4] * stages,
+        "training.batch_size": 2,
+        "training.steps_per_round": 1,
+        "training.rounds": 3,
+        **settings,
+    }
+    return made.change(chosen)

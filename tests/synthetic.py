@@ -1,0 +1,131 @@
+"""Small made-up hospitals: bright blobs on a noisy ground, in nnU-Net's raw layout.
+
+Each class is a blob of its own brightness in every channel, so that a small network learns it in a few steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as Pillow
+
+from autofed import images
+from autofed.files import write_json
+from autofed.images import PICTURE_SLICE_MM, Geometry
+
+TUMOUR = {"background": 0, "tumour": 1}
+ORGAN_AND_TUMOUR = {"background": 0, "organ": 1, "tumour": 2}
+
+
+def blobs(shape: Sequence[int], classes: int, rng: np.random.Generator) -> np.ndarray:
+    """A label map (Z, Y, X), int32, with one ellipsoid per class; later classes lie on top of earlier ones."""
+    extent = np.array(shape, float)
+    axes = np.meshgrid(*[np.arange(n) for n in shape], indexing="ij")
+    label = np.zeros(shape, np.int32)
+    for value in range(1, classes):
+        radius = np.maximum(extent * rng.uniform(0.15, 0.25, 3), 1.0)
+        centre = extent * rng.uniform(0.3, 0.7, 3)
+        inside = sum(((a - c) / r) ** 2 for a, c, r in zip(axes, centre, radius, strict=True)) <= 1
+        label[inside] = value
+        label[tuple(np.minimum(centre, extent - 1).astype(int))] = value
+    return label
+
+
+def paint(label: np.ndarray, channels: int, rng: np.random.Generator, top: float = 255.0) -> np.ndarray:
+    """An image float32 (C, Z, Y, X) in [0, top] for a label map: brightness by class, other channels the other way."""
+    share = 0.2 + 0.6 * label / max(int(label.max()), 1)
+    clean = np.stack([share if c % 2 == 0 else 1 - share for c in range(channels)])
+    return (np.clip(clean + rng.normal(0, 0.05, clean.shape), 0, 1) * top).astype(np.float32)
+
+
+def make_site(
+    folder: Path | str,
+    *,
+    cases: int = 4,
+    dimension: int = 3,
+    channels: Sequence[str] = ("MRI",),
+    labels: Mapping[str, int] = TUMOUR,
+    ending: str = "",
+    patients: int | Mapping[str, str] = 0,
+    unlabelled: int = 0,
+    shape: Sequence[int] = (),
+    spacing_mm: Sequence[float] = (),
+    part: str = "Tr",
+    seed: int = 0,
+) -> Path:
+    """Write a site and return its folder, whose name is the site's; ids are "{site}_{000}".
+
+    `ending` is .nii.gz in 3D and .png in 2D unless said otherwise; three channels in pictures make one RGB file each.
+    `patients` is a mapping of case to patient, or how many cases each patient has. The last `unlabelled` cases have no
+    label. `shape` and `spacing_mm` are (z, y, x) or, in 2D, (y, x); the shape varies a little from case to case.
+    `part` is Tr for what a site holds, Ts for a test set.
+    """
+    folder = Path(folder)
+    ending = ending or (".nii.gz" if dimension == 3 else ".png")
+    rng = np.random.default_rng([seed, *folder.name.encode()])
+    base = tuple(shape) or ((16, 24, 20) if dimension == 3 else (32, 40))
+    ids = [f"{folder.name}_{i:03d}" for i in range(cases)]
+    for i, case in enumerate(ids):
+        size = [n + (0 if shape else int(rng.integers(0, 5))) for n in base]
+        label = blobs([1, *size][-3:], len(labels), rng)
+        geometry = _geometry(dimension, ending, tuple(spacing_mm))
+        _write_image(folder / f"images{part}", case, ending, paint(label, len(channels), rng), geometry)
+        if i < cases - unlabelled:
+            name = f"{case}{images.label_ending(ending)}"
+            _write_map(folder / f"labels{part}" / name, label.astype(np.uint8), geometry)
+    write_json(folder / "dataset.json", describe(ids, channels, labels, ending, patients))
+    return folder
+
+
+def describe(
+    ids: Sequence[str],
+    channels: Sequence[str],
+    labels: Mapping[str, int],
+    ending: str,
+    patients: int | Mapping[str, str] = 0,
+) -> dict[str, object]:
+    """The content of dataset.json."""
+    named = dict(patients) if isinstance(patients, Mapping) else {}
+    if isinstance(patients, int) and patients:
+        named = {case: f"patient_{i // patients:03d}" for i, case in enumerate(ids)}
+    description: dict[str, object] = {
+        "channel_names": {str(i): name for i, name in enumerate(channels)},
+        "labels": dict(labels),
+        "numTraining": len(ids),
+        "file_ending": ending,
+    }
+    return {**description, "patients": named} if named else description
+
+
+def _geometry(dimension: int, ending: str, spacing_mm: tuple[float, ...]) -> Geometry:
+    if images.is_picture(ending):
+        return Geometry(2, (PICTURE_SLICE_MM, 1.0, 1.0))
+    if dimension == 2:
+        y, x = spacing_mm or (1.0, 1.0)
+        return Geometry(2, (PICTURE_SLICE_MM * max(y, x), y, x), (3.0, -7.0), (1.0, 0.0, 0.0, 1.0))
+    z, y, x = spacing_mm or (1.0, 1.0, 1.0)
+    return Geometry(3, (z, y, x), (-10.0, 20.5, 3.25), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
+
+
+def _write_image(folder: Path, case: str, ending: str, image: np.ndarray, geometry: Geometry) -> None:
+    if images.is_picture(ending) and len(image) == 3:
+        write_rgb(folder / f"{case}_0000{ending}", np.round(image[:, 0]).astype(np.uint8))
+        return
+    for c, channel in enumerate(image):
+        name = f"{case}_{c:04d}{ending}"
+        _write_map(
+            folder / name, np.round(channel).astype(np.uint8 if images.is_picture(ending) else np.int16), geometry
+        )
+
+
+def write_rgb(path: Path, pixels: np.ndarray) -> None:
+    """A colour picture from (3, Y, X) uint8."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Pillow.fromarray(np.moveaxis(pixels, 0, -1)).save(path, quality=95)
+
+
+def _write_map(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images.write(path, array, geometry)

@@ -1,0 +1,105 @@
+"""Merging is exact, and what is counted is right."""
+
+from functools import reduce
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autofed.case import Case, Declaration, open_dataset
+from autofed.fingerprints import FIXED_POINT, Fingerprint, _add, crop_box, measure, measure_case, merge, values
+from autofed.images import Geometry
+from autofed.planner import make
+from autofed.problems import Problems
+from tests.synthetic import make_site
+
+DECLARATION = Declaration(channels=("CT",), labels={"background": 0, "a": 1, "b": 2}, dimension=3)
+
+
+def case(seed, shape=(6, 7, 8), spacing_mm=(2.0, 1.0, 0.7)):
+    generator = np.random.default_rng(seed)
+    image = generator.normal(40, 200, (1, *shape)).astype(np.float32)
+    label = generator.integers(0, 3, shape).astype(np.int32)
+    return Case(f"case_{seed}", f"case_{seed}", image, label, spacing_mm, Geometry(3, spacing_mm, (0.0,) * 3))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 10_000), min_size=2, max_size=4, unique=True), st.floats(0.3, 5))
+def test_merging_is_the_same_in_any_order(seeds, spacing):
+    parts = [measure_case(case(s, spacing_mm=(spacing, 1.0, 1.0)), DECLARATION) for s in seeds]
+    merged = {reduce(_add, order).model_dump_json() for order in permutations(parts)}
+    assert len(merged) == 1
+    half = len(parts) // 2
+    grouped = _add(reduce(_add, parts[:half]), reduce(_add, parts[half:]))
+    assert grouped.model_dump_json() == merged.pop()
+
+
+def test_processes_give_the_same_fingerprint(tmp_path):
+    site = open_dataset(make_site(tmp_path / "alpha", cases=4))
+    assert measure(site, processes=2) == measure(site, processes=1)
+
+
+def test_saved_and_loaded_is_the_same(tmp_path):
+    found = measure(open_dataset(make_site(tmp_path / "alpha", cases=3)))
+    found.save(tmp_path / "alpha.json")
+    assert Fingerprint.load(tmp_path / "alpha.json") == found
+
+
+def test_counts_are_those_of_the_case():
+    one = case(1)
+    found = measure_case(one, DECLARATION)
+    assert [values(a.size).tolist() for a in found.axes] == [[6], [7], [8]]
+    assert [values(a.spacing_mm).tolist() for a in found.axes] == [[2.0], [1.0], [0.7]]
+    assert found.classes["b"].voxels == int((one.label == 2).sum())
+    assert found.classes["b"].volume == pytest.approx((one.label == 2).sum() * 1.4 * FIXED_POINT)
+    inside = one.image[0][one.label > 0]
+    assert found.channels[0].total / FIXED_POINT == pytest.approx(inside.mean(), abs=1e-3)
+    assert sum(found.channels[0].histogram.values()) == pytest.approx(FIXED_POINT, rel=1e-4)
+
+
+def test_merged_intensities_hold_the_variance_between_sites(tmp_path):
+    """Averaging the sites' standard deviations would give about 10 here; the pooled one is about 100."""
+    declaration = Declaration(channels=("CT",), labels={"background": 0, "a": 1}, dimension=3)
+    parts = []
+    for seed, mean in ((1, -100), (2, 100)):
+        image = np.random.default_rng(seed).normal(mean, 10, (1, 9, 9, 9)).astype(np.float32)
+        label = np.ones((9, 9, 9), np.int32)
+        parts.append(measure_case(Case("c", "c", image, label, (1.0,) * 3, Geometry(3, (1.0,) * 3)), declaration))
+    sums = _add(*parts).channels[0]
+    mean = sums.total / sums.cases / FIXED_POINT
+    assert (sums.squares / sums.cases / FIXED_POINT - mean**2) ** 0.5 == pytest.approx(100, rel=0.05)
+
+
+def test_plan_of_merged_sites_is_that_of_the_pooled_data(tmp_path):
+    """The same cases in one folder or in two: every section but the sites' names is the same."""
+    apart = [make_site(tmp_path / "alpha", cases=3, seed=1), make_site(tmp_path / "bravo", cases=4, seed=2)]
+    merged = merge([measure(open_dataset(s)) for s in apart])
+    parts = [measure(open_dataset(s)).model_copy(update={"sites": {}}) for s in apart]
+    together = _add(*parts).model_copy(update={"sites": {"all": merged.sites["alpha"]}})
+    assert make(merged).local.geometry == make(together).local.geometry
+    assert make(merged).local.intensity == make(together).local.intensity
+    assert make(merged).local.network == make(together).local.network
+
+
+def test_patients_are_counted_once(tmp_path):
+    site = make_site(tmp_path / "alpha", cases=4, patients={"case_000": "p", "case_001": "p"})
+    assert measure(open_dataset(site)).sites["alpha"].patients == 3
+
+
+def test_disagreeing_and_double_sites_are_refused_together(tmp_path):
+    alpha = measure(open_dataset(make_site(tmp_path / "alpha", cases=2)))
+    bravo = measure(open_dataset(make_site(tmp_path / "bravo", cases=2, channels=("T1", "T2"))))
+    with pytest.raises(Problems) as error:
+        merge([alpha, alpha, bravo])
+    text = str(error.value)
+    assert "alpha comes 2 times" in text and "disagree on channels" in text and "T1, T2" in text
+
+
+def test_crop_box_is_the_smallest_around_what_is_not_zero():
+    image = np.zeros((2, 5, 6, 7), np.float32)
+    image[0, 1, 2, 3] = 1
+    image[1, 3, 4, 5] = -1
+    assert crop_box(image) == (slice(1, 4), slice(2, 5), slice(3, 6))
+    assert crop_box(np.zeros((1, 5, 6, 7))) == (slice(0, 5), slice(0, 6), slice(0, 7))

@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import struct
+import zlib
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from PIL import Image as Pillow
+
+from autofed import images
+from autofed.images import PICTURE_SLICE_MM, Geometry
+from autofed.images.volumes import ENDINGS as VOLUMES
+from autofed.problems import Problems
+
+TURNED = (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0)
+SHEARED = np.array([[1, 0.4, 0, 3], [0, 1.3, 0, -4], [0, 0.2, 2, 5], [0, 0, 0, 1.0]])
+PICTURE = Geometry(2, (PICTURE_SLICE_MM, 1.0, 1.0))
+
+
+def geometry(ending: str = ".nii.gz") -> Geometry:
+    """An oblique one, where the format has directions."""
+    direction = np.eye(3).ravel() if ending == ".gipl" else TURNED
+    return Geometry(3, (3.0, 0.75, 1.25), (1.25, -20.5, 7.0), tuple(map(float, direction)))
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def labels(rng):
+    return rng.integers(0, 5, (4, 6, 7)).astype(np.int32)
+
+
+def close(a: Geometry, b: Geometry) -> bool:
+    parts = [(a.spacing_mm, b.spacing_mm), (a.origin, b.origin), (a.direction, b.direction), (a.affine, b.affine)]
+    return a.dimension == b.dimension and all(len(p) == len(q) and np.allclose(p, q, atol=1e-6) for p, q in parts)
+
+
+# Volumes
+
+
+@pytest.mark.parametrize("ending", VOLUMES)
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "int64", "float32", "float64", "bool"])
+def test_a_volume_goes_both_ways(tmp_path, labels, ending, dtype):
+    path = tmp_path / f"a{ending}"
+    array = labels.astype(dtype)
+    images.write(path, array, geometry(ending))
+    image = images.read(path)
+    assert image.array.dtype == np.float32
+    assert image.array.shape == (1, 4, 6, 7)
+    assert np.array_equal(image.array[0], array)
+    assert close(image.geometry, geometry(ending))
+    head = images.header(path)
+    assert (head.shape, head.spacing_mm) == ((1, 4, 6, 7), image.geometry.spacing_mm)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("ending", VOLUMES)
+def test_writing_in_a_read_geometry_moves_nothing(tmp_path, labels, ending):
+    first, second = tmp_path / f"a{ending}", tmp_path / f"b{ending}"
+    images.write(first, labels, geometry(ending))
+    _, read = images.read_labels(first)
+    images.write(second, labels, read)
+    again, read_again = images.read_labels(second)
+    assert np.array_equal(again, labels)
+    assert again.dtype == np.int32
+    assert read_again.spacing_mm == read.spacing_mm
+    assert read_again.origin == read.origin
+    np.testing.assert_allclose(read_again.direction, read.direction, atol=1e-15)
+
+
+def test_axes_come_as_z_y_x(tmp_path):
+    array = np.zeros((7, 6, 4), np.float32)  # nibabel's order: x, y, z
+    array[5, 2, 1] = 9
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([2.0, 3.0, 4.0, 1.0])), tmp_path / "a.nii")
+    image = images.read(tmp_path / "a.nii")
+    assert image.array[0, 1, 2, 5] == 9
+    assert image.geometry.spacing_mm == (4.0, 3.0, 2.0)
+    assert image.geometry.in_millimetres
+    assert image.geometry.voxel_mm3 == 24.0
+
+
+def test_stored_slope_and_intercept_count(tmp_path, labels):
+    volume = nibabel.Nifti1Image(labels.astype(np.int16), np.eye(4))
+    volume.header.set_slope_inter(0.5, 3)
+    nibabel.save(volume, tmp_path / "a.nii.gz")
+    assert np.array_equal(images.read(tmp_path / "a.nii.gz").array[0], labels.T * 0.5 + 3)
+
+
+def test_a_flat_nifti_is_one_slice(tmp_path, rng):
+    array = rng.normal(size=(7, 6)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([2.0, 3.0, 1.0, 1.0])), tmp_path / "a.nii.gz")
+    image, head = images.read(tmp_path / "a.nii.gz"), images.header(tmp_path / "a.nii.gz")
+    assert np.array_equal(image.array, array.T[None, None])
+    assert image.geometry.spacing_mm == head.spacing_mm == (3 * PICTURE_SLICE_MM, 3.0, 2.0)
+    assert image.geometry.voxel_mm3 == 6.0
+    assert head.shape == (1, 1, 6, 7)
+    images.write(tmp_path / "b.nii.gz", image.array[0], image.geometry)
+    assert images.read(tmp_path / "b.nii.gz").geometry == image.geometry
+    assert nibabel.load(tmp_path / "b.nii.gz").shape == (7, 6)
+
+
+@pytest.mark.parametrize("affine", [np.diag([2.0, 3.0, 4.0, 1.0]), SHEARED], ids=["straight", "sheared"])
+def test_a_fourth_axis_counts_as_channels(tmp_path, rng, affine):
+    array = rng.normal(size=(7, 6, 5, 3)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / "a.nii.gz")
+    image, head = images.read(tmp_path / "a.nii.gz"), images.header(tmp_path / "a.nii.gz")
+    assert np.array_equal(image.array, np.transpose(array))
+    assert head.shape == image.array.shape == (3, 5, 6, 7)
+    assert head.spacing_mm == image.geometry.spacing_mm
+    images.write(tmp_path / "b.nii.gz", image.array[0], image.geometry)
+    assert images.read(tmp_path / "b.nii.gz").array.shape == (1, 5, 6, 7)
+    assert close(images.read(tmp_path / "b.nii.gz").geometry, image.geometry)
+
+
+@pytest.mark.parametrize("size", [(4, 6, 7, 3), (6, 7, 3)], ids=["3d", "2d"])
+def test_vector_volumes_are_channels(tmp_path, rng, size):
+    array = rng.integers(0, 255, size).astype(np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(array, isVector=True), str(tmp_path / "a.mha"))
+    image = images.read(tmp_path / "a.mha").array
+    assert image.shape == images.header(tmp_path / "a.mha").shape == (3, *(1, *size)[-4:-1])
+    assert np.array_equal(image[1].squeeze(), array[..., 1])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "int64", "float32", "float64", "bool"])
+def test_sheared_axes_go_both_ways(tmp_path, rng, dtype):
+    array = rng.integers(0, 2, (7, 6, 5)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(array, SHEARED), tmp_path / "a.nii.gz")
+    with pytest.raises(RuntimeError):  # or this test tests nothing
+        sitk.ReadImage(str(tmp_path / "a.nii.gz"))
+    image = images.read(tmp_path / "a.nii.gz")
+    assert np.array_equal(image.array[0], array.T)
+    assert images.header(tmp_path / "a.nii.gz").shape == (1, 5, 6, 7)
+    np.testing.assert_allclose(np.reshape(image.geometry.affine, (4, 4)), SHEARED, atol=1e-6)
+    np.testing.assert_allclose(image.geometry.spacing_mm, np.linalg.norm(SHEARED[:3, :3], axis=0)[::-1], rtol=1e-6)
+    assert image.geometry.in_millimetres
+    images.write(tmp_path / "b.nii.gz", image.array[0].astype(dtype), image.geometry)
+    again = images.read(tmp_path / "b.nii.gz")
+    assert np.array_equal(again.array, image.array)
+    assert again.geometry == image.geometry
+
+
+def test_a_flat_sheared_nifti_is_read(tmp_path, rng):
+    nibabel.save(nibabel.Nifti1Image(rng.normal(size=(7, 6)).astype(np.float32), SHEARED), tmp_path / "a.nii.gz")
+    image = images.read(tmp_path / "a.nii.gz")
+    assert image.array.shape == images.header(tmp_path / "a.nii.gz").shape == (1, 1, 6, 7)
+    assert image.geometry.spacing_mm == images.header(tmp_path / "a.nii.gz").spacing_mm
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("ending", VOLUMES)
+def test_a_truncated_volume_is_refused(tmp_path, rng, ending, share):
+    path = tmp_path / f"a{ending}"
+    images.write(path, rng.normal(size=(16, 16, 16)).astype(np.float32), geometry(ending))
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(Problems, match="copy it again"):
+        images.read(path)
+
+
+@pytest.mark.parametrize("affine", [np.eye(4), SHEARED], ids=["straight", "sheared"])
+def test_a_nifti_with_a_damaged_stretch_is_refused(tmp_path, rng, affine):
+    path = tmp_path / "a.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(rng.normal(size=(16, 16, 16)).astype(np.float32), affine), path)
+    damaged = bytearray(path.read_bytes())
+    damaged[5000:5010] = bytes(255 - b for b in damaged[5000:5010])
+    path.write_bytes(damaged)
+    with pytest.raises(Problems, match="not whole.*copy it again"):
+        images.read(path)
+
+
+def test_what_is_no_volume_is_refused(tmp_path):
+    for ending in VOLUMES:
+        path = tmp_path / f"a{ending}"
+        path.write_bytes(b"this is a letter, not a scan" * 20)
+        for verb in (images.read, images.header):
+            with pytest.raises(Problems) as caught:
+                verb(path)
+            assert caught.value.about == str(path)
+
+
+@pytest.mark.parametrize("size", [(7, 6, 5, 2, 2), (7, 6, 5, 2, 2, 2)])
+def test_more_than_four_axes_are_refused(tmp_path, size):
+    nibabel.save(nibabel.Nifti1Image(np.zeros(size, np.float32), np.eye(4)), tmp_path / "a.nii.gz")
+    with pytest.raises(Problems, match=f"with {len(size)} axes"):
+        images.read(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize("affine", [np.eye(4), SHEARED], ids=["straight", "sheared"])
+def test_complex_numbers_are_refused(tmp_path, affine):
+    nibabel.save(nibabel.Nifti1Image(np.ones((4, 4, 4), np.complex64), affine), tmp_path / "a.nii.gz")
+    with pytest.raises(Problems, match="complex"):
+        images.read(tmp_path / "a.nii.gz")
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("ending", [".png", ".bmp", ".tif", ".tiff"])
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "bool"])
+def test_a_label_picture_goes_both_ways(tmp_path, rng, ending, dtype):
+    label = rng.integers(0, 2, (1, 9, 11)).astype(dtype)
+    images.write(tmp_path / f"a{ending}", label, PICTURE)
+    read, where = images.read_labels(tmp_path / f"a{ending}")
+    assert np.array_equal(read, label)
+    assert where == PICTURE
+    assert not where.in_millimetres
+    assert where.voxel_mm3 == 1.0
+
+
+@pytest.mark.parametrize("ending", [".png", ".bmp", ".tif", ".jpg", ".jpeg"])
+def test_colours_are_three_channels(tmp_path, rng, ending):
+    pixels = np.repeat(np.repeat(rng.integers(0, 255, (3, 4, 3)), 8, 0), 8, 1).astype(np.uint8)
+    Pillow.fromarray(pixels).save(tmp_path / f"a{ending}", **({"quality": 100} if ending.startswith(".j") else {}))
+    image = images.read(tmp_path / f"a{ending}").array
+    assert image.shape == images.header(tmp_path / f"a{ending}").shape == (3, 1, 24, 32)
+    loss = np.abs(image[:, 0] - np.moveaxis(pixels, -1, 0)).mean()
+    assert loss <= (12 if ending.startswith(".j") else 0)
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_16_bit_pictures_keep_their_values(tmp_path, rng, ending):
+    pixels = rng.integers(0, 65535, (1, 9, 11))
+    images.write(tmp_path / f"a{ending}", pixels, PICTURE)
+    assert np.array_equal(images.read(tmp_path / f"a{ending}").array[0], pixels)
+
+
+def test_shares_are_stored_in_8_bits(tmp_path):
+    images.write(tmp_path / "a.png", np.array([[[0.0, 0.5, 1.0, 1.2]]]), PICTURE)
+    assert images.read(tmp_path / "a.png").array.ravel().tolist() == [0, 128, 255, 255]
+
+
+def test_a_palette_png_is_read_as_its_numbers_and_a_palette_bmp_as_colours(tmp_path, rng):
+    numbers = rng.integers(0, 3, (9, 11)).astype(np.uint8)
+    picture = Pillow.fromarray(numbers).convert("P")
+    picture.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
+    picture.save(tmp_path / "a.png")
+    picture.save(tmp_path / "a.bmp")
+    assert np.array_equal(images.read_labels(tmp_path / "a.png")[0][0], numbers)
+    assert images.read(tmp_path / "a.bmp").array.shape == (3, 1, 9, 11)
+    assert images.read(tmp_path / "a.bmp").array[:, 0, 0, 0].max() == 200
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".bmp", ".tif"])
+def test_a_truncated_picture_is_refused(tmp_path, rng, ending):
+    path = tmp_path / f"a{ending}"
+    Pillow.fromarray(rng.integers(0, 255, (40, 50, 3)).astype(np.uint8)).save(path)
+    whole = path.read_bytes()
+    for share in (0.0, 0.01, 0.1, 0.5, 0.9):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(Problems, match="copy it again"):
+            images.read(path)
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning")
+def test_several_pages_are_refused(tmp_path):
+    page = Pillow.new("L", (5, 4))
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page, page])
+    with pytest.raises(Problems, match="has one page, but this file has 3"):
+        images.header(tmp_path / "a.tif")
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path):
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    size = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IEND", b""))
+    with pytest.raises(Problems, match="cannot be read"):
+        images.read(tmp_path / "a.png")
+
+
+# Both
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [
+        ("a.nii.gz", ".nii.gz"),
+        ("A.NII.GZ", ".nii.gz"),
+        ("a.b.nii", ".nii"),
+        ("a.JPG", ".jpg"),
+        ("a.txt", ""),
+        ("nii", ""),
+    ],
+)
+def test_endings_are_told_from_names(name, ending):
+    assert images.ending_of(name) == ending
+
+
+def test_lossy_pictures_have_png_labels():
+    assert [images.label_ending(e) for e in (".jpg", ".jpeg", ".png", ".nii.gz")] == [".png", ".png", ".png", ".nii.gz"]
+
+
+def test_an_unknown_kind_and_a_missing_file_are_told_apart(tmp_path):
+    with pytest.raises(Problems, match="files of this kind are not read"):
+        images.read(tmp_path / "a.txt")
+    with pytest.raises(Problems, match="there is no such file"):
+        images.read(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan, np.inf])
+def test_labels_are_whole_numbers(tmp_path, value):
+    images.write(tmp_path / "a.nii.gz", np.full((2, 3, 4), value, np.float32), geometry())
+    with pytest.raises(Problems, match="whole numbers only"):
+        images.read_labels(tmp_path / "a.nii.gz")
+
+
+def test_labels_have_one_channel(tmp_path):
+    Pillow.new("RGB", (5, 4)).save(tmp_path / "a.png")
+    with pytest.raises(Problems, match="this file has 3"):
+        images.read_labels(tmp_path / "a.png")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.nii.gz"
+    images.write(path, np.ones((2, 3, 4), np.uint8), geometry())
+    with pytest.raises(Exception):  # noqa: B017 (what ITK raises is its own affair)
+        images.write(path, np.ones((2, 3, 4), np.complex64), Geometry(3, (1.0, 1.0, -1.0), (0.0,), (1.0,)))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
+    assert images.read(path).array.sum() == 24
