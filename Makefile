@@ -1,6 +1,6 @@
 # make demo    the whole walk on shipped pictures, in a few minutes on two cores
 # make test    lint and the quick tests (SLOW=1 runs the slow ones as well)
-# make bench   every benchmark, quickly: make bench DATA=folder_of_federations
+# make bench   every benchmark, quickly: make bench DATA=folder_of_federations OUT=folder_for_results
 # make clean   remove caches and builds (not .venv, not your runs)
 # with TORCH_INDEX=URL  torch is taken from that package index, for example the one PyTorch names for CPU only
 # with PYTHON=...       .venv is made with that Python (3.11 or newer)
@@ -15,6 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
+OUT ?= runs/bench
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 help:
@@ -32,9 +33,9 @@ lint: $(READY)
 	@$(BIN)/mypy
 
 bench: $(READY)
-	@test -d "$(DATA)" || { echo "make bench DATA=FOLDER: the folder that holds the federations (hippocampus, ...)"; exit 1; }
+	@test -d "$(DATA)" || { echo "make bench DATA=FOLDER [OUT=FOLDER]: DATA is the folder that holds the federations (hippocampus, ...)"; exit 1; }
 	@for script in $$(find tests/benchmarks -name '[a-z]*.py' | sort); do \
-	  echo "== $$script"; $(BIN)/python "$$script" --data "$(DATA)" --quick; done
+	  echo "== $$script"; $(BIN)/python "$$script" "$(DATA)" -o "$(OUT)/$$(basename "$$script" .py)" --quick; done
 
 clean:
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

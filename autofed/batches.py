@@ -7,6 +7,7 @@ resumed run sees the very patches that an unbroken run would have seen.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -95,8 +96,10 @@ def _group(
     pairs = [draw_patch(store, patient, training, reading, generator) for patient in patients]
     data = np.stack([image for image, _ in pairs])
     seg = np.stack([label for _, label in pairs])[:, None]
-    # batchgenerators draws from numpy's global generator; only this thread uses it, and it is set for each group.
-    np.random.seed(int(generator.integers(2**32)))  # noqa: NPY002
+    # batchgenerators draws from Python's and numpy's global generators; only this thread does, and sets them here.
+    seed = int(generator.integers(2**32))
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
     result = augmentation(data=data, seg=seg.astype(np.float32))
     return Patches(
         np.ascontiguousarray(result["data"], dtype=np.float32),

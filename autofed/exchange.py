@@ -69,13 +69,14 @@ class Failure:
 
 Message = Request | Release | Failure
 _KINDS: dict[str, type] = {"request": Request, "release": Release, "failure": Failure}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
 _GROUPS = {"request": "shared", "release": "arrays", "failure": ""}
 _WORDS = {"run": str, "round": int, "question": str, "site": str, "code": str, "public": dict}
 
 
 def to_bytes(message: Message) -> bytes:
     """The message as one block of bytes."""
-    kind = next(k for k, t in _KINDS.items() if type(message) is t)
+    kind = _NAMES[type(message)]
     words = {name: getattr(message, name) for name in message.__dataclass_fields__ if name != _GROUPS[kind]}
     groups = getattr(message, _GROUPS[kind], {})
     return pack(groups, {"kind": kind, **words})

@@ -286,12 +286,13 @@ def open_store(work: Path, site: str, local: Local) -> Store:
 
 
 def pool(stores: Mapping[str, Store]) -> Store:
-    """Several sites' data as one; case and patient names carry the site's, so that none is lost."""
+    """Several sites' data as one, in the order of their names; a case or patient is named with its site."""
+    by_name = sorted(stores.items())
     return Store(
-        {f"{site}/{case}": path for site, store in stores.items() for case, path in store.folders.items()},
+        {f"{site}/{case}": path for site, store in by_name for case, path in store.folders.items()},
         {
             f"{site}/{patient}": tuple(f"{site}/{case}" for case in cases)
-            for site, store in stores.items()
+            for site, store in by_name
             for patient, cases in store.patients.items()
         },
     )

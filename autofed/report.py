@@ -23,6 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
@@ -38,6 +39,8 @@ from autofed.scores import CaseScores, Report, Scores, Unit, find_label_maps
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; black and the one grey tone are left out.
 PALETTE = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
+# The same for thin lines on white, where yellow is not seen.
+LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK, QUIET = "#1f2933", "#52606d"
 
 _DPI = 110
@@ -306,10 +309,13 @@ def _heat(values: np.ndarray, top: float) -> Callable[[Axes, _Plane], None]:
 def _colours(label_names: Mapping[str, int]) -> dict[int, tuple[float, float, float]]:
     """A colour for each structure, the same in every picture of a plan."""
     values = sorted(v for v in label_names.values() if v)
-    if len(values) <= len(PALETTE):
-        return {value: to_rgb(PALETTE[i]) for i, value in enumerate(values)}
-    hues = colormaps["turbo"](np.linspace(0.08, 0.95, len(values)))
-    return {value: tuple(hues[i][:3]) for i, value in enumerate(values)}
+    return dict(zip(values, _distinct(len(values), PALETTE), strict=True))
+
+
+def _distinct(count: int, palette: Sequence[str]) -> list[tuple[float, float, float]]:
+    if count <= len(palette):
+        return [to_rgb(colour) for colour in palette[:count]]
+    return [(float(r), float(g), float(b)) for r, g, b, _ in colormaps["turbo"](np.linspace(0.08, 0.95, count))]
 
 
 def _tinted(labels: np.ndarray, colours: Mapping[int, tuple[float, float, float]]) -> np.ndarray:
@@ -350,7 +356,7 @@ def _compose(planes: Sequence[_Plane], panels: Sequence[_Panel], legend: list[tu
     """Rows of planes and columns of panels, all to one scale; below them the legend and the scales of uncertainty."""
     scale = _PANEL_IN / max(plane.size_mm[1] for plane in planes)
     heights = [min(max(plane.size_mm[0] * scale, 0.3 * _PANEL_IN), 1.6 * _PANEL_IN) for plane in planes]
-    per_row = 3
+    per_row = 3 if max(len(name) for name, _ in legend) <= 16 else 2
     foot = max(0.55, 0.22 * math.ceil(len(legend) / per_row) + 0.15)
     head = 0.62 if title else 0.3
     width = 2 * _MARGIN_IN + len(panels) * (_PANEL_IN + _GAP_IN) - _GAP_IN
@@ -428,10 +434,14 @@ def _draw_legend(figure: Figure, entries: list[tuple[str, Any]], columns: int, c
         borderaxespad=0,
         columnspacing=1.4,
     )
-    for (name, _), text in zip(entries, legend.get_texts(), strict=True):
-        # Names are text, neither formulas ("$") nor hidden ("_tumour"), as a legend would take them to be.
+    _name(legend, (name for name, _ in entries), 32)
+
+
+def _name(legend: Legend, names: Iterable[str], longest: int) -> None:
+    """Write names into a legend as text: neither as formulas ("$") nor hidden ("_tumour"), as a legend takes them."""
+    for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_parse_math(False)
-        text.set_text(name if len(name) <= 32 else name[:31] + "…")
+        text.set_text(name if len(name) <= longest else name[: longest - 1] + "…")
         text.set_color(INK)
 
 
@@ -457,28 +467,38 @@ def curves(metrics_path: Path) -> bytes | None:
     losses = _losses(Path(metrics_path))
     if not losses:
         return None
-    figure = Figure(figsize=(8.2, 3.2), dpi=_DPI, facecolor="white", layout="constrained")
+    columns = math.ceil(len(losses) / 14)  # so many names fit beside the curves
+    figure = Figure(figsize=(6.6 + 1.6 * columns, 3.4), dpi=_DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    colours = _colours({site: i + 1 for i, site in enumerate(losses)})
     lines = []
-    for colour, rounds in zip(colours.values(), losses.values(), strict=True):
-        marker = "o" if len(rounds) < 15 else ""
-        lines += axes.plot(
-            list(rounds), list(rounds.values()), color=colour, linewidth=1.6, marker=marker, markersize=3.5
-        )
+    for colour, rounds in zip(_distinct(len(losses), LINES), losses.values(), strict=True):
+        lines += axes.plot(list(rounds), list(rounds.values()), color=colour, linewidth=1.6)
+        if len(rounds) < 15:  # a single round would otherwise draw nothing
+            lines[-1].set(marker="o", markersize=3.5)
+    _style_curves(axes)
+    legend = axes.legend(
+        lines,
+        ["x" for _ in losses],
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        frameon=False,
+        ncols=columns,
+        fontsize=9,
+        labelspacing=0.3,
+    )
+    _name(legend, losses, 20)
+    return _png(figure)
+
+
+def _style_curves(axes: Axes) -> None:
     axes.set_xlabel("round", color=QUIET)
     axes.set_ylabel("training loss", color=QUIET)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
     axes.tick_params(colors=QUIET, labelsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#cbd2d9")
-    legend = axes.legend(lines, ["x" for _ in losses], loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    for text, site in zip(legend.get_texts(), losses, strict=True):
-        text.set_parse_math(False)
-        text.set_text(site)
-    return _png(figure)
 
 
 def _losses(path: Path) -> dict[str, dict[int, float]]:

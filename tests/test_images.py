@@ -168,7 +168,7 @@ def test_a_nifti_with_a_damaged_stretch_is_refused(tmp_path, rng, affine):
     damaged = bytearray(path.read_bytes())
     damaged[5000:5010] = bytes(255 - b for b in damaged[5000:5010])
     path.write_bytes(damaged)
-    with pytest.raises(Problems, match="not whole.*copy it again"):
+    with pytest.raises(Problems, match=r"not whole.*copy it again"):
         images.read(path)
 
 
@@ -180,6 +180,19 @@ def test_what_is_no_volume_is_refused(tmp_path):
             with pytest.raises(Problems) as caught:
                 verb(path)
             assert caught.value.about == str(path)
+
+
+@pytest.mark.parametrize("size", [(7, 6), (7, 6, 5), (7, 6, 5, 2), (7, 6, 5, 1, 2)], ids=len)
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_what_is_not_finite_in_a_nifti_is_seen(tmp_path, rng, ending, size):
+    array = rng.normal(size=size).astype(np.float32)
+    array[(2, 3, 4, 0, 1)[: len(size)]] = np.nan
+    array[(1, 0, 2, 0, 0)[: len(size)]] = -np.inf
+    volume = nibabel.Nifti1Image(array, np.eye(4))
+    volume.header.set_intent("vector" if len(size) == 5 else "none")
+    nibabel.save(volume, tmp_path / f"a{ending}")
+    read = images.read(tmp_path / f"a{ending}").array
+    np.testing.assert_array_equal(read.ravel(), array.T.ravel())
 
 
 @pytest.mark.parametrize("size", [(7, 6, 5, 2, 2), (7, 6, 5, 2, 2, 2)])
@@ -244,6 +257,7 @@ def test_a_palette_png_is_read_as_its_numbers_and_a_palette_bmp_as_colours(tmp_p
     assert images.read(tmp_path / "a.bmp").array[:, 0, 0, 0].max() == 200
 
 
+@pytest.mark.filterwarnings("ignore:Truncated File Read")
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".bmp", ".tif"])
 def test_a_truncated_picture_is_refused(tmp_path, rng, ending):
     path = tmp_path / f"a{ending}"

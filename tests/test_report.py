@@ -16,7 +16,7 @@ from PIL import Image as Pillow
 from autofed import images
 from autofed.images import Geometry
 from autofed.problems import Problems
-from autofed.report import PALETTE, curves, draw_predictions, overlay, page, ranked
+from autofed.report import LINES, curves, draw_predictions, overlay, page, ranked
 from autofed.scores import CaseScores, Report, Scores, evaluate_folder, summarise
 
 LABELS = {"background": 0, "kidney": 1, "tumour": 2}
@@ -85,6 +85,14 @@ def test_the_reference_is_an_outline_and_not_an_area():
     line = near(drawn[:-70, 340:], SKY, 40).sum()  # without the legend
     area = near(pixels(overlay(image, label, LABELS, VOLUME))[:-70, 340:], (255 + np.array(SKY)) / 2, 60).sum()
     assert 500 < line < area / 2
+
+
+def test_where_nothing_was_predicted_the_slices_of_the_reference_are_shown():
+    image, label = phantom()
+    label[2:] = 0
+    label[1, 5:25, 5:35] = 1  # far from the middle of the volume
+    drawn = pixels(overlay(image, np.zeros_like(label), LABELS, VOLUME, reference=label))
+    assert near(drawn[60:300, 340:], SKY, 40).sum() > 200
 
 
 def test_a_structure_that_fills_the_whole_slice_has_an_outline_all_the_same():
@@ -283,8 +291,14 @@ def metrics(path, rounds, tail=""):
 def test_curves_are_drawn_one_for_each_site(tmp_path):
     path = metrics(tmp_path / "m.jsonl", [(r, {"alpha": 1 / r, "bravo": 2 / r}) for r in range(1, 30)])
     drawn = pixels(curves(path))
-    assert near(drawn, SKY, 20).sum() > 100 and near(drawn, ORANGE, 20).sum() > 100
-    assert not near(drawn, tuple(bytes.fromhex(PALETTE[2][1:])), 20).any()
+    seen = [near(drawn, tuple(bytes.fromhex(colour[1:])), 20).sum() > 100 for colour in LINES]
+    assert seen == [True, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("sites", [1, 30])
+def test_a_single_round_and_many_sites_can_be_drawn(tmp_path, sites):
+    path = metrics(tmp_path / "m.jsonl", [(1, {f"site {i}": float(i) for i in range(sites)})])
+    assert (pixels(curves(path))[:, 80:600].std(axis=-1) > 20).sum() > 10 * sites
 
 
 def test_a_round_that_was_run_again_counts_once_and_a_line_cut_short_not_at_all(tmp_path):

@@ -19,7 +19,6 @@ NIFTI = (".nii.gz", ".nii")
 ENDINGS = (*NIFTI, ".mha", ".nrrd", ".gipl")
 
 _GIPL_HEADER_BYTES = 256
-_CHUNK_BYTES = 1 << 20
 
 # ITK prints a warning for every file with a harmless oddity; what matters is raised.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -52,7 +51,7 @@ def _three(spacing: tuple[float, ...]) -> tuple[float, float, float]:
 
 def read(path: Path) -> Image:
     """See `autofed.images.read`."""
-    _refuse_cut(path)
+    stored = _stored(path)
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
@@ -65,12 +64,13 @@ def read(path: Path) -> Image:
         array = array[None]
     if array.ndim == 3:
         array = array[:, None]
+    array = _with_what_is_not_finite(np.ascontiguousarray(array), stored)
     if image.GetDimension() == 4:
         image = image[:, :, :, 0]
     geometry = Geometry(
         image.GetDimension(), _three(tuple(reversed(image.GetSpacing()))), image.GetOrigin(), image.GetDirection()
     )
-    return Image(np.ascontiguousarray(array), geometry)
+    return Image(array, geometry)
 
 
 def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
@@ -101,38 +101,47 @@ def _storable(array: np.ndarray, narrow: bool) -> np.ndarray:
     return array
 
 
-def _refuse_cut(path: Path) -> None:
-    """ITK reads a NIfTI or GIPL file that ends too early without a word and makes up the rest: so count the bytes."""
+def _stored(path: Path) -> np.ndarray:
+    """The numbers as they stand in a NIfTI or GIPL file, in its order and kind; of other formats none.
+
+    ITK does not say when such a file ends too early or is damaged: it makes up the rest. So `Problems` here.
+    """
     name = path.name.lower()
     if not name.endswith((*NIFTI, ".gipl")):
-        return
+        return np.empty(0)
     try:
-        found = _unpacked_bytes(path) if name.endswith(".gz") else path.stat().st_size
+        content = gzip.decompress(path.read_bytes()) if name.endswith(".gz") else path.read_bytes()
     except (EOFError, OSError, zlib.error) as error:
         raise _not_whole(path, error) from None
-    promised = _promised_bytes(path)
-    if found < promised:
-        raise _not_whole(path, f"its header promises {promised} bytes, found {found}")
-
-
-def _unpacked_bytes(path: Path) -> int:
-    with gzip.open(path) as stream:
-        return sum(len(chunk) for chunk in iter(lambda: stream.read(_CHUNK_BYTES), b""))
-
-
-def _promised_bytes(path: Path) -> int:
-    """How long an uncompressed file must be; 0 if its header cannot be read, which its reader will say better."""
     try:
-        if path.name.lower().endswith(NIFTI):
-            voxels = nibabel.load(path).dataobj  # type: ignore[attr-defined]
-            return voxels.offset + math.prod(voxels.shape) * voxels.dtype.itemsize
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(path))
-        reader.ReadImageInformation()
-        voxel = sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], reader.GetPixelID())).itemsize
-        return _GIPL_HEADER_BYTES + math.prod(reader.GetSize()) * voxel
-    except Exception:  # nibabel raises a different class for each kind of damage
-        return 0
+        dtype, count, offset = _nifti_layout(path) if name.endswith(NIFTI) else _gipl_layout(path)
+    except Exception:  # nibabel raises a different class for each kind of damage; the reader will say it better
+        return np.empty(0)
+    promised = offset + count * dtype.itemsize
+    if len(content) < promised:
+        raise _not_whole(path, f"its header promises {promised} bytes, found {len(content)}")
+    return np.frombuffer(content, dtype, count, offset)
+
+
+def _nifti_layout(path: Path) -> tuple[np.dtype, int, int]:
+    voxels = nibabel.load(path).dataobj  # type: ignore[attr-defined]
+    return voxels.dtype, math.prod(voxels.shape), voxels.offset
+
+
+def _gipl_layout(path: Path) -> tuple[np.dtype, int, int]:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    voxel = sitk.GetArrayFromImage(sitk.Image([1, 1, 1], reader.GetPixelID()))
+    return np.dtype((np.void, voxel.itemsize)), math.prod(reader.GetSize()), _GIPL_HEADER_BYTES
+
+
+def _with_what_is_not_finite(array: np.ndarray, stored: np.ndarray) -> np.ndarray:
+    """ITK reads NaN and infinity in a NIfTI file as 0; put them back, in place, for the checks to find."""
+    if stored.dtype.kind == "f" and stored.size == array.size:
+        lost = ~np.isfinite(stored)
+        array.reshape(-1)[lost] = stored[lost]
+    return array
 
 
 def _refuse_odd(path: Path, kind: str, axes: int) -> None:

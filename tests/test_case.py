@@ -1,0 +1,484 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic import ORGAN_AND_TUMOUR, write_rgb
+
+from autofed import images
+from autofed.case import Declaration, disagreements, find_images, open_dataset, open_datasets, read_channels
+from autofed.images import Geometry
+from autofed.problems import Problems
+
+DATA = Path(__file__).parent / "data"
+
+
+def declare(folder: Path, **changed) -> None:
+    """Change dataset.json; ... removes a key."""
+    path = folder / "dataset.json"
+    description = {**json.loads(path.read_text()), **changed}
+    path.write_text(json.dumps({k: v for k, v in description.items() if v is not ...}))
+
+
+def problems_of(verb, *arguments) -> tuple[str, ...]:
+    with pytest.raises(Problems) as caught:
+        verb(*arguments)
+    return caught.value.problems
+
+
+def the_problem(verb, *arguments) -> str:
+    found = problems_of(verb, *arguments)
+    assert len(found) == 1, found
+    return found[0]
+
+
+def rewrite(path: Path, change, spacing_mm: tuple[float, float, float] | None = None) -> None:
+    """Write a volume or a label picture again with `change` of its (Z, Y, X) array, perhaps with another spacing."""
+    image = images.read(path)
+    old = image.geometry
+    where = Geometry(old.dimension, spacing_mm or old.spacing_mm, old.origin, old.direction)
+    images.write(path, change(image.array[0]), where)
+
+
+# What is well
+
+
+def test_a_volume_site_is_read(make_site):
+    folder = make_site("alpha", cases=3, channels=("T1", "T2"), labels=ORGAN_AND_TUMOUR, spacing_mm=(3.0, 1.0, 0.5))
+    dataset = open_dataset(folder)
+    assert dataset.name == "alpha"
+    assert dataset.channels == ("T1", "T2")
+    assert dict(dataset.labels) == ORGAN_AND_TUMOUR
+    assert list(dataset.cases) == ["alpha_000", "alpha_001", "alpha_002"]
+    case = dataset.read("alpha_001")
+    assert (case.id, case.patient) == ("alpha_001", "alpha_001")
+    assert case.image.dtype == np.float32
+    assert case.label.dtype == np.int32
+    assert case.image.shape == (2, *case.label.shape)
+    assert set(np.unique(case.label)) == {0, 1, 2}
+    assert case.spacing_mm == (3.0, 1.0, 0.5)
+    assert case.geometry.origin == (-10.0, 20.5, 3.25)
+    assert dataset.declaration() == Declaration(channels=("T1", "T2"), labels=ORGAN_AND_TUMOUR, dimension=3)
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".bmp", ".tif", ".nii.gz", ".mha"])
+def test_a_flat_site_is_read(make_site, ending):
+    dataset = open_dataset(make_site("bravo", dimension=2, ending=ending))
+    case = dataset.read("bravo_000")
+    assert case.image.shape == (1, *case.label.shape)
+    assert case.label.shape[0] == 1
+    assert dataset.declaration().dimension == 2
+    assert dataset.cases["bravo_000"].label.suffix == (".png" if ending == ".jpg" else "." + ending.split(".")[-1])
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg"])
+def test_a_colour_picture_holds_three_channels(make_site, ending):
+    dataset = open_dataset(make_site("alpha", dimension=2, channels="RGB", ending=ending))
+    assert [len(files.images) for files in dataset.cases.values()] == [1] * 4
+    assert dataset.read("alpha_000").image.shape[0] == 3
+
+
+def test_one_channel_needs_no_number(make_site):
+    folder = make_site()
+    for path in sorted((folder / "imagesTr").iterdir()):
+        path.rename(path.with_name(path.name.replace("_0000.", ".")))
+    assert list(open_dataset(folder).cases) == [f"alpha_{i:03d}" for i in range(4)]
+
+
+def test_unlabelled_cases_are_allowed(make_site):
+    dataset = open_dataset(make_site(cases=3, unlabelled=2))
+    assert [files.label is None for files in dataset.cases.values()] == [False, True, True]
+    assert dataset.read("alpha_002").label is None
+
+
+def test_patients_are_named_or_their_own(make_site):
+    dataset = open_dataset(make_site(patients={"alpha_000": "p1", "alpha_001": "p1"}))
+    assert [dataset.patient(case) for case in dataset.cases] == ["p1", "p1", "alpha_002", "alpha_003"]
+    assert dataset.read("alpha_001").patient == "p1"
+    dataset = open_dataset(make_site("bravo", cases=5, patients=2))
+    assert len({dataset.patient(case) for case in dataset.cases}) == 3
+
+
+def test_the_older_key_for_channels_is_read(make_site):
+    folder = make_site()
+    declare(folder, channel_names=..., modality={"0": "CT"})
+    assert open_dataset(folder).channels == ("CT",)
+
+
+def test_channels_are_in_the_order_of_their_numbers(make_site):
+    names = [f"c{i}" for i in range(11)]
+    dataset = open_dataset(make_site(cases=1, channels=names, shape=(2, 4, 4)))
+    assert dataset.channels == tuple(names)
+    assert [p.name[-11:-7] for p in dataset.cases["alpha_000"].images] == [f"{i:04d}" for i in range(11)]
+
+
+def test_labels_may_be_declared_in_any_order(make_site):
+    one, two = make_site("alpha", labels=ORGAN_AND_TUMOUR), make_site("bravo", labels=ORGAN_AND_TUMOUR)
+    declare(two, labels={"tumour": 2, "background": 0, "organ": 1})
+    assert [list(d.labels) for d in open_datasets([one, two])] == [["background", "organ", "tumour"]] * 2
+
+
+def test_what_file_systems_leave_behind_is_passed_over(make_site):
+    folder = make_site()
+    for name in ("imagesTr/._alpha_000_0000.nii.gz", "labelsTr/._alpha_000.nii.gz", "imagesTr/.DS_Store"):
+        (folder / name).write_bytes(b"left behind")
+    assert len(open_dataset(folder).cases) == 4
+
+
+def test_spacings_may_differ_in_the_last_digits(make_site):
+    folder = make_site(spacing_mm=(3.0, 0.7, 0.7))
+    rewrite(folder / "labelsTr" / "alpha_000.nii.gz", lambda a: a, spacing_mm=(3.0001, 0.7, 0.69999))
+    assert open_dataset(folder).read("alpha_000").label is not None
+
+
+def test_the_raw_digest_notices_every_change(make_site, tmp_path):
+    folder = make_site()
+    digests = [open_dataset(folder).raw_digest()]
+    assert open_dataset(folder).raw_digest() == digests[0]
+    rewrite(folder / "imagesTr" / "alpha_001_0000.nii.gz", lambda a: a + 1)
+    digests.append(open_dataset(folder).raw_digest())
+    (folder / "labelsTr" / "alpha_003.nii.gz").unlink()
+    digests.append(open_dataset(folder).raw_digest())
+    declare(folder, patients={"alpha_000": "p1"})
+    digests.append(open_dataset(folder).raw_digest())
+    assert len(set(digests)) == 4
+
+
+@pytest.mark.parametrize("federation", ["hippocampus", "nuclei"])
+def test_the_shipped_pictures_are_well(federation):
+    datasets = open_datasets(sorted((DATA / federation / "sites").iterdir()))
+    for dataset in datasets:
+        assert json.loads((dataset.folder / "dataset.json").read_text())["numTraining"] == len(dataset.cases)
+        for case in dataset.cases:
+            assert dataset.read(case).label.any()
+    test = DATA / federation / "test"
+    cases = find_images(test / "imagesTs", len(datasets[0].channels))
+    assert sorted(cases) == sorted(p.name.split(".")[0] for p in (test / "labelsTs").iterdir())
+    assert not set(cases) & {case for dataset in datasets for case in dataset.cases}
+
+
+# dataset.json
+
+
+def test_an_empty_folder(tmp_path):
+    said = the_problem(open_dataset, tmp_path)
+    assert said == "there is no dataset.json; expected nnU-Net's raw layout (dataset.json, imagesTr, labelsTr)"
+
+
+def test_no_folder(tmp_path):
+    assert the_problem(open_dataset, tmp_path / "nowhere") == "there is no such folder"
+
+
+def test_the_parent_folder_hints_at_the_sites_in_it(make_site, tmp_path):
+    make_site("alpha")
+    make_site("bravo")
+    assert the_problem(open_dataset, tmp_path).endswith("did you mean the folders in it (alpha, bravo)?")
+
+
+@pytest.mark.parametrize("content", ["{", "[1, 2]", "null"])
+def test_a_broken_dataset_json(make_site, content):
+    folder = make_site()
+    (folder / "dataset.json").write_text(content)
+    with pytest.raises(Problems) as caught:
+        open_dataset(folder)
+    assert caught.value.about == str(folder / "dataset.json")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"channel_names": ...}, "`channel_names` must map"),
+        ({"channel_names": {}}, "`channel_names` must map"),
+        ({"channel_names": ["CT"]}, "`channel_names` must map"),
+        ({"channel_names": {"1": "CT"}}, "`channel_names` must map"),
+        ({"labels": ...}, "`labels` must map"),
+        ({"labels": ["background", "tumour"]}, "`labels` must map"),
+        ({"labels": {"background": 0}}, "background 0 and then 1, 2"),
+        (
+            {"labels": {"background": 0, "organ": 1, "tumour": 3}},
+            "without a gap; found background=0, organ=1, tumour=3",
+        ),
+        ({"labels": {"background": 0, "organ": 1, "tumour": 1}}, "without a gap"),
+        ({"labels": {"organ": 0, "tumour": 1}}, "must be background 0"),
+        ({"labels": {"0": "background", "1": "tumour"}}, "must be background 0"),
+        ({"labels": {"background": 0, "tumour": "1"}}, "must be background 0"),
+        ({"labels": {"background": 0, "tumour": None}}, "must be background 0"),
+        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "regions"),
+        ({"labels": {"background": 0, "tumour": 1, "ignore": 2}}, "`ignore`"),
+        ({"file_ending": ...}, "`file_ending` is None; expected one of .bmp"),
+        ({"file_ending": "nii.gz"}, "`file_ending` is 'nii.gz'; expected one of"),
+        ({"file_ending": ".dcm"}, "expected one of"),
+        ({"patients": ["p1"]}, "`patients` must map"),
+        ({"patients": {"alpha_000": 7}}, "`patients` must map"),
+        ({"patients": None}, "`patients` must map"),
+        ({"patients": {"nobody": "p1"}}, "`patients` names the case 'nobody', which is not in imagesTr"),
+    ],
+)
+def test_a_wrong_declaration(make_site, changed, said):
+    folder = make_site()
+    declare(folder, **changed)
+    assert said in the_problem(open_dataset, folder)
+
+
+def test_all_that_is_wrong_in_a_declaration_comes_at_once(make_site):
+    folder = make_site()
+    declare(folder, channel_names=..., labels={"background": 1}, file_ending=".doc", patients=3)
+    assert len(problems_of(open_dataset, folder)) == 4
+
+
+# Files
+
+
+def test_no_images(make_site):
+    folder = make_site()
+    shutil.rmtree(folder / "imagesTr")
+    found = problems_of(open_dataset, folder)
+    assert found[0] == "imagesTr holds no .nii.gz files; expected files such as case_0000.nii.gz"
+
+
+def test_images_of_another_ending(make_site):
+    folder = make_site()
+    declare(folder, file_ending=".nrrd")
+    assert "imagesTr holds no .nrrd files" in the_problem(open_dataset, folder)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".jpg"])
+def test_no_labels(make_site, ending):
+    folder = make_site(dimension=2, ending=ending, unlabelled=4)
+    label = ".png" if ending == ".jpg" else ending
+    assert the_problem(open_dataset, folder) == f"labelsTr holds no {label} files; at least one case needs a label"
+
+
+def test_a_label_without_an_image(make_site):
+    folder = make_site()
+    (folder / "imagesTr" / "alpha_002_0000.nii.gz").unlink()
+    assert the_problem(open_dataset, folder) == "labelsTr/alpha_002.nii.gz belongs to no image in imagesTr"
+
+
+def test_a_first_channel_that_is_missing(make_site):
+    folder = make_site(channels=("T1", "T2"))
+    (folder / "imagesTr" / "alpha_002_0000.nii.gz").unlink()
+    found = problems_of(open_dataset, folder)
+    assert found[0] == "alpha_002: found files numbered [1]; expected 0 to 1"
+    assert all(p.startswith("alpha_002: ") for p in found)
+
+
+def test_a_last_channel_that_is_missing(make_site):
+    folder = make_site(channels=("T1", "T2"))
+    (folder / "imagesTr" / "alpha_002_0001.nii.gz").unlink()
+    assert the_problem(open_dataset, folder) == "alpha_002: found 1 channels, dataset.json declares 2 (T1, T2)"
+
+
+def test_a_grey_picture_among_colours(make_site):
+    folder = make_site(dimension=2, channels="RGB")
+    rewrite(folder / "imagesTr" / "alpha_001_0000.png", lambda a: a.astype(np.uint8))
+    assert the_problem(open_dataset, folder) == "alpha_001: found 1 channels, dataset.json declares 3 (R, G, B)"
+
+
+def test_two_files_for_one_channel(make_site):
+    folder = make_site()
+    first = folder / "imagesTr" / "alpha_000_0000.nii.gz"
+    shutil.copy(first, folder / "imagesTr" / "alpha_000.nii.gz")
+    said = the_problem(open_dataset, folder)
+    assert said.startswith("alpha_000: both alpha_000.nii.gz and alpha_000_0000.nii.gz are channel 0")
+
+
+def test_a_label_of_another_shape(make_site):
+    folder = make_site(shape=(8, 10, 12))
+    rewrite(folder / "labelsTr" / "alpha_001.nii.gz", lambda a: a[:-1])
+    said = the_problem(open_dataset, folder)
+    assert said.startswith("alpha_001: ")
+    assert said.endswith("differ in shape, (8, 10, 12) and (7, 10, 12)")
+
+
+def test_a_label_of_another_spacing(make_site):
+    folder = make_site(spacing_mm=(3.0, 1.0, 1.0))
+    rewrite(folder / "labelsTr" / "alpha_001.nii.gz", lambda a: a, spacing_mm=(3.0, 1.0, 1.1))
+    said = the_problem(open_dataset, folder)
+    assert said.startswith("alpha_001: ")
+    assert "differ in spacing" in said
+    assert "1.1" in said
+
+
+@pytest.mark.parametrize("part", ["shape", "spacing"])
+def test_channels_that_do_not_lie_on_each_other(make_site, part):
+    folder = make_site(channels=("T1", "T2"), shape=(8, 10, 12))
+    path = folder / "imagesTr" / "alpha_001_0001.nii.gz"
+    if part == "shape":
+        rewrite(path, lambda a: a[:, 1:])
+    else:
+        rewrite(path, lambda a: a, spacing_mm=(2.0, 1.0, 1.0))
+    assert f"differ in {part}" in the_problem(open_dataset, folder)
+    assert f"alpha_001_0001.nii.gz has the {part}" in the_problem(
+        read_channels, (path.with_name("alpha_001_0000.nii.gz"), path)
+    )
+
+
+def test_a_volume_among_pictures(make_site):
+    folder = make_site(dimension=2, ending=".nii.gz", cases=4)
+    other = make_site("other", cases=1)
+    for part, name in (("imagesTr", "other_000_0000.nii.gz"), ("labelsTr", "other_000.nii.gz")):
+        shutil.copy(other / part / name, folder / part / name)
+    said = the_problem(open_dataset, folder)
+    assert said.startswith("2D and 3D cases are mixed: other_000 are 3D, the others are not")
+
+
+def test_a_file_that_is_no_image(make_site):
+    folder = make_site()
+    (folder / "imagesTr" / "alpha_001_0000.nii.gz").write_bytes(b"no image")
+    said = the_problem(open_dataset, folder)
+    assert said.startswith("alpha_001: ")
+    assert "cannot be read" in said
+
+
+def test_all_that_is_wrong_in_a_folder_comes_at_once(make_site):
+    folder = make_site(cases=5, shape=(8, 10, 12))
+    (folder / "imagesTr" / "alpha_000_0000.nii.gz").unlink()
+    rewrite(folder / "labelsTr" / "alpha_001.nii.gz", lambda a: a[:-1])
+    (folder / "imagesTr" / "alpha_002_0000.nii.gz").write_bytes(b"no image")
+    declare(folder, patients={"nobody": "p1"})
+    found = "\n".join(problems_of(open_dataset, folder))
+    for said in (
+        "alpha_000.nii.gz belongs to no image",
+        "'nobody'",
+        "alpha_001: image and label",
+        "alpha_002: the volume",
+    ):
+        assert said in found
+    assert len(found.splitlines()) == 4
+
+
+# Voxels
+
+
+def test_a_value_that_is_not_declared(make_site):
+    folder = make_site()
+    rewrite(folder / "labelsTr" / "alpha_001.nii.gz", lambda a: np.where(a == 1, 7, a).astype(np.uint8))
+    dataset = open_dataset(folder)
+    said = the_problem(dataset.read, "alpha_001")
+    assert said == "the label holds the values [7], but dataset.json declares only background=0, tumour=1"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("ending", [".nii.gz", ".mha"])
+def test_voxels_that_are_no_numbers(make_site, ending, value):
+    folder = make_site(ending=ending)
+
+    def spoil(array):
+        array[0, :2, :2] = value
+        return array
+
+    rewrite(folder / "imagesTr" / f"alpha_001_0000{ending}", spoil)
+    with pytest.raises(Problems, match="alpha/alpha_001: 4 voxels are NaN or infinite"):
+        open_dataset(folder).read("alpha_001")
+
+
+def test_all_that_is_wrong_in_a_case_comes_at_once(make_site):
+    folder = make_site()
+    rewrite(folder / "imagesTr" / "alpha_001_0000.nii.gz", lambda a: np.full_like(a, np.nan))
+    rewrite(folder / "labelsTr" / "alpha_001.nii.gz", lambda a: a + 1)
+    assert len(problems_of(open_dataset(folder).read, "alpha_001")) == 2
+
+
+def test_a_label_with_fractions(make_site):
+    folder = make_site()
+    rewrite(folder / "labelsTr" / "alpha_001.nii.gz", lambda a: a * 0.5)
+    assert "whole numbers only" in the_problem(open_dataset(folder).read, "alpha_001")
+
+
+def test_a_label_in_colours(make_site):
+    folder = make_site(dimension=2, shape=(32, 40))
+    write_rgb(folder / "labelsTr" / "alpha_001.png", np.zeros((3, 32, 40), np.uint8))
+    assert "one channel, but this file has 3" in the_problem(open_dataset(folder).read, "alpha_001")
+
+
+# Several sites
+
+
+def test_sites_that_agree(make_site):
+    datasets = open_datasets([make_site("bravo"), make_site("alpha", cases=2)])
+    assert [d.name for d in datasets] == ["bravo", "alpha"]
+
+
+def test_sites_that_disagree_are_named_with_what_they_say(make_site):
+    sites = [
+        make_site("alpha"),
+        make_site("bravo"),
+        make_site("charlie", channels=("CT",), labels=ORGAN_AND_TUMOUR),
+        make_site("delta", dimension=2, ending=".nii.gz"),
+    ]
+    channels, labels, dimension = problems_of(open_datasets, sites)
+    assert "disagree on channels (alpha, bravo, delta: 1 (MRI); charlie: 1 (CT))" in channels
+    assert "disagree on labels (alpha, bravo, delta: background=0, tumour=1; charlie: background=0, organ=1" in labels
+    assert "disagree on dimension (alpha, bravo, charlie: 3D; delta: 2D)" in dimension
+
+
+def test_the_same_names_with_other_values_disagree():
+    one = Declaration(channels=("CT",), labels={"background": 0, "organ": 1, "tumour": 2}, dimension=3)
+    two = one.model_copy(update={"labels": {"background": 0, "tumour": 1, "organ": 2}})
+    assert disagreements({"alpha": one, "bravo": one}) == []
+    assert len(disagreements({"alpha": one, "bravo": two})) == 1
+
+
+def test_two_sites_of_one_name(make_site):
+    said = the_problem(open_datasets, [make_site("north/alpha"), make_site("south/alpha"), make_site("bravo")])
+    assert said == "two sites are called 'alpha'; rename one of the folders"
+
+
+def test_the_problems_of_all_sites_come_at_once(make_site, tmp_path):
+    alpha, bravo, charlie = make_site("alpha"), make_site("bravo"), make_site("charlie")
+    (alpha / "imagesTr" / "alpha_000_0000.nii.gz").unlink()
+    declare(bravo, labels={"background": 0, "tumour": 2})
+    found = problems_of(open_datasets, [alpha, bravo, charlie, tmp_path / "delta", make_site("echo", channels=("CT",))])
+    assert [f.startswith(str(p)) for f, p in zip(found, (alpha, bravo, tmp_path / "delta"), strict=False)] == [True] * 3
+    assert "charlie: 1 (MRI); echo: 1 (CT)" in found[3]
+    assert len(found) == 4
+
+
+# New scans
+
+
+def test_new_scans_are_found(make_site):
+    folder = make_site(channels=("T1", "T2"), cases=3, part="Ts")
+    found = find_images(folder / "imagesTs", 2)
+    assert list(found) == ["alpha_000", "alpha_001", "alpha_002"]
+    assert [len(files.images) for files in found.values()] == [2, 2, 2]
+    assert all(files.label is None for files in found.values())
+
+
+def test_one_new_scan_is_a_folder_of_one(make_site):
+    path = make_site() / "imagesTr" / "alpha_001_0000.nii.gz"
+    assert find_images(path, 1)["alpha_001"].images == (path,)
+
+
+def test_new_scans_may_have_different_endings(make_site, tmp_path):
+    (tmp_path / "new").mkdir()
+    for ending in (".nii.gz", ".mha"):
+        site = make_site(ending[1:4], ending=ending, cases=1)
+        for path in (site / "imagesTr").iterdir():
+            shutil.copy(path, tmp_path / "new")
+    (tmp_path / "new" / "notes.txt").write_text("bring milk")
+    assert len(find_images(tmp_path / "new", 1)) == 2
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_no_new_scans(tmp_path, exists):
+    folder = tmp_path / "new"
+    if exists:
+        folder.mkdir()
+    assert "no images were found" in the_problem(find_images, folder, 1)
+
+
+def test_new_scans_with_channels_missing_are_all_named(make_site):
+    folder = make_site(channels=("T1", "T2"), cases=4, part="Ts") / "imagesTs"
+    (folder / "alpha_000_0001.nii.gz").unlink()
+    (folder / "alpha_001_0000.nii.gz").unlink()
+    (folder / "alpha_002_0000.nii.gz").write_bytes(b"no image")
+    found = "\n".join(problems_of(find_images, folder, 2))
+    assert "alpha_000: found 1 channels, but the plan has 2" in found
+    assert "alpha_001: found files numbered [1]; expected 0 to 1" in found
+    assert "alpha_002: alpha_002_0000.nii.gz: the volume cannot be read" in found
+    assert "alpha_003" not in found

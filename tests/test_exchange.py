@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from safetensors.numpy import save
+
+from autofed.exchange import (
+    Failure,
+    Release,
+    Request,
+    ServerState,
+    from_bytes,
+    load_groups,
+    pack,
+    save_groups,
+    to_bytes,
+    unpack,
+)
+from autofed.problems import Problems
+
+GROUPS = {
+    "weights": {"z.last": np.arange(6, dtype=np.float32).reshape(2, 3), "a/first": np.float64(2.5)},
+    "empty": {},
+    "counts": {"n": np.zeros((0, 4), np.int64), "seen": np.array([True, False])},
+}
+MESSAGES = [
+    Request("run 1", 3, "train", GROUPS),
+    Release("run 1", 3, "alpha", GROUPS, {"steps": 10, "loss": [0.5, None]}),
+    Failure("run 1", 3, "alpha", "budget-spent"),
+]
+
+DTYPES = ["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
+NAMES = st.text(min_size=0, max_size=6)
+ARRAYS = hnp.arrays(st.sampled_from(DTYPES), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3))
+WORDS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def same(a, b) -> bool:
+    """Groups with the same names in the same order and the same bits."""
+    if list(a) != list(b) or any(list(a[g]) != list(b[g]) for g in a):
+        return False
+    pairs = [(np.asarray(x), np.asarray(b[g][n])) for g, arrays in a.items() for n, x in arrays.items()]
+    return all(x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes() for x, y in pairs)
+
+
+def words_of(message) -> dict:
+    return {k: v for k, v in vars(message).items() if k not in ("shared", "arrays")}
+
+
+def block(words: object, groups: object = None, **metadata: str) -> bytes:
+    """A well-formed block whose words may be anything."""
+    return save({}, metadata={"autofed": json.dumps({"words": words, "groups": groups or {}}), **metadata})
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
+def test_a_message_goes_both_ways(message):
+    data = to_bytes(message)
+    again = from_bytes(data)
+    assert type(again) is type(message)
+    assert words_of(again) == words_of(message)
+    assert same(
+        getattr(message, "shared", getattr(message, "arrays", {})),
+        getattr(again, "shared", getattr(again, "arrays", {})),
+    )
+    assert to_bytes(again) == data
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.dictionaries(NAMES.filter(lambda n: "/" not in n), st.dictionaries(NAMES, ARRAYS, max_size=3), max_size=3),
+    st.dictionaries(st.text(max_size=4), WORDS, max_size=3),
+)
+def test_any_groups_and_words_go_both_ways(groups, words):
+    data = pack(groups, words)
+    again, said = unpack(data)
+    assert same(again, groups)
+    assert said == words
+    assert pack(again, said) == data
+
+
+def test_the_same_message_is_the_same_bytes_in_every_process():
+    script = (
+        "import sys, numpy as np; from autofed.exchange import pack;"
+        "sys.stdout.buffer.write(pack({g: {str(i): np.full(2, i) for i in range(9)} for g in 'abc'}, {'x': 1, 'y': 2}))"
+    )
+    runs = {subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout for _ in range(3)}
+    here = {pack({g: {str(i): np.full(2, i) for i in range(9)} for g in "abc"}, {"x": 1, "y": 2}) for _ in range(20)}
+    assert runs == here
+    assert len(here) == 1
+
+
+def test_arrays_that_do_not_lie_row_by_row_are_sent_as_they_read():
+    fortran, strided = np.asfortranarray(np.arange(6.0).reshape(2, 3)), np.arange(9)[::2]
+    groups, _ = unpack(pack({"g": {"f": fortran, "s": strided}}, {}))
+    assert np.array_equal(groups["g"]["f"], fortran)
+    assert np.array_equal(groups["g"]["s"], strided)
+
+
+def test_what_arrives_may_be_written_to():
+    groups, _ = unpack(pack({"g": {"a": np.ones(3)}}, {}))
+    groups["g"]["a"] += 1
+    assert groups["g"]["a"].tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
+def test_a_message_cut_short_anywhere_is_refused(message):
+    data = to_bytes(message)
+    for end in range(len(data)):
+        with pytest.raises(Problems, match="not whole"):
+            from_bytes(data[:end])
+    with pytest.raises(Problems, match="not whole"):
+        from_bytes(data + b"\0")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=64))
+def test_noise_is_refused(data):
+    with pytest.raises(Problems):
+        from_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["[" * 100_000, "null", "{}", '{"__metadata__": 3}', '{"__metadata__": {"autofed": "3"}}'],
+    ids=["deep", "null", "empty", "number", "inner number"],
+)
+def test_a_forged_header_is_refused(header):
+    with pytest.raises(Problems, match="not whole or not one of autofed's"):
+        unpack(struct.pack("<Q", len(header)) + header.encode())
+
+
+@pytest.mark.parametrize("words", [3, [1], ["ab", 4], None, "text"])
+def test_words_that_are_no_object_are_refused(words):
+    with pytest.raises(Problems):
+        from_bytes(block(words))
+
+
+@pytest.mark.parametrize("kind", ["letter", None, ["release"], {}])
+def test_an_unknown_kind_is_refused_and_the_known_ones_are_named(kind):
+    with pytest.raises(Problems, match="expected one of request, release, failure"):
+        from_bytes(block({"kind": kind, "run": "r", "round": 1}))
+
+
+def failure(**changed) -> dict:
+    words = {"kind": "failure", "run": "r", "round": 1, "site": "alpha", "code": "late", **changed}
+    return {k: v for k, v in words.items() if v is not ...}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (failure(colour="red"), "colour"),
+        (failure(code=...), "code"),
+        (failure(round="1"), "its round is '1'; expected int"),
+        (failure(round=True), "its round is True; expected int"),
+        (failure(round=1.0), "its round is 1.0; expected int"),
+        (failure(site=["alpha"]), "its site is"),
+        (failure(run=None), "its run is None; expected str"),
+        ({"kind": "request", "run": "r", "round": 1, "question": "q", "shared": {"w": 1}}, "do not make a request"),
+        ({"kind": "release", "run": "r", "round": 1, "site": "a", "public": [1]}, "its public is"),
+    ],
+)
+def test_words_that_do_not_fit_are_named(words, said):
+    with pytest.raises(Problems) as caught:
+        from_bytes(block(words))
+    assert said in str(caught.value)
+
+
+def test_a_failure_carries_no_arrays():
+    with pytest.raises(Problems, match="a failure carries no arrays, but this one has weights"):
+        from_bytes(pack({"weights": {"a": np.ones(1)}}, failure()))
+
+
+def test_arrays_that_are_not_announced_or_not_numbers_are_refused():
+    around = {"autofed": json.dumps({"words": {}, "groups": {"g": ["a"]}})}
+    with pytest.raises(Problems, match="the array 'g/b' has no place"):
+        unpack(save({"g/a": np.ones(1), "g/b": np.ones(1)}, metadata=around))
+    with pytest.raises(Problems, match="no kind that travels"):
+        unpack(save({"g/a": np.ones(1, np.uint64)}, metadata=around))
+    with pytest.raises(Problems, match="not whole"):
+        unpack(save({}, metadata=around))
+
+
+@pytest.mark.parametrize(
+    "array", [np.array([None]), np.array(["text"]), np.array([1j]), np.ones(1, ">f4"), np.uint64(1)]
+)
+def test_what_is_not_plain_numbers_does_not_travel(array):
+    with pytest.raises(Problems, match="do not travel"):
+        to_bytes(Request("r", 1, "q", {"g": {"a": array}}))
+
+
+def test_a_group_may_not_have_a_slash_in_its_name():
+    with pytest.raises(Problems, match="the group 'a/b'"):
+        pack({"a/b": {}}, {})
+
+
+def test_what_the_server_keeps_is_no_message():
+    with pytest.raises(KeyError):
+        to_bytes(ServerState(1, GROUPS))  # type: ignore[arg-type]
+
+
+def test_groups_go_to_disk_and_back(tmp_path):
+    save_groups(tmp_path / "w.safetensors", GROUPS, {"round": 3})
+    groups, words = load_groups(tmp_path / "w.safetensors")
+    assert same(groups, GROUPS)
+    assert words == {"round": 3}
+    assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_a_file_that_is_missing_or_cut_is_named(tmp_path):
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(Problems, match="there is no such file") as caught:
+        load_groups(path)
+    assert caught.value.about == str(path)
+    save_groups(path, GROUPS)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(Problems, match="not whole") as caught:
+        load_groups(path)
+    assert caught.value.about == str(path)

@@ -1,0 +1,299 @@
+"""Algorithms, sites and the loop: what holds for every algorithm, and what crosses the door."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from autofed import algorithms, privacy
+from autofed.algorithms import Setup
+from autofed.case import open_dataset
+from autofed.exchange import Failure, Release, Request, ServerState, from_bytes, load_groups, to_bytes
+from autofed.federation import rounds as loop
+from autofed.federation.inprocess import InProcess
+from autofed.federation.site import CODES, Site
+from autofed.network import build, weights_of
+from autofed.plans import Algorithm
+from autofed.prepared import open_store, pool, preprocess
+from autofed.problems import Problems
+from tests.plans_made import small_plan
+from tests.synthetic import make_site
+
+SITES = ("alpha", "bravo")
+WEIGHT_SHARING = ("fedavg", "pooled")
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    root = tmp_path_factory.mktemp("federation")
+    plan = small_plan(labels=1, cases=4)
+    stores = {}
+    for name in SITES:
+        preprocess(open_dataset(make_site(root / name, cases=2)), plan.local, root / "work")
+        stores[name] = open_store(root / "work", name, plan.local)
+    return plan, stores
+
+
+def with_algorithm(plan, name):
+    return plan.change({"algorithm.name": name}) if name != plan.agreement.algorithm.name else plan
+
+
+def sites_of(plan, stores, folder):
+    chosen = algorithms.make(plan.agreement.algorithm)
+    held = {"pooled": pool(stores)} if algorithms.gathers(chosen) else stores
+    return [
+        Site(n, s, plan, folder / "sites" / n, folder / n / "ledger.jsonl", members=len(stores) if n == "pooled" else 1)
+        for n, s in held.items()
+    ]
+
+
+def train(ground, folder, name="fedavg", *, state=None, turned=False, transport=None, run_id="r"):
+    plan, stores = ground
+    plan = with_algorithm(plan, name)
+    sites = sites_of(plan, dict(reversed(stores.items())) if turned else stores, folder)
+    chosen = algorithms.make(plan.agreement.algorithm)
+    state = state or chosen.start(Setup(plan, weights_of(build(plan.local.network, seed=1))))
+    names = tuple(s.name for s in sites)
+    door = (transport or InProcess)(sites)
+    return loop.run(chosen, privacy.find(plan), plan, door, state, folder / "rounds", run_id, names)
+
+
+def final_arrays(folder, plan):
+    """Everything the run ended with: the common state, or what each site remembers."""
+    last = plan.agreement.training.rounds
+    arrays = dict(loop.load_state(folder / "rounds", last).shared.get("weights", {}))
+    for memory in sorted(folder.glob(f"sites/*/memory/round_{last:05d}.safetensors")):
+        arrays |= {f"{memory.parent.parent.name}/{n}": a for n, a in load_groups(memory)[0]["weights"].items()}
+    return arrays
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) for n in a) and len(a) > 0
+
+
+@pytest.mark.parametrize("name", algorithms.names())
+def test_order_of_sites_does_not_matter(ground, tmp_path, name):
+    train(ground, tmp_path / "one", name)
+    train(ground, tmp_path / "two", name, turned=True)
+    assert same(final_arrays(tmp_path / "one", ground[0]), final_arrays(tmp_path / "two", ground[0]))
+
+
+@pytest.mark.parametrize("name", algorithms.names())
+def test_resumed_equals_unbroken_to_the_bit(ground, tmp_path, name):
+    """The coordinator dies while round 2 is under way: one site has answered and stored, the other has not."""
+    train(ground, tmp_path / "unbroken", name)
+
+    class Dying(InProcess):
+        def __call__(self, requests):
+            first = next(iter(requests))
+            answer = super().__call__({first: requests[first]})
+            if from_bytes(requests[first]).round == 2:
+                raise KeyboardInterrupt
+            return answer | super().__call__({n: r for n, r in requests.items() if n != first})
+
+    with pytest.raises(KeyboardInterrupt):
+        train(ground, tmp_path / "broken", name, transport=Dying)
+    rounds = tmp_path / "broken" / "rounds"
+    assert loop.saved_rounds(rounds) == [1]
+    train(ground, tmp_path / "broken", name, state=loop.load_state(rounds, 1))
+    assert same(final_arrays(tmp_path / "unbroken", ground[0]), final_arrays(tmp_path / "broken", ground[0]))
+    strip = lambda folder: [{**m, "seconds": 0} for m in loop.read_metrics(folder)]  # noqa: E731
+    assert strip(rounds) == strip(tmp_path / "unbroken" / "rounds")
+    assert [m["round"] for m in loop.read_metrics(rounds)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", WEIGHT_SHARING)
+def test_a_zero_update_changes_nothing(ground, name):
+    plan, _ = ground
+    chosen = algorithms.make(Algorithm(name=name))
+    weights = weights_of(build(plan.local.network, seed=1))
+    zero = {n: np.zeros_like(w) for n, w in weights.items()}
+    releases = [Release("r", 1, site, {"update": zero}) for site in SITES]
+    average = lambda found, group: privacy.find(plan).average(  # noqa: E731
+        {r.site: r.arrays[group] for r in found}, dict.fromkeys(SITES, 1.0)
+    )
+    after = chosen.merge(chosen.start(Setup(plan, weights)), releases, average)
+    assert after.round == 1 and same(dict(after.shared["weights"]), weights)
+
+
+def test_one_site_that_holds_all_data_equals_pooled(ground, tmp_path):
+    plan, stores = ground
+    together = pool(stores)
+    pooled = with_algorithm(plan, "pooled")
+    ends = []
+    for made, folder in ((plan, tmp_path / "a"), (pooled, tmp_path / "b")):
+        site = Site("pooled", together, made, folder / "site", folder / "ledger.jsonl", members=2)
+        chosen = algorithms.make(made.agreement.algorithm)
+        state = chosen.start(Setup(made, weights_of(build(made.local.network, seed=1))))
+        ends.append(loop.run(chosen, privacy.find(made), made, InProcess([site]), state, folder, "r", ("pooled",)))
+    assert same(dict(ends[0].shared["weights"]), dict(ends[1].shared["weights"]))
+
+
+def test_local_models_know_nothing_of_each_other(ground, tmp_path):
+    """A site's own model is the same whether or not another site takes part."""
+    plan, stores = ground
+    train(ground, tmp_path / "both", "local")
+    train((plan, {"alpha": stores["alpha"]}), tmp_path / "alone", "local")
+    both, alone = final_arrays(tmp_path / "both", plan), final_arrays(tmp_path / "alone", plan)
+    assert same({n: a for n, a in both.items() if n.startswith("alpha/")}, alone)
+
+
+# --- the door
+
+
+def ask(site, round=1, run="r"):
+    weights = weights_of(build(site.plan.local.network, seed=1))
+    return to_bytes(Request(run, round, "train", {"weights": weights}))
+
+
+@pytest.fixture
+def site(ground, tmp_path):
+    plan, stores = ground
+    return Site("alpha", stores["alpha"], plan, tmp_path / "site", tmp_path / "ledger.jsonl")
+
+
+def test_the_same_request_is_answered_from_the_store_and_uncharged(site):
+    first = site.answer(ask(site))
+    assert site.answer(ask(site)) == first
+    assert len(site.ledger.charges()) == 1
+    site.answer(ask(site, run="another"))
+    assert len(site.ledger.charges()) == 2
+
+
+def test_a_release_is_charged_before_it_is_computed(site):
+    """A crash in the middle of the work must leave the charge behind."""
+    site.algorithm = _Failing()
+    assert isinstance(from_bytes(site.answer(ask(site))), Failure)
+    assert len(site.ledger.charges()) == 1
+
+
+class _Failing:
+    def local(self, site, request):
+        raise ValueError("Mr Smith of ward 7, scan 12, has no left kidney")
+
+
+def test_a_failure_crosses_the_door_as_a_code_and_nothing_more(site, tmp_path):
+    site.algorithm = _Failing()
+    answer = site.answer(ask(site))
+    assert b"Smith" not in answer and b"kidney" not in answer
+    message = from_bytes(answer)
+    assert (message.run, message.round, message.site, message.code) == ("r", 1, "alpha", "failed")
+    assert "Mr Smith" in (tmp_path / "site" / "site.log").read_text()
+
+
+@pytest.mark.parametrize("data", [b"", b"rubbish" * 9, to_bytes(Failure("r", 1, "x", "failed"))])
+def test_rubbish_is_a_bad_request_and_costs_nothing(site, data):
+    assert from_bytes(site.answer(data)).code == "bad-request"
+    assert site.ledger.charges() == []
+
+
+def test_a_round_beyond_the_plan_is_a_bad_request(site):
+    assert from_bytes(site.answer(ask(site, round=99))).code == "bad-request"
+
+
+def test_what_the_ledger_does_not_allow_is_not_computed(ground, tmp_path):
+    plan, stores = ground
+    from autofed.privacy.ledger import PrivacyLedger
+
+    PrivacyLedger(tmp_path / "ledger.jsonl", "alpha", ceiling_epsilon=1.0, ceiling_delta=1e-5)
+    site = Site("alpha", stores["alpha"], plan, tmp_path / "site", tmp_path / "ledger.jsonl")
+    site.algorithm = _Failing()  # would answer "failed" if it were reached
+    assert from_bytes(site.answer(ask(site))).code == "not-affordable"
+
+
+def test_what_the_mechanism_does_not_release_stays(ground, tmp_path):
+    plan, stores = ground
+    site = Site("alpha", stores["alpha"], plan, tmp_path / "site", tmp_path / "ledger.jsonl")
+
+    class NoMetrics(type(site.mechanism)):
+        def release(self, arrays):
+            return {"update": arrays["update"]}
+
+    site.mechanism = NoMetrics(batch_size=2)
+    release = from_bytes(site.answer(ask(site)))
+    assert set(release.arrays) == {"update"}
+
+
+def test_every_code_is_declared(site):
+    for data in (b"", ask(site)):
+        message = from_bytes(site.answer(data))
+        assert not isinstance(message, Failure) or message.code in CODES
+
+
+# --- the loop
+
+
+def fake(answers):
+    """A transport that answers what a test wants."""
+
+    class Fake:
+        def __init__(self, sites):
+            self.real = InProcess(sites)
+
+        def __call__(self, requests):
+            return {n: to_bytes(answers(n, from_bytes(a))) for n, a in self.real(requests).items()}
+
+    return Fake
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda n, r: Failure("r", 1, n, "out-of-memory"), "alpha failed with the code 'out-of-memory'"),
+        (lambda n, r: replace(r, round=7), "another question"),
+        (lambda n, r: replace(r, site="mallory"), "another question"),
+        (lambda n, r: replace(r, arrays={"update": {k: v * np.nan for k, v in r.arrays["update"].items()}}), "NaN"),
+        (lambda n, r: replace(r, arrays={"update": {k: v[:1] for k, v in r.arrays["update"].items()}}), "other names"),
+    ],
+)
+def test_an_answer_that_cannot_be_merged_ends_the_round_by_name(ground, tmp_path, answer, says):
+    broken = fake(lambda n, r: answer(n, r) if n == "alpha" else r)
+    with pytest.raises(Problems, match=says):
+        train(ground, tmp_path, transport=broken)
+    assert loop.saved_rounds(tmp_path / "rounds") == []
+
+
+def test_only_what_is_needed_is_kept(ground, tmp_path):
+    plan = ground[0].change({"training.snapshots": [1, 3]})
+    train((plan, ground[1]), tmp_path)
+    assert loop.saved_rounds(tmp_path / "rounds") == [1, 3]
+    assert len(list((tmp_path / "sites" / "alpha" / "releases").iterdir())) == 1
+
+
+def test_metrics_are_lines_of_json(ground, tmp_path):
+    train(ground, tmp_path)
+    lines = [json.loads(x) for x in (tmp_path / "rounds" / "metrics.jsonl").read_text().splitlines()]
+    assert [x["round"] for x in lines] == [1, 2, 3]
+    assert all(set(x["sites"]) == set(SITES) and x["sites"]["alpha"]["loss"] > 0 for x in lines)
+
+
+def test_state_on_disk_is_the_state(ground, tmp_path):
+    state = ServerState(2, {"weights": {"w": np.arange(3, dtype=np.float32)}}, {"kept": {"c": np.ones(2)}})
+    loop.save_state(tmp_path, state, ground[0])
+    found = loop.load_state(tmp_path, 2)
+    assert same(dict(found.shared["weights"]), dict(state.shared["weights"]))
+    assert same(dict(found.kept["kept"]), dict(state.kept["kept"]))
+
+
+# --- finding algorithms
+
+
+def test_a_wrong_name_is_answered_with_the_names_there_are():
+    with pytest.raises(Problems, match="no algorithm 'fedavgg'; the algorithms are: .*fedavg.*local.*pooled"):
+        algorithms.find("fedavgg")
+
+
+def test_an_algorithm_from_outside_the_package():
+    assert algorithms.find("tests.test_federation:_Failing").__name__ == "_Failing"
+    with pytest.raises(Problems, match="cannot be loaded"):
+        algorithms.find("tests.test_federation:Missing")
+
+
+def test_settings_that_an_algorithm_does_not_have_are_named():
+    with pytest.raises(Problems, match="fedavg has no setting 'mu'"):
+        algorithms.make(Algorithm(name="fedavg", settings={"mu": 0.1}))
+
+
+def test_weights_of_sites_come_from_the_plan(ground):
+    assert algorithms.site_weights(ground[0]) == {"alpha": 2.0, "bravo": 2.0}

@@ -1,0 +1,103 @@
+"""The training loop takes the mechanism's step, follows the schedule, and learns."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+
+from autofed.case import open_dataset
+from autofed.fit import fit
+from autofed.loss import make_loss
+from autofed.network import build, weights_of
+from autofed.prepared import open_store, preprocess
+from autofed.privacy.none import NoPrivacy
+from tests.plans_made import small_plan
+from tests.synthetic import make_site
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    root = tmp_path_factory.mktemp("fit")
+    plan = small_plan(labels=1)
+    preprocess(open_dataset(make_site(root / "alpha", cases=3)), plan.local, root / "work")
+    return plan, open_store(root / "work", "alpha", plan.local)
+
+
+def train(ground, mechanism=None, steps=4, seed=(1,), begun=0.0, share=1.0, weights=None, **settings):
+    plan, store = ground
+    local = plan.change(settings).local if settings else plan.local
+    weights = weights or weights_of(build(local.network, seed=1))
+    return fit(weights, store, local, mechanism or NoPrivacy(2), steps=steps, begun=begun, share=share, seed=seed)
+
+
+def test_the_same_seed_gives_the_same_weights_to_the_bit(ground):
+    once, again, other = train(ground), train(ground), train(ground, seed=(2,))
+    assert all(np.array_equal(once.weights[n], again.weights[n]) for n in once.weights)
+    assert np.array_equal(once.losses, again.losses)
+    assert any(not np.array_equal(once.weights[n], other.weights[n]) for n in once.weights)
+
+
+def test_training_lowers_the_loss(ground):
+    fitted = train(ground, steps=40, **{"learning_rate": 0.05, "network.features": [8, 16, 16]})
+    assert fitted.losses[-8:].mean() < 0.75 * fitted.losses[:4].mean()
+
+
+def test_the_weights_given_are_left_as_they_are(ground):
+    weights = weights_of(build(ground[0].local.network, seed=1))
+    before = {n: w.copy() for n, w in weights.items()}
+    train(ground, weights=weights, steps=2)
+    assert all(np.array_equal(before[n], weights[n]) for n in weights)
+
+
+@dataclass(frozen=True)
+class _Recording(NoPrivacy):
+    """Notes what it is asked, and steps along nothing."""
+
+    seen: list = field(default_factory=list)
+
+    def sampler(self, patients, seed):
+        while True:
+            yield [[patients[0]], [patients[1], patients[1]]]
+
+    def step(self, gradients):
+        groups = [[part.clone() for part in g] for g in gradients]
+        self.seen.append(len(groups))
+        return [torch.zeros_like(part) for part in groups[0]]
+
+
+def test_the_mechanism_draws_and_takes_every_step(ground):
+    mechanism = _Recording(batch_size=1)
+    weights = weights_of(build(ground[0].local.network, seed=1))
+    fitted = train(ground, mechanism, steps=3, weights=weights, weight_decay=0)
+    assert mechanism.seen == [2, 2, 2]  # one backward pass for each group of the draw
+    assert all(np.array_equal(fitted.weights[n], weights[n]) for n in weights)
+
+
+def test_a_zero_learning_rate_at_the_end_of_the_schedule(ground):
+    """The last step of a training that is over moves nothing: (1 - t)^0.9 is 0 at t = 1."""
+    weights = weights_of(build(ground[0].local.network, seed=1))
+    fitted = train(ground, steps=1, begun=1.0, share=0.0, weights=weights)
+    assert all(np.array_equal(fitted.weights[n], weights[n]) for n in weights)
+
+
+def test_progress_is_told_of_every_step(ground):
+    plan, store = ground
+    steps = []
+    weights = weights_of(build(plan.local.network, seed=1))
+    fit(weights, store, plan.local, NoPrivacy(1), steps=3, begun=0, share=1, seed=(1,), on_step=lambda: steps.append(1))
+    assert len(steps) == 3
+
+
+def test_loss_is_small_for_a_perfect_answer_and_large_for_a_wrong_one(ground):
+    local = ground[0].local
+    label = torch.zeros(1, 1, 16, 16, 16, dtype=torch.int16)
+    label[..., 4:12] = 1
+    right = torch.stack([(label[:, 0] == k).float() * 20 for k in range(2)], dim=1)
+    coarse = right[..., ::2, ::2, ::2]
+    loss = make_loss(local, 2)
+    assert loss([right, coarse], label) < 0.01
+    assert loss([-right, -coarse], label) > 5
+    # the finer resolution weighs twice as much as the coarser
+    fine_wrong, coarse_wrong = loss([-right, coarse], label).item(), loss([right, -coarse], label).item()
+    assert fine_wrong == pytest.approx(2 * coarse_wrong, rel=0.05)

@@ -1,0 +1,86 @@
+"""The module is what the plan says: sizes, parameters, and weights that go in and out whole."""
+
+import numpy as np
+import pytest
+import torch
+
+from autofed.network import build, load_weights, measure_speed, pick_device, weights_of
+from autofed.plans import Network
+from autofed.problems import Problems
+from tests.plans_made import small_plan
+
+PLANS = {
+    "volumes": small_plan().local.network,
+    "pictures": small_plan((1, 64, 64), ("R", "G", "B")).local.network,
+    "flat slices": Network(in_channels=2, classes=4, features=(4, 8, 16), kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
+                           strides=((1, 1, 1), (1, 2, 2), (2, 2, 2))),
+    "two stages": Network(in_channels=1, classes=2, features=(4, 8), kernels=((3, 3), (3, 3)), strides=((1, 1), (2, 2))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_stated_parameters_are_those_of_the_module(name):
+    plan = PLANS[name]
+    module = build(plan)
+    assert sum(p.numel() for p in module.parameters()) == plan.parameters
+    assert len(dict(module.named_parameters())) == len(module.state_dict())
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_logits_have_the_patch_size_and_halve_from_head_to_head(name):
+    plan = PLANS[name]
+    patch = tuple(d * 4 for d in plan.divisor)
+    module = build(plan, seed=1)
+    logits = module(torch.zeros(2, plan.in_channels, *patch))
+    assert [tuple(x.shape) for x in logits][0] == (2, plan.classes, *patch)
+    assert [np.prod(x.shape[2:]) for x in logits] == plan.stage_voxels(patch)[: len(logits)]
+    module.eval()
+    assert module(torch.zeros(1, plan.in_channels, *patch)).shape == (1, plan.classes, *patch)
+
+
+def test_every_parameter_learns():
+    plan = PLANS["volumes"]
+    module = build(plan, seed=1)
+    logits = module(torch.randn(1, plan.in_channels, *(d * 4 for d in plan.divisor)))
+    sum(x.square().sum() for x in logits).backward()
+    assert [n for n, p in module.named_parameters() if p.grad is None] == []
+
+
+def test_a_seed_decides_the_weights():
+    plan = PLANS["volumes"]
+    torch.manual_seed(5)
+    first = weights_of(build(plan, seed=1))
+    torch.manual_seed(6)
+    again, other = weights_of(build(plan, seed=1)), weights_of(build(plan, seed=2))
+    assert all(np.array_equal(first[n], again[n]) for n in first)
+    assert any(not np.array_equal(first[n], other[n]) for n in first)
+
+
+def test_normalisation_starts_as_the_identity():
+    norms = {n: w for n, w in weights_of(build(PLANS["volumes"], seed=1)).items() if "norm" in n}
+    assert norms
+    assert all((w == (1 if n.endswith("weight") else 0)).all() for n, w in norms.items())
+
+
+def test_weights_that_do_not_fit_are_named_all_at_once():
+    weights = weights_of(build(PLANS["volumes"], seed=1))
+    missing, wrong = list(weights)[:2]
+    del weights[missing]
+    weights[wrong] = np.zeros((1, 2, 3), np.float32)
+    weights["stranger"] = np.zeros(3, np.float32)
+    with pytest.raises(Problems) as error:
+        load_weights(build(PLANS["volumes"]), weights)
+    assert len(error.value.problems) == 3
+    assert all(name in str(error.value) for name in (missing, wrong, "stranger"))
+
+
+def test_devices():
+    assert pick_device("cpu") == "cpu"
+    assert pick_device("auto") in ("cpu", "cuda", "mps")
+    if not torch.cuda.is_available():
+        with pytest.raises(Problems, match="cuda is not here"):
+            pick_device("cuda")
+
+
+def test_speed_is_a_positive_number():
+    assert measure_speed("cpu", 2, repeats=1) > 0

@@ -1,0 +1,48 @@
+"""Entropy and mutual information against values that can be worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from autofed.uncertainty import Ensemble, entropy
+
+
+def ensemble(*members):
+    found = Ensemble()
+    for member in members:
+        found.add(torch.tensor(member, dtype=torch.float64).reshape(-1, 1))
+    return found
+
+
+def test_entropy_is_a_share_of_the_largest():
+    assert entropy(torch.full((3, 2), 1 / 3)).tolist() == pytest.approx([1, 1])
+    assert entropy(torch.tensor([[1.0], [0.0]])).item() == 0
+
+
+def test_members_that_agree_have_no_mutual_information():
+    found = ensemble([0.5, 0.5], [0.5, 0.5])
+    assert found.entropy.item() == pytest.approx(1)
+    assert found.mutual_information.item() == pytest.approx(0, abs=1e-9)
+
+
+def test_members_that_contradict_each_other_have_all_of_it():
+    found = ensemble([1.0, 0.0], [0.0, 1.0])
+    assert found.mean.ravel().tolist() == [0.5, 0.5]
+    assert found.entropy.item() == pytest.approx(1)
+    assert found.mutual_information.item() == pytest.approx(1)
+
+
+def test_between_the_two():
+    h = lambda p: -(p * math.log(p) + (1 - p) * math.log(1 - p)) / math.log(2)  # noqa: E731
+    found = ensemble([0.9, 0.1], [0.6, 0.4])
+    assert found.entropy.item() == pytest.approx(h(0.75))
+    assert found.mutual_information.item() == pytest.approx(h(0.75) - (h(0.9) + h(0.6)) / 2)
+
+
+def test_a_member_added_is_not_changed():
+    first = torch.tensor([[0.9], [0.1]])
+    found = Ensemble()
+    found.add(first)
+    found.add(torch.tensor([[0.1], [0.9]]))
+    assert first.ravel().tolist() == pytest.approx([0.9, 0.1])
