@@ -35,7 +35,7 @@ from autofed.files import read_json, write_bytes
 from autofed.images import Geometry
 from autofed.parallel import Progress, each, silent
 from autofed.problems import Problems, refuse
-from autofed.scores import CaseScores, Report, Scores, Unit, find_label_maps
+from autofed.scores import CaseScores, Report, Scores, Unit, find_references
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; black and the one grey tone are left out.
 PALETTE = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
@@ -537,8 +537,8 @@ class _Shown:
 def page(report: Report, predictions: Path, labels: Path | None, runs: Sequence[Path], out: Path) -> None:
     """Write one self-contained HTML page about an evaluation to the file `out`: no script, no font, no address.
 
-    It holds the summary, all cases from worst to best, pictures of up to twelve of them (with the references'
-    outlines, if `labels` is given and the images are still where they were) and the loss curves of `runs`.
+    It holds the summary, all cases from worst to best, pictures of up to twelve of them and the loss curves of `runs`.
+    The pictures need the images where they were; with `labels` (see `scores.find_references`) they show the outlines.
     """
     title = f"Evaluation of {_count(len(report.cases), 'case')}"
     sections = [
@@ -569,10 +569,7 @@ def _header(title: str, predictions: Path, labels: Path | None) -> str:
 
 
 def _summary(report: Report) -> str:
-    counts = {
-        name: sum(c.classes[name].dice is not None for c in report.cases if name in c.classes)
-        for name in report.classes
-    }
+    counts = {name: _scored(report, name) for name in report.classes}
     rows = [_row("All structures", report.mean, len(report.cases), "total")]
     rows += [_row(name, scores, counts[name]) for name, scores in report.classes.items()]
     if report.sites:
@@ -588,6 +585,11 @@ def _summary(report: Report) -> str:
         + (f"<ul class=notes>{notes}</ul>" if notes else "")
         + "</section>"
     )
+
+
+def _scored(report: Report, name: str) -> int:
+    """In how many cases a structure is scored."""
+    return sum(name in c.classes and c.classes[name].dice is not None for c in report.cases)
 
 
 def _row(name: str, scores: Scores, cases: int, kind: str = "") -> str:
@@ -648,7 +650,7 @@ def _chosen(cases: Iterable[CaseScores]) -> list[_Shown]:
 
 def _pictures(report: Report, predictions: Path, labels: Path | None) -> str:
     predicted = _predicted(predictions)
-    references = find_label_maps(Path(labels))[0] if labels is not None else {}
+    references = find_references(Path(labels))[0] if labels is not None else {}
     parts, group = [], ""
     for shown in _chosen(report.cases):
         if shown.group != group:

@@ -127,19 +127,24 @@ def summarise(cases: Iterable[CaseScores], distance_unit: Unit = "mm", notes: It
 
 def evaluate_folder(
     predictions: Path,
-    labels: Path,
+    labels: Path | Mapping[str, Path],
     label_names: Mapping[str, int],
     sites: Mapping[str, str] | None = None,
     processes: int = 1,
     progress: Progress = silent,
 ) -> Report:
-    """Score a folder of predictions `{case}{ending}` against a folder of references of the same names.
+    """Score a folder of predictions `{case}{ending}` against references of the same names.
 
-    The maps of uncertainty beside the predictions are passed over; `sites` maps case to site. One `Problems` names
-    everything that is wrong: a prediction without a reference, a reference without a prediction (a case that is
-    missing must not make the mean better), shapes or spacings that differ, values that `label_names` does not declare.
+    `labels` is a folder as `find_references` takes it, or what it gives; `sites` maps case to site, and is found in
+    a folder of sites if it is not given. The maps of uncertainty beside the predictions are passed over. One
+    `Problems` names everything that is wrong: a prediction without a reference, a reference without a prediction (a
+    case that is missing must not make the mean better), shapes or spacings that differ, values that `label_names`
+    does not declare.
     """
-    pairs, problems = _find_pairs(Path(predictions), Path(labels), label_names, sites or {})
+    references, homes, problems = (dict(labels), {}, []) if isinstance(labels, Mapping) else _references(Path(labels))
+    sites = homes if sites is None else sites
+    pairs, more = _find_pairs(Path(predictions), references, label_names, sites)
+    problems += more
     # Where the folders do not match nothing is scored any more, but the voxels are still checked: one run tells all.
     work = _check_pair if problems else _score_pair
     try:
@@ -149,6 +154,17 @@ def evaluate_folder(
     refuse("evaluate", problems)
     cases = [case for case, _ in scored]
     return summarise(cases, _distance_unit(pairs), [*_placement_notes(scored), *_site_notes(cases, sites)])
+
+
+def find_references(labels: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """The label maps by case, and the site of each case, of a folder of label maps or of sites (`SITE/labelsTr`).
+
+    A site's own folder counts as a folder of one site, and a folder of label maps names no sites. `Problems` if there
+    is no such folder, or if a case has two label maps.
+    """
+    maps, sites, problems = _references(Path(labels))
+    refuse(str(labels), problems)
+    return maps, sites
 
 
 def _structure(prediction: np.ndarray, reference: np.ndarray, spacing: list[float]) -> Scores:
@@ -202,16 +218,13 @@ def _by_class(cases: Iterable[CaseScores]) -> dict[str, Scores]:
 
 
 def _find_pairs(
-    predictions: Path, labels: Path, label_names: Mapping[str, int], sites: Mapping[str, str]
+    predictions: Path, references: Mapping[str, Path], label_names: Mapping[str, int], sites: Mapping[str, str]
 ) -> tuple[list[_Pair], list[str]]:
-    found, problems = find_label_maps(predictions)
-    references, more = find_label_maps(labels)
-    problems += more
+    found, problems = _label_maps(predictions)
     if predictions.is_dir() and not found:
         problems.append(f"{predictions} holds no label maps; expected files such as case.nii.gz or case.png")
-    if labels.is_dir() and found:
-        problems += [f"{c}: there is a prediction, but no reference in {labels}" for c in found if c not in references]
-    if predictions.is_dir():
+    if predictions.is_dir() and references:
+        problems += [f"{c}: there is a prediction, but no reference for it" for c in found if c not in references]
         missing = [c for c in references if c not in found]
         problems += [f"{c}: there is a reference, but no prediction in {predictions}" for c in missing]
     pairs = [_Pair(c, sites.get(c), p, references[c], label_names) for c, p in found.items() if c in references]
@@ -222,7 +235,28 @@ def _find_pairs(
     return pairs, problems
 
 
-def find_label_maps(folder: Path) -> tuple[dict[str, Path], list[str]]:
+def _references(folder: Path) -> tuple[dict[str, Path], dict[str, str], list[str]]:
+    """See `find_references`; here with the problems, so that others can be named beside them."""
+    maps, problems = _label_maps(folder)
+    homes = [p for p in (folder / "labelsTr", *sorted(folder.glob("*/labelsTr"))) if p.is_dir()]
+    if maps or problems:
+        return maps, {}, problems
+    sites: dict[str, str] = {}
+    for home in homes:
+        site = home.resolve().parent.name
+        found, more = _label_maps(home)
+        problems += more
+        problems += [
+            f"{c}: both {sites[c]} and {site} have a case of this name; rename one" for c in found if c in maps
+        ]
+        maps |= found
+        sites |= dict.fromkeys(found, site)
+    if not maps:
+        problems.append(f"{folder} holds no label maps; expected files such as case.nii.gz, or sites with labelsTr")
+    return maps, sites, problems
+
+
+def _label_maps(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """The label maps of a folder by case, and what is wrong with their names."""
     if not folder.is_dir():
         return {}, [f"{folder}: there is no such folder"]
@@ -335,7 +369,7 @@ def _placement_notes(scored: list[tuple[CaseScores, bool]]) -> Iterator[str]:
                "orientation; they were compared voxel by voxel.")  # fmt: skip
 
 
-def _site_notes(cases: list[CaseScores], sites: Mapping[str, str] | None) -> Iterator[str]:
+def _site_notes(cases: list[CaseScores], sites: Mapping[str, str]) -> Iterator[str]:
     homeless = sum(scored.site is None for scored in cases) if sites else 0
     if homeless:
         yield f"No site is known for {_cases(homeless)}; no site's mean holds them."

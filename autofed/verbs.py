@@ -200,12 +200,26 @@ def evaluate(
     `labels` is a folder of label files, or a folder of sites in raw layout, whose scores are then also given by site.
     """
     folder = Path(predictions)
-    references, sites = find_references(Path(labels))
-    names = _label_names(folder, references)
-    report = evaluate_folder(folder, references, names, sites, processes=processes, progress=progress)
+    names = _label_names(folder, Path(labels))
+    report = evaluate_folder(folder, Path(labels), names, processes=processes, progress=progress)
     if output is not None:
         report.save(Path(output))
     return report
+
+
+def _label_names(predictions: Path, labels: Path) -> dict[str, int]:
+    """Names of the label values: from what predict wrote, or from the dataset.json of the references."""
+    about = predictions / "prediction.json"
+    beside = [labels / "dataset.json", labels.parent / "dataset.json", *sorted(labels.glob("*/dataset.json"))]
+    source = next((p for p in (about, *beside) if p.is_file()), None)
+    if source is None:
+        missing = [p for p in (predictions, labels) if not p.is_dir()]
+        raise Problems(
+            "evaluate",
+            [f"{p}: there is no such folder" for p in missing]
+            or [f"nothing says what the label values mean; expected {about}, or a dataset.json beside {labels}"],
+        )
+    return read_json(source)["labels"]
 
 
 def _plan(source: PathLike | Plan) -> Plan:

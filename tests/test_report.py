@@ -408,6 +408,7 @@ def test_names_cannot_become_markup(tmp_path):
     run = tmp_path / "<b>run"
     metrics(run / "fold_all" / "metrics.jsonl", [(1, {evil: 1.0})])
     report = summarise([case], notes=[evil])
+    images.write(tmp_path / "<i>labels" / "a.png", np.zeros((1, 8, 8), np.uint8), PICTURE)
     page(report, tmp_path / "<i>out", tmp_path / "<i>labels", [run], tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     reader = Reader(text)

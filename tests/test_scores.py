@@ -11,7 +11,7 @@ from scipy import ndimage
 from autofed import images
 from autofed.images import Geometry
 from autofed.problems import Problems
-from autofed.scores import CaseScores, Report, Scores, evaluate_folder, score_case, summarise
+from autofed.scores import CaseScores, Report, Scores, evaluate_folder, find_references, score_case, summarise
 
 LABELS = {"background": 0, "kidney": 1, "tumour": 2}
 UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
@@ -265,6 +265,37 @@ def test_folders_that_are_not_there_or_empty_are_named(tmp_path):
         evaluate_folder(tmp_path / "empty", tmp_path / "nowhere", LABELS)
     text = "\n".join(caught.value.problems)
     assert "nowhere: there is no such folder" in text and "empty holds no label maps" in text
+    with pytest.raises(Problems, match="empty holds no label maps"):
+        find_references(tmp_path / "empty")
+
+
+@pytest.fixture
+def by_site(folders):
+    """The references of `folders`, each in the raw layout of a site."""
+    predictions, labels = folders
+    home = labels.parent / "sites"
+    for case, site in (("one", "alpha"), ("two", "bravo")):
+        (home / site / "labelsTr").mkdir(parents=True)
+        (labels / f"{case}.nii.gz").rename(home / site / "labelsTr" / f"{case}.nii.gz")
+    return predictions, home
+
+
+def test_references_may_lie_with_their_sites(by_site):
+    predictions, home = by_site
+    references, sites = find_references(home)
+    assert sites == {"one": "alpha", "two": "bravo"}
+    report = evaluate_folder(predictions, home, LABELS)
+    assert [c.site for c in report.cases] == ["alpha", "bravo"]
+    assert report.sites["bravo"].dice == pytest.approx(0.7)
+    assert evaluate_folder(predictions, references, LABELS, sites) == report
+    assert find_references(home / "alpha") == ({"one": references["one"]}, {"one": "alpha"})
+
+
+def test_a_case_of_two_sites_is_refused(by_site):
+    _, home = by_site
+    (home / "bravo" / "labelsTr" / "two.nii.gz").rename(home / "bravo" / "labelsTr" / "one.nii.gz")
+    with pytest.raises(Problems, match="one: both alpha and bravo"):
+        find_references(home)
 
 
 def test_two_files_of_one_case_and_mixed_formats_are_refused(folders):

@@ -1,0 +1,82 @@
+"""The command line: every verb from the shell, exit codes, and messages without tracebacks."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from autofed.cli import app, main
+from tests.synthetic import make_site
+
+
+def call(monkeypatch, capsys, *arguments):
+    """Exit code and what was printed."""
+    monkeypatch.setattr(sys, "argv", ["autofed", *map(str, arguments)])
+    code = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code or 0
+    shown = capsys.readouterr()
+    return code, shown.out + shown.err
+
+
+def test_the_verbs_from_the_shell(tmp_path, monkeypatch, capsys):
+    sites = [make_site(tmp_path / name, cases=2) for name in ("alpha", "bravo")]
+    test = make_site(tmp_path / "test", cases=1, part="Ts")
+
+    def good(*arguments):
+        code, text = call(monkeypatch, capsys, *arguments)
+        assert code == 0, text
+        return text
+
+    assert "2 cases" in good("fingerprint", sites[0], "-o", tmp_path / "alpha.json")
+    text = good("plan", tmp_path / "alpha.json", sites[1], "-o", tmp_path / "plan.json", "--hours", "0.01",
+                "--set", "training.rounds=2", "--set", "network.features=[4,4,4]",
+                "--set", "training.steps_per_round=1", "--device", "cpu")  # fmt: skip
+    assert "set by hand" in text
+    assert json.loads((tmp_path / "plan.json").read_text())["agreement"]["training"]["rounds"] == 2
+    assert "2 cases prepared" in good("preprocess", tmp_path / "plan.json", *sites, "-o", tmp_path / "work")
+    assert "prepared before" in good("preprocess", tmp_path / "plan.json", *sites, "-o", tmp_path / "work")
+    text = good("train", tmp_path / "plan.json", tmp_path / "work", "-o", tmp_path / "run", "--rounds", "1",
+                "--algorithm", "fedavg", "--device", "cpu")  # fmt: skip
+    assert "models: global" in text
+    text = good("predict", tmp_path / "run", "-i", test / "imagesTs", "-o", tmp_path / "out", "--no-mirroring")
+    assert "pictures" in text and list((tmp_path / "out" / "pictures").glob("*.png"))
+    text = good("evaluate", tmp_path / "out", test / "labelsTs", "-o", tmp_path / "report.json")
+    assert "Dice" in text and (tmp_path / "report.json").is_file() and (tmp_path / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["plan", "nowhere", "-o", "plan.json"], 2, "no such folder"),
+        (["plan", ".", "-o", "plan.json", "--set", "rounds"], 2, "FIELD=VALUE"),
+        (["plan", ".", "-o", "plan.json", "--algorithm", "magic"], 2, "the algorithms are"),
+        (["plan", ".", "-o", "plan.json", "--device", "abacus"], 2, "abacus"),
+        (["train", "plan.json", "WORK", "-o", "RUN"], 2, "no such file"),
+        (["predict", "RUN", "-i", "x", "-o", "OUT"], 2, "not a run"),
+        (["evaluate", "OUT", "LABELS"], 2, "no such folder"),
+        (["explode"], 2, "explode"),
+    ],
+)
+def test_bad_input_is_a_message_and_exit_code_two(tmp_path, monkeypatch, capsys, arguments, code, says):
+    monkeypatch.chdir(tmp_path)
+    found, text = call(monkeypatch, capsys, *arguments)
+    assert found == code and says in text and "Traceback" not in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_every_verb(monkeypatch, capsys):
+    code, text = call(monkeypatch, capsys, "--help")
+    assert code == 0
+    for verb in ("fingerprint", "plan", "preprocess", "train", "predict", "evaluate", "demo"):
+        assert verb in text
+    assert len(app.registered_commands) == 7
+
+
+def test_as_a_program():
+    done = subprocess.run([sys.executable, "-c", "from autofed.cli import main; main()", "train", "--help"],
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0 and "--resume" in done.stdout

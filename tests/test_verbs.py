@@ -1,0 +1,277 @@
+"""The main job through the verbs, in 3D and 2D, and what happens to bad input."""
+
+import json
+
+import numpy as np
+import pytest
+
+import autofed
+from autofed import images, plans
+from autofed.exchange import load_groups, save_groups
+from autofed.federation.rounds import saved_rounds, shared_path
+from autofed.problems import Problems
+from autofed.runs import Run
+from tests.synthetic import ORGAN_AND_TUMOUR, make_site
+
+SMALL = {"training.batch_size": 2, "training.steps_per_round": 2, "training.rounds": 3, "learning_rate": 0.05}
+KINDS = {
+    "volumes": {"dimension": 3, "channels": ("T1", "T2"), "labels": ORGAN_AND_TUMOUR},
+    "pictures": {"dimension": 2, "channels": ("R", "G", "B"), "ending": ".jpg"},
+}
+
+
+class Federation:
+    """Two sites, a test set, a plan, prepared data and a finished run, in a folder."""
+
+    def __init__(self, root, kind):
+        self.root, self.kind = root, kind
+        self.sites = [
+            make_site(root / "raw" / name, cases=n, **KINDS[kind]) for name, n in (("alpha", 3), ("bravo", 2))
+        ]
+        self.test = make_site(root / "test", cases=2, part="Ts", seed=9, **KINDS[kind])
+        sizes = [8, 8, 16, 16, 16, 16]
+        first = autofed.plan(self.sites, hours=0.01, device="cpu")
+        stages = len(first.local.network.features)
+        self.plan = autofed.plan(
+            self.sites, root / "plan.json", hours=0.01, device="cpu",
+            settings={**SMALL, "network.features": sizes[:stages]},
+        )  # fmt: skip
+        autofed.preprocess(root / "plan.json", self.sites, root / "work")
+        self.run = autofed.train(root / "plan.json", root / "work", root / "run", device="cpu").folder
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def federation(request, tmp_path_factory):
+    return Federation(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory):
+    return Federation(tmp_path_factory.mktemp("volumes"), "volumes")
+
+
+def test_the_main_job(federation, tmp_path):
+    ending = {"volumes": ".nii.gz", "pictures": ".png"}[federation.kind]
+    written = autofed.predict(federation.run, federation.test / "imagesTs", tmp_path / "out")
+    assert [p.name for p in written] == ["test_000.json", "test_001.json"]
+    for case in ("test_000", "test_001"):
+        image = next((federation.test / "imagesTs").glob(f"{case}_0000*"))
+        shape = images.read(image).array.shape[1:]
+        labels, geometry = images.read_labels(tmp_path / "out" / f"{case}{ending}")
+        assert (
+            labels.shape == shape
+            and geometry == images.read_labels(federation.test / "labelsTs" / f"{case}{ending}")[1]
+        )
+        assert set(np.unique(labels)) <= set(federation.plan.agreement.labels.values())
+        for what in ("entropy", "mutual_information"):
+            found = images.read(tmp_path / "out" / f"{case}_{what}{ending}")
+            assert found.array.shape[1:] == shape and found.geometry == geometry
+            top = 1 if federation.kind == "volumes" else 255
+            assert 0 <= found.array.min() and found.array.max() <= top
+        about = json.loads((tmp_path / "out" / f"{case}.json").read_text())
+        for name, value in federation.plan.agreement.labels.items():
+            if value:
+                structure = about["structures"][name]
+                assert structure["voxels"] == int((labels == value).sum())
+                assert structure["unit"] == ("ml" if federation.kind == "volumes" else "pixels")
+        assert about["members"] == 3 * 2 ** len(federation.plan.inference.mirror_axes)
+    report = autofed.evaluate(tmp_path / "out", federation.test / "labelsTs", tmp_path / "report.json")
+    value = json.loads((tmp_path / "report.json").read_text())
+    assert {"mean", "classes", "cases"} <= set(value) and len(value["cases"]) == 2
+    assert set(value["mean"]) == {"dice", "jaccard", "hd95_mm"}
+    assert 0 <= report.mean.dice <= 1
+
+
+def test_predicting_again_leaves_finished_cases_alone(volumes, tmp_path):
+    out = tmp_path / "out"
+    autofed.predict(volumes.run, volumes.test / "imagesTs", out)
+    before = {p: p.stat().st_mtime_ns for p in out.glob("test_*")}
+    (out / "test_001.json").unlink()  # as if the run had been cut off before this case was whole
+    autofed.predict(volumes.run, volumes.test / "imagesTs", out)
+    changed = {p.name for p, t in before.items() if p.stat().st_mtime_ns != t}
+    assert changed and all(name.startswith("test_001") for name in changed)
+    autofed.predict(volumes.run, volumes.test / "imagesTs", out, save_probabilities=True)
+    with np.load(out / "test_000_probabilities.npz") as found:
+        assert np.allclose(found["probabilities"].astype(float).sum(0), 1, atol=0.01)
+
+
+def test_an_array_gives_what_its_file_gives(volumes, tmp_path):
+    autofed.predict(volumes.run, volumes.test / "imagesTs", tmp_path, mirroring=False)
+    files = sorted((volumes.test / "imagesTs").glob("test_000_*"))
+    parts = [images.read(f) for f in files]
+    found = autofed.predict(
+        volumes.run, np.concatenate([p.array for p in parts]), spacing_mm=parts[0].geometry.spacing_mm, mirroring=False
+    )
+    assert np.array_equal(found.labels, images.read_labels(tmp_path / "test_000.nii.gz")[0])
+    assert np.allclose(found.entropy, images.read(tmp_path / "test_000_entropy.nii.gz").array[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "says"),
+    [((3, 8, 8, 8), (1, 1, 1), "expected .2, Z, Y, X."), ((2, 8, 8, 8), None, "spacing_mm")],
+)
+def test_arrays_of_another_kind_are_refused(volumes, shape, spacing, says):
+    with pytest.raises(Problems, match=says):
+        autofed.predict(volumes.run, np.zeros(shape), spacing_mm=spacing)
+
+
+def test_several_runs_vote_together(volumes, tmp_path):
+    autofed.train(
+        volumes.root / "plan.json", volumes.root / "work", tmp_path / "local", algorithm="local", device="cpu"
+    )
+    assert Run(tmp_path / "local").models() == ["alpha", "bravo"]
+    image = np.random.default_rng(0).normal(size=(2, 12, 12, 12))
+    one = autofed.predict(volumes.run, image, spacing_mm=(1, 1, 1), mirroring=False)
+    two = autofed.predict([volumes.run, volumes.run], image, spacing_mm=(1, 1, 1), mirroring=False)
+    assert one.members == 3 and two.members == 6
+    assert np.allclose(one.entropy, two.entropy, atol=1e-6)
+    own = autofed.predict(tmp_path / "local", image, spacing_mm=(1, 1, 1), model="bravo")
+    assert own.members == 3 and not np.array_equal(own.entropy, one.entropy)
+    with pytest.raises(Problems, match="no model 'global'; choose --model from: alpha, bravo"):
+        autofed.predict(tmp_path / "local", image, spacing_mm=(1, 1, 1))
+
+
+def test_a_fingerprint_stands_for_its_site(volumes, tmp_path):
+    autofed.fingerprint(volumes.sites[0], tmp_path / "alpha.json")
+    mixed = autofed.plan([tmp_path / "alpha.json", volumes.sites[1]], hours=0.01, device="cpu")
+    whole = autofed.plan(volumes.sites, hours=0.01, device="cpu")
+    assert mixed.local.geometry == whole.local.geometry and mixed.local.intensity == whole.local.intensity
+    assert mixed.agreement.patients == whole.agreement.patients
+
+
+def test_resume_gives_the_weights_of_an_unbroken_run(volumes, tmp_path):
+    class Enough(Exception):
+        pass
+
+    def stop_in_round_two(stage, done, total):
+        if stage == "training" and done == total // 2:
+            raise Enough
+
+    arguments = (volumes.root / "plan.json", volumes.root / "work", tmp_path / "run")
+    # the exception is raised inside a site, which answers with a code: the round fails and is not saved
+    with pytest.raises(Problems, match="round 2"):
+        autofed.train(*arguments, device="cpu", progress=stop_in_round_two)
+    assert saved_rounds(tmp_path / "run" / "fold_all") == [1]
+    with pytest.raises(Problems, match="add --resume"):
+        autofed.train(*arguments, device="cpu")
+    autofed.train(*arguments, device="cpu", resume=True)
+    ends = [load_groups(shared_path(run / "fold_all", 3))[0]["weights"] for run in (volumes.run, tmp_path / "run")]
+    assert all(np.array_equal(ends[0][n], ends[1][n]) for n in ends[0])
+
+
+def test_training_starts_from_given_weights(volumes, tmp_path):
+    frozen = plans.load(volumes.root / "plan.json").change({"learning_rate": 1e-12, "weight_decay": 0})
+    run = autofed.train(frozen, volumes.root / "work", tmp_path / "run", init=volumes.run, rounds=1, device="cpu")
+    given = load_groups(shared_path(volumes.run / "fold_all", 3))[0]["weights"]
+    found = load_groups(shared_path(run.rounds_folder, 1))[0]["weights"]
+    assert all(np.allclose(given[n], found[n], atol=1e-6) for n in given)
+
+
+# --- bad input: a clear error, and nothing left behind
+
+
+def test_a_run_whose_weights_do_not_fit_its_plan(volumes, tmp_path):
+    import shutil
+
+    broken = tmp_path / "run"
+    shutil.copytree(volumes.run, broken)
+    path = shared_path(broken / "fold_all", 3)
+    weights = load_groups(path)[0]["weights"]
+    name = next(iter(weights))
+    save_groups(path, {"weights": {**weights, name: weights[name][..., :1]}})
+    with pytest.raises(Problems, match=f"{name} has the shape"):
+        autofed.predict(broken, volumes.test / "imagesTs", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(Problems, match="not whole"):
+        autofed.predict(broken, volumes.test / "imagesTs", tmp_path / "out")
+
+
+def test_a_folder_that_is_no_run(tmp_path, volumes):
+    with pytest.raises(Problems, match="not a run"):
+        autofed.predict(tmp_path, volumes.test / "imagesTs", tmp_path / "out")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(Problems, match="holds no run"):
+        autofed.train(volumes.root / "plan.json", volumes.root / "work", tmp_path, device="cpu")
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_images_that_do_not_fit_the_plan(volumes, tmp_path):
+    single = make_site(tmp_path / "single", cases=1, part="Ts")
+    with pytest.raises(Problems, match="found 1 channels, but the plan has 2"):
+        autofed.predict(volumes.run, single / "imagesTs", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Problems, match="no images"):
+        autofed.predict(volumes.run, tmp_path / "empty", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_broken_scan_is_named_and_the_others_are_predicted(volumes, tmp_path):
+    scans = make_site(tmp_path / "scans", cases=2, part="Ts", **KINDS["volumes"])
+    broken = scans / "imagesTs" / "scans_000_0001.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:-3000])
+    with pytest.raises(Problems, match="scans_000"):
+        autofed.predict(volumes.run, scans / "imagesTs", tmp_path / "out")
+    assert (tmp_path / "out" / "scans_001.json").exists()
+    assert not list((tmp_path / "out").glob("scans_000*"))
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"channels": ("T1",)}, ["channels", "alpha", "bravo", "T1, T2"]),
+        ({"labels": {"background": 0, "lesion": 1}}, ["labels", "lesion=1", "organ=1"]),
+        ({"dimension": 2, "channels": ("R", "G", "B")}, ["dimension", "2D", "3D"]),
+    ],
+)
+def test_sites_that_disagree_are_named_with_what_they_say(tmp_path, other, says):
+    first = make_site(tmp_path / "alpha", cases=2, **KINDS["volumes"])
+    second = make_site(tmp_path / "bravo", cases=2, **{**KINDS["volumes"], **other})
+    with pytest.raises(Problems) as error:
+        autofed.plan([first, second], tmp_path / "plan.json", hours=0.01, device="cpu")
+    assert all(word in str(error.value) for word in says)
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_problems_of_all_cases_of_all_sites_come_at_once(tmp_path):
+    sites = [make_site(tmp_path / name, cases=3) for name in ("alpha", "bravo")]
+    for site, value in ((sites[0], 7), (sites[1], 9)):
+        path = min((site / "labelsTr").iterdir())
+        label, geometry = images.read_labels(path)
+        label[0, 0, 0] = value
+        images.write(path, label.astype(np.uint8), geometry)
+    broken = sites[1] / "imagesTr" / "bravo_002_0000.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:-1500])
+    with pytest.raises(Problems) as error:
+        autofed.plan(sites, tmp_path / "plan.json", hours=0.01, device="cpu")
+    text = str(error.value)
+    assert "[7]" in text and "[9]" in text and "bravo_002" in text
+    assert len(error.value.problems) == 3 and not (tmp_path / "plan.json").exists()
+
+
+def test_training_without_the_data_of_a_site(volumes, tmp_path):
+    autofed.preprocess(volumes.root / "plan.json", volumes.sites[:1], tmp_path / "work")
+    with pytest.raises(Problems, match="bravo.*found nothing"):
+        autofed.train(volumes.root / "plan.json", tmp_path / "work", tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_preparing_a_site_that_is_not_in_the_plan(volumes, tmp_path):
+    stranger = make_site(tmp_path / "stranger", cases=1, **KINDS["volumes"])
+    with pytest.raises(Problems, match="stranger is not a site of the plan"):
+        autofed.preprocess(volumes.root / "plan.json", [stranger], tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_site_whose_number_of_patients_changed(volumes, tmp_path):
+    other = make_site(tmp_path / "alpha", cases=4, **KINDS["volumes"])
+    autofed.preprocess(volumes.root / "plan.json", [other, volumes.sites[1]], tmp_path / "work")
+    with pytest.raises(Problems, match="alpha has 4 patients with labels, the plan says 3"):
+        autofed.train(volumes.root / "plan.json", tmp_path / "work", tmp_path / "run", device="cpu")
+
+
+def test_nothing_to_plan():
+    with pytest.raises(Problems, match="no site was given"):
+        autofed.plan([])
+    with pytest.raises(Problems, match="no algorithm 'fedagv'"):
+        autofed.plan(["."], algorithm="fedagv")
