@@ -444,7 +444,7 @@ def _rounds(steps_per_site: int) -> tuple[int, int]:
 
 def _optimiser(steps_per_site: int) -> tuple[float, float]:
     """Learning rate and momentum: nnU-Net's for a long training, a shorter memory for a short one."""
-    return (0.01, 0.99) if steps_per_site >= SHORT_TRAINING else (0.05, 0.9)
+    return (0.01, 0.99) if steps_per_site >= SHORT_TRAINING else (0.1, 0.9)
 
 
 def _mirror_axes(dimension: int, steps_per_site: int) -> tuple[int, ...]:
