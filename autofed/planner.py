@@ -300,10 +300,18 @@ def patch_for_memory(
     elements, reference_batch = _REFERENCE[dimension]
     allowed = elements * memory_gb / 8
     found = topology(spacing_mm, first_patch(spacing_mm, shape))
+    if len(found.strides) < 2:
+        raise Problems(
+            "the plan",
+            [
+                f"the median image {tuple(shape)} is too small for a network that halves it even once; "
+                f"expected an axis of at least {3 * SMALLEST_EDGE} voxels among the finest"
+            ],
+        )
     while memory_proxy(_network(fingerprint, found), found.patch) / reference_batch * 2 > allowed:
         smaller = _shrink(found, spacing_mm, shape)
-        if smaller.patch == found.patch:
-            break
+        if smaller.patch == found.patch or len(smaller.strides) < 2:
+            break  # there is nothing left to shorten: the smallest patch it is
         found = smaller
     proxy = memory_proxy(_network(fingerprint, found), found.patch)
     batch = round(allowed / proxy * reference_batch)

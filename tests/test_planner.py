@@ -58,9 +58,7 @@ def test_kernel_stays_flat_while_slices_are_coarse():
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.tuples(*[st.floats(0.3, 6)] * 3), st.tuples(*[st.integers(8, 300)] * 3), st.sampled_from([2.0, 8.0, 24.0])
-)
+@given(st.tuples(*[st.floats(0.3, 6)] * 3), st.tuples(*[st.integers(16, 300)] * 3), st.sampled_from([2.0, 8.0, 24.0]))
 def test_every_patch_fits_its_network_and_memory(spacing, shape, memory):
     data = fingerprint(shape, spacing)
     found, batch = planner.patch_for_memory(data, spacing, shape, memory)
@@ -68,6 +66,11 @@ def test_every_patch_fits_its_network_and_memory(spacing, shape, memory):
     assert batch >= 2
     proxy = planner.memory_proxy(planner._network(data, found), found.patch)
     assert proxy <= 560e6 * memory / 8 or math.prod(found.patch) <= 32**3
+
+
+def test_images_too_small_for_any_network_are_refused():
+    with pytest.raises(Problems, match="too small"):
+        planner.make(fingerprint((8, 8, 8), (1.0, 2.0, 2.0)))
 
 
 def test_fewer_hours_make_a_narrower_network_and_say_why():
@@ -112,8 +115,14 @@ def test_ct_takes_its_numbers_from_the_federation():
 def test_every_section_of_the_plan_has_a_reason():
     made = planner.make(fingerprint(), Budget(hours=1, gflops=100))
     fields = {r.field for r in made.reasons}
-    for field in ("local.geometry.spacing_mm", "local.training.patch_size", "local.training.batch_size",
-                  "local.network.features", "agreement.training.rounds", "agreement.privacy.mechanism"):
+    for field in (
+        "local.geometry.spacing_mm",
+        "local.training.patch_size",
+        "local.training.batch_size",
+        "local.network.features",
+        "agreement.training.rounds",
+        "agreement.privacy.mechanism",
+    ):
         assert field in fields  # fmt: skip
 
 
