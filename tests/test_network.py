@@ -14,7 +14,7 @@ PLANS = {
     "pictures": small_plan((1, 64, 64), ("R", "G", "B")).local.network,
     "flat slices": Network(in_channels=2, classes=4, features=(4, 8, 16), kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
                            strides=((1, 1, 1), (1, 2, 2), (2, 2, 2))),
-    "two stages": Network(in_channels=1, classes=2, features=(4, 8), kernels=((3, 3), (3, 3)), strides=((1, 1), (2, 2))),
+    "two stages": Network(in_channels=1, classes=2, features=(4, 8), kernels=((3, 3),) * 2, strides=((1, 1), (2, 2))),
 }  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/main_job.py DATA -o OUT [--federation hippocampus] [--quick | --full]
 
-DATA holds <federation>/sites/<site>/ and <federation>/test/{imagesTs,labelsTs}. A run that was interrupted goes on; what
-is finished is not run again. Prints a Markdown table and writes OUT/<federation>/results.json.
+DATA holds <federation>/sites/<site>/ and <federation>/test/{imagesTs,labelsTs}. A run that was interrupted goes
+on; what is finished is not run again. Prints a Markdown table and writes OUT/<federation>/results.json.
 
 Every arm takes the same number of steps with the same batch in all: fedavg and local share them out evenly over the
 sites, pooled takes them all on the union. "local" is the mean over the sites' models, each on the whole test set.

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/short_training.py DATA -o OUT [--federation hippocampus] [--quick | --full]
 
-DATA as in main_job.py. Prints a Markdown table and writes OUT/<federation>/results.json; goes on where it was interrupted.
+DATA as in main_job.py. Prints a Markdown table, writes OUT/<federation>/results.json, goes on where it was interrupted.
 """
 
 from __future__ import annotations
