@@ -1,0 +1,165 @@
+"""One picture of a case: rows of slices and columns of panels, all to one scale, with a legend below."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+
+from autofed.images import Geometry
+from autofed.problems import refuse
+from autofed.report import drawing
+from autofed.report.drawing import INK, QUIET
+from autofed.report.panels import Panel, panels, structure_colours
+from autofed.report.slices import Plane, planes, upright
+
+_PANEL_IN = 3.0
+_GAP_IN = 0.08
+_MARGIN_IN = 0.12
+_LEGEND_ENTRIES = 12
+
+Box = tuple[float, float, float, float]
+"""Left, bottom, width and height, in inches from the lower left corner of the figure."""
+
+
+def overlay(
+    image: np.ndarray,
+    prediction: np.ndarray,
+    label_names: Mapping[str, int],
+    geometry: Geometry,
+    *,
+    reference: np.ndarray | None = None,
+    entropy: np.ndarray | None = None,
+    mutual_information: np.ndarray | None = None,
+    title: str = "",
+) -> bytes:
+    """A PNG with the image, the prediction as coloured areas, the reference as outlines, and the uncertainty.
+
+    `image` is (C, Z, Y, X), all maps are (Z, Y, X); uncertainties are shares of ln C, from 0 to 1. A volume is shown
+    in three rows (axial, coronal, sagittal), each the slice that shows the most of what was predicted, or of the
+    reference where nothing was; a picture in one. Pictures of three or four channels are shown in colour; of all
+    others the first channel, windowed from its 1st to its 99th percentile. `Problems` if a map's shape is not the
+    image's.
+    """
+    given = {
+        "prediction": prediction,
+        "reference": reference,
+        "entropy": entropy,
+        "mutual information": mutual_information,
+    }
+    refuse(title or "overlay", _shape_problems(image, given))
+    maps = {name: upright(array, geometry) for name, array in given.items() if array is not None}
+    labels = maps["prediction"] if prediction.any() else maps.get("reference", maps["prediction"])
+    columns = list(panels(image, maps, geometry, label_names))
+    return drawing.png(_compose(planes(labels, geometry), columns, _legend(maps, label_names), title))
+
+
+def _shape_problems(image: np.ndarray, maps: Mapping[str, np.ndarray | None]) -> Iterator[str]:
+    for name, array in maps.items():
+        if array is not None and array.shape != image.shape[1:]:
+            yield f"the {name} has the shape {array.shape}, the image {image.shape[1:]} (z, y, x)"
+
+
+def _legend(maps: Mapping[str, np.ndarray], label_names: Mapping[str, int]) -> list[tuple[str, Patch]]:
+    """Names and handles of the structures that this case holds."""
+    colours = structure_colours(label_names)
+    held = [m for name, m in maps.items() if name in ("prediction", "reference")]
+    present = [(n, v) for n, v in label_names.items() if v and any((m == v).any() for m in held)]
+    entries = [(name, Patch(color=colours[v])) for name, v in present[:_LEGEND_ENTRIES]]
+    if len(present) > _LEGEND_ENTRIES:
+        entries.append((f"and {len(present) - _LEGEND_ENTRIES} more", Patch(alpha=0)))
+    return entries or [("no structure was found", Patch(alpha=0))]
+
+
+def _compose(planes: Sequence[Plane], panels: Sequence[Panel], legend: list[tuple[str, Patch]], title: str) -> Figure:
+    scale = _PANEL_IN / max(plane.size_mm[1] for plane in planes)
+    heights = [min(max(plane.size_mm[0] * scale, 0.3 * _PANEL_IN), 1.6 * _PANEL_IN) for plane in planes]
+    per_row = 3 if max(len(name) for name, _ in legend) <= 16 else 2
+    foot = max(0.55, 0.22 * math.ceil(len(legend) / per_row) + 0.15)
+    head = 0.62 if title else 0.3
+    width = 2 * _MARGIN_IN + len(panels) * (_PANEL_IN + _GAP_IN) - _GAP_IN
+    height = head + sum(heights) + _GAP_IN * (len(heights) - 1) + foot
+    figure = drawing.figure(width, height)
+    _write(figure, _MARGIN_IN, height - 0.1, title, fontsize=_title_size(title), weight="bold", va="top")
+    for column, panel in enumerate(panels):
+        left = _MARGIN_IN + column * (_PANEL_IN + _GAP_IN)
+        bottom = height - head
+        _write(figure, left, bottom + 0.07, panel.heading, fontsize=9.5, color=QUIET, va="bottom")
+        for plane, tall in zip(planes, heights, strict=True):
+            bottom -= tall
+            axes = _axes(figure, _fitted((left, bottom, _PANEL_IN, tall), plane.size_mm))
+            panel.draw(axes, plane)
+            if column == 0:
+                _write_directions(axes, plane)
+            bottom -= _GAP_IN
+        if panel.top_value is not None:
+            axes = _axes(figure, (left + 0.15, foot - 0.2, _PANEL_IN - 0.3, 0.09))
+            _draw_scale(axes, f"{panel.heading} / ln C", panel.top_value)
+    _draw_legend(figure, legend, per_row, (_MARGIN_IN / width, (foot - 0.06) / height))
+    return figure
+
+
+def _title_size(title: str) -> float:
+    """Cases may be named by a DICOM UID of 64 characters, which must fit over two panels."""
+    return 12 if len(title) <= 48 else 8
+
+
+def _fitted(box: Box, size: tuple[float, float]) -> Box:
+    """The largest box of the proportions of `size` (rows, columns) in the middle of a box."""
+    left, bottom, width, height = box
+    scale = min(width / size[1], height / size[0])
+    w, h = size[1] * scale, size[0] * scale
+    return left + (width - w) / 2, bottom + (height - h) / 2, w, h
+
+
+def _axes(figure: Figure, box: Box) -> Axes:
+    width, height = figure.get_size_inches()
+    left, bottom, w, h = box
+    axes = figure.add_axes((left / width, bottom / height, w / width, h / height))
+    axes.set_frame_on(False)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return axes
+
+
+def _write(figure: Figure, left_in: float, bottom_in: float, text: str, **style: Any) -> None:
+    width, height = figure.get_size_inches()
+    figure.text(left_in / width, bottom_in / height, text, **{"color": INK, "parse_math": False, **style})
+
+
+def _write_directions(axes: Axes, plane: Plane) -> None:
+    rim = [withStroke(linewidth=2, foreground="black")]
+    style: dict[str, Any] = {"transform": axes.transAxes, "color": "white", "fontsize": 8.5, "path_effects": rim}
+    axes.text(0.5, 0.985, plane.top, ha="center", va="top", **style)
+    axes.text(0.015, 0.5, plane.left, ha="left", va="center", **style)
+    axes.text(0.015, 0.015, plane.name, ha="left", va="bottom", **style)
+
+
+def _draw_scale(axes: Axes, name: str, top: float) -> None:
+    axes.imshow(np.linspace(0, 1, 256)[None], cmap="inferno", aspect="auto", extent=(0, top, 0, 1))
+    axes.set_xticks([0, top / 2, top])
+    axes.tick_params(labelsize=8, colors=QUIET, length=2, pad=1)
+    axes.set_xlabel(name, fontsize=8, color=QUIET, labelpad=0)
+
+
+def _draw_legend(figure: Figure, entries: list[tuple[str, Patch]], columns: int, corner: tuple[float, float]) -> None:
+    legend = figure.legend(
+        [handle for _, handle in entries],
+        ["x" for _ in entries],
+        loc="upper left",
+        bbox_to_anchor=corner,
+        ncols=columns,
+        frameon=False,
+        fontsize=9,
+        handlelength=1.2,
+        handleheight=0.9,
+        borderaxespad=0,
+        columnspacing=1.4,
+    )
+    drawing.write_names(legend, (name for name, _ in entries), 32)

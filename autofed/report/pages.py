@@ -1,0 +1,123 @@
+"""The HTML page about an evaluation."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from autofed import __version__
+from autofed.files import write_bytes
+from autofed.problems import Problems
+from autofed.report import tables
+from autofed.report.predictions import Predicted, read_folder
+from autofed.report.tables import ranked
+from autofed.report.template import CAUTION, GLOSSARY, document, section
+from autofed.report.training import curves
+from autofed.runs import Run
+from autofed.scores import CaseScores, Report, find_references
+
+_GROUP = 4
+"""So many cases are shown of the worst, the middle and the best."""
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A case with a picture: the group it stands for, its rank from the worst, and how many ranks there are."""
+
+    group: str
+    rank: int
+    ranks: int
+    scored: CaseScores
+
+
+def page(report: Report, predictions: Path, labels: Path | None, runs: Sequence[Path], out: Path) -> None:
+    """Write one self-contained HTML page about an evaluation to the file `out`: no script, no font, no address.
+
+    It holds the summary, all cases from worst to best, pictures of up to twelve of them and the loss curves of `runs`.
+    The pictures need the images where they were; with `labels` (see `scores.find_references`) they show the outlines.
+    """
+    count = len(report.cases)
+    title = f"Evaluation of {count} case{'' if count == 1 else 's'}"
+    sections = [
+        _header(title, Path(predictions), labels),
+        tables.summary(report),
+        tables.cases(report),
+        _pictures(report, Path(predictions), labels),
+        _training(runs),
+        GLOSSARY,
+    ]
+    write_bytes(Path(out), document(title, sections).encode())
+
+
+def _header(title: str, predictions: Path, labels: Path | None) -> str:
+    against = "" if labels is None else f" against the references in <code>{escape(str(labels))}</code>"
+    return (
+        f"<header><h1>{escape(title)}</h1>"
+        f"<p>Predictions in <code>{escape(str(predictions))}</code>{against}. Written on "
+        f"{datetime.date.today().isoformat()} by autofed {escape(__version__)}.</p>"
+        f"<p class=caution>{CAUTION}</p></header>"
+    )
+
+
+def _pictures(report: Report, predictions: Path, labels: Path | None) -> str:
+    predicted = read_folder(predictions)
+    references = find_references(Path(labels))[0] if labels is not None else {}
+    parts, group = [], ""
+    for shown in _chosen(report.cases):
+        if shown.group != group:
+            group = shown.group
+            parts.append(f"<h3>{group}</h3>")
+        case = shown.scored.case
+        said = _said(shown, report)
+        parts.append(_figure(case, said, _picture(predicted.get(case), references.get(case))))
+    if not parts:
+        return ""
+    caption = "Of a volume, the slices that show the most of what was predicted, the patient's right on the left."
+    return section("Pictures", f"<p class=caption>{caption}</p>", *parts)
+
+
+def _chosen(cases: Iterable[CaseScores]) -> list[_Shown]:
+    """All scored cases if they are few; otherwise the worst, the middle and the best."""
+    order = [c for c in ranked(cases) if c.mean.dice is not None]
+    ranks = range(len(order))
+    groups = {"All cases, from the worst to the best": ranks}
+    if len(order) > 3 * _GROUP:
+        middle = (len(order) - _GROUP) // 2
+        groups = {"Worst": ranks[:_GROUP], "Middle": ranks[middle : middle + _GROUP], "Best": ranks[-_GROUP:]}
+    return [_Shown(name, rank + 1, len(order), order[rank]) for name, group in groups.items() for rank in group]
+
+
+def _said(shown: _Shown, report: Report) -> str:
+    scores, site = shown.scored.mean, shown.scored.site
+    said = f"rank {shown.rank} of {shown.ranks}, Dice {scores.dice:.3f}"
+    said += f", HD95 {scores.hd95_mm:.1f} {report.distance_unit}" if scores.hd95_mm is not None else ""
+    return said + (f", site {site}" if site is not None else "")
+
+
+def _picture(predicted: Predicted | None, reference: Path | None) -> bytes | str:
+    """A PNG, or why there is none: a page with a gap that is explained is worth more than no page."""
+    if predicted is None or not predicted.has_images:
+        return "the images of this case were not found."
+    try:
+        return predicted.draw(reference)
+    except Problems as error:
+        return str(error)
+
+
+def _training(runs: Sequence[Path]) -> str:
+    drawn = {run: curves(Run(run).rounds_folder / "metrics.jsonl") for run in map(Path, runs)}
+    said = "training loss of each site by round"
+    parts = [_figure(run.name, said, picture) for run, picture in drawn.items() if picture is not None]
+    return section("Training", *parts) if parts else ""
+
+
+def _figure(name: str, said: str, picture: bytes | str) -> str:
+    caption = f"<figcaption><b>{escape(name)}</b>: {escape(said)}</figcaption>"
+    if isinstance(picture, str):
+        return f"<figure>{caption}<p class=caption>No picture: {escape(picture)}</p></figure>"
+    data = base64.b64encode(picture).decode()
+    return f'<figure>{caption}<img alt="{escape(f"{name}: {said}")}" src="data:image/png;base64,{data}"></figure>'

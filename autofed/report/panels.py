@@ -1,0 +1,100 @@
+"""The columns of a picture: the image, the prediction with the reference around it, and the uncertainties."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
+
+from autofed.images import Geometry
+from autofed.report.drawing import PALETTE, Colour, distinct
+from autofed.report.slices import Plane, upright
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A column of the picture: its heading, what draws a slice into axes, and where its scale of colours ends."""
+
+    heading: str
+    draw: Callable[[Axes, Plane], None]
+    top_value: float | None = None
+
+
+def panels(
+    image: np.ndarray, maps: Mapping[str, np.ndarray], geometry: Geometry, label_names: Mapping[str, int]
+) -> Iterator[Panel]:
+    """The panels of an image (C, Z, Y, X) as it is stored, and of upright maps (Z, Y, X) by their headings."""
+    colours = structure_colours(label_names)
+    reference = maps.get("reference")
+    shown = upright(image[:3] if _is_colour(image, geometry) else image[:1], geometry)
+    low, high = _window(shown)
+
+    def draw_image(axes: Axes, plane: Plane) -> None:
+        pixels = np.clip((np.nan_to_num(plane.cut(shown)) - low) / (high - low), 0, 1)
+        pixels = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1)
+        # hanning filters when the image is made smaller and interpolates when it is made larger
+        axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="hanning", aspect="auto")
+
+    def draw_prediction(axes: Axes, plane: Plane) -> None:
+        draw_image(axes, plane)
+        axes.imshow(_tinted(plane.cut(maps["prediction"]), colours), interpolation="nearest", aspect="auto")
+        if reference is not None:
+            _outline(axes, plane.cut(reference), colours)
+
+    yield Panel("image", draw_image)
+    yield Panel("prediction" if reference is None else "prediction (area) and reference (outline)", draw_prediction)
+    # Mutual information is a part of the entropy, and seldom more than a half of it: on a scale to 1 it would be black.
+    for name, top in (("entropy", 1.0), ("mutual information", 0.5)):
+        if name in maps:
+            yield Panel(name, _heat(maps[name], top), top)
+
+
+def structure_colours(label_names: Mapping[str, int]) -> dict[int, Colour]:
+    """A colour for each structure, the same in every picture of a plan."""
+    values = sorted(v for v in label_names.values() if v)
+    return dict(zip(values, distinct(len(values), PALETTE), strict=True))
+
+
+def _is_colour(image: np.ndarray, geometry: Geometry) -> bool:
+    return image.shape[0] in (3, 4) and image.shape[1] == 1 and not geometry.in_millimetres
+
+
+def _window(image: np.ndarray) -> tuple[float, float]:
+    """The values (of one or three channels) that are shown as black and as white."""
+    if len(image) == 3:
+        return 0.0, 255.0 if np.nanmax(image) > 1 else 1.0
+    sample = image.ravel()[:: max(1, image.size // 1_000_000)]
+    low, high = np.nanpercentile(sample, (1, 99))
+    if high <= low:
+        low, high = np.nanmin(image), np.nanmax(image)
+    return float(low), float(high if high > low else low + 1)
+
+
+def _heat(values: np.ndarray, top: float) -> Callable[[Axes, Plane], None]:
+    def draw(axes: Axes, plane: Plane) -> None:
+        axes.imshow(plane.cut(values), cmap="inferno", vmin=0, vmax=top, interpolation="nearest", aspect="auto")
+
+    return draw
+
+
+def _tinted(labels: np.ndarray, colours: Mapping[int, Colour]) -> np.ndarray:
+    """Labels (rows, columns) as a half transparent picture (rows, columns, 4)."""
+    tint = np.zeros((*labels.shape, 4))
+    for value, colour in colours.items():
+        tint[labels == value] = (*colour, 0.5)
+    return tint
+
+
+def _outline(axes: Axes, labels: np.ndarray, colours: Mapping[int, Colour]) -> None:
+    rows, columns = (np.arange(-1, n + 1) for n in labels.shape)
+    for value, colour in colours.items():
+        mask = np.pad(labels == value, 1)  # so that an outline closes at the border of the image
+        if mask.any():
+            lines = axes.contour(columns, rows, mask, levels=[0.5], colors=[colour], linewidths=1.3)
+            # A dark rim keeps a line readable on an area of its own colour and on bright tissue.
+            lines.set_path_effects([withStroke(linewidth=2.6, foreground=(0, 0, 0, 0.75))])
+    axes.set_xlim(-0.5, labels.shape[1] - 0.5)
+    axes.set_ylim(labels.shape[0] - 0.5, -0.5)
