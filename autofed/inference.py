@@ -24,11 +24,14 @@ _WINDOWS_AT_ONCE = 4
 
 @dataclass(frozen=True)
 class Structure:
-    """One structure in one scan: its volume in ml (3D) or area in mm^2 or pixels (2D), and the range over members."""
+    """One structure in one scan: its size, and the range of it over the sets of weights.
+
+    `measure` says what the size is: "volume_ml" (3D), "area_mm2" or, for pictures, "area_pixels".
+    """
 
     voxels: int
+    measure: str
     size: float
-    unit: str
     smallest: float
     largest: float
 
@@ -195,8 +198,8 @@ def _structures(
     found: np.ndarray, counts: Sequence[np.ndarray], labels: Mapping[str, int], way: WayBack
 ) -> dict[str, Structure]:
     geometry = way.geometry
-    unit = "ml" if geometry.dimension == 3 else "mm2" if geometry.in_millimetres else "pixels"
-    voxel = geometry.voxel_mm3 / (1000 if unit == "ml" else 1)
+    measure = "volume_ml" if geometry.dimension == 3 else "area_mm2" if geometry.in_millimetres else "area_pixels"
+    voxel = geometry.voxel_mm3 / (1000 if geometry.dimension == 3 else 1)
     # A member's count is on the plan's grid, whose voxels are larger or smaller by this factor.
     factor = np.prod([stop - start for start, stop in way.box]) / np.prod(way.grid)
     structures = {}
@@ -205,5 +208,5 @@ def _structures(
             sizes = [float(c[value] * factor * voxel) for c in counts]
             voxels = int(np.count_nonzero(found == value))
             size, smallest, largest = (round(s, 6) for s in (voxels * voxel, min(sizes), max(sizes)))
-            structures[name] = Structure(voxels, size, unit, smallest, largest)
+            structures[name] = Structure(voxels, measure, size, smallest, largest)
     return structures

@@ -376,7 +376,10 @@ def _predict_case(predictor: Predictor, case: str, files: Files, out: Path, prob
             "images": [str(p.resolve()) for p in files.images],
             "labels": predictor.plan.agreement.labels,
             "files": names,
-            "structures": {name: vars(structure) for name, structure in found.structures.items()},
+            "structures": {
+            name: {"voxels": s.voxels, s.measure: s.size, "range_over_snapshots": [s.smallest, s.largest]}
+            for name, s in found.structures.items()
+        },
             "mean_entropy_inside": float(inside.mean()) if inside.size else None,
             "members": found.members,
             "plan": found.plan_digest,

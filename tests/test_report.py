@@ -16,7 +16,8 @@ from PIL import Image as Pillow
 from autofed import images
 from autofed.images import Geometry
 from autofed.problems import Problems
-from autofed.report import LINES, curves, draw_predictions, overlay, page, ranked
+from autofed.report import curves, draw_predictions, overlay, page, ranked
+from autofed.report.drawing import LINES
 from autofed.scores import CaseScores, Report, Scores, evaluate_folder, summarise
 
 LABELS = {"background": 0, "kidney": 1, "tumour": 2}
@@ -275,6 +276,13 @@ def test_uncertainty_of_pictures_is_read_as_shares_of_255(tmp_path):
         assert near(drawn, colour).sum() > 50_000
 
 
+def test_a_single_model_has_no_panel_of_mutual_information(predicted):
+    path = predicted / "out" / "good.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "members": 1}))
+    fair, good, _ = (pixels(p.read_bytes()) for p in draw_predictions(predicted / "out"))
+    assert fair.shape[1] - good.shape[1] == pytest.approx(339, abs=1)
+
+
 # Curves
 
 
@@ -437,13 +445,33 @@ def test_of_many_cases_the_worst_middle_and_best_are_shown(tmp_path):
     assert len(re.findall(r"<th>c\d\d</th>", text)) == 30  # the table leaves out none
 
 
+def test_a_structure_that_a_case_lacks_leaves_a_dash_in_its_column(tmp_path):
+    both = CaseScores(case="b", classes={"kidney": Scores(dice=0.5), "tumour": Scores(dice=0.7)}, mean=Scores(dice=0.6))
+    page(summarise([case("a", 0.5), both]), tmp_path, None, [], tmp_path / "page.html")
+    row = (tmp_path / "page.html").read_text().split("<th>a</th>")[1].split("</tr>")[0]
+    assert re.findall(r">([^<]+)<", row) == ["0.500", "–", "–", "0.500", "–"]
+
+
+@pytest.mark.parametrize(("count", "kind"), [(40, "wide"), (41, "long")])
+def test_a_long_table_is_scrolled(tmp_path, count, kind):
+    page(summarise([case(f"c{i}", i / 50) for i in range(count)]), tmp_path, None, [], tmp_path / "page.html")
+    assert re.findall(r"<div class=(\w+)>", (tmp_path / "page.html").read_text()) == ["wide", kind]
+
+
+def test_only_volumes_are_said_to_be_shown_in_slices(predicted, written):
+    report = evaluate_folder(predicted / "out", predicted / "labels", LABELS)
+    flat = report.model_copy(update={"distance_unit": "px"})
+    page(flat, predicted / "out", None, [], predicted / "flat.html")
+    assert "patient's right" in written and "patient's right" not in (predicted / "flat.html").read_text()
+
+
 def test_a_case_that_cannot_be_drawn_leaves_a_gap_that_is_explained(predicted):
     report = evaluate_folder(predicted / "out", predicted / "labels", LABELS)
     images.write(predicted / "images" / "fair_0000.nii.gz", np.zeros((6, 20, 30), np.float32), VOLUME)
     page(report, predicted / "out", predicted / "labels", [], predicted / "page.html")
     text = (predicted / "page.html").read_text()
     assert Reader(text).tags.count("img") == 2
-    assert "No picture: fair" in text and "(6, 20, 30)" in text
+    assert "No picture: this case" in text and "(6, 20, 30)" in text
 
 
 def test_a_report_without_any_scored_case_still_makes_a_page(tmp_path):

@@ -73,7 +73,10 @@ def test_the_main_job(federation, tmp_path):
             if value:
                 structure = about["structures"][name]
                 assert structure["voxels"] == int((labels == value).sum())
-                assert structure["unit"] == ("ml" if federation.kind == "volumes" else "pixels")
+                if federation.kind == "volumes":
+                    assert structure["volume_ml"] == pytest.approx(structure["voxels"] / 1000)  # voxels of 1 mm^3
+                else:
+                    assert structure["area_pixels"] == structure["voxels"]
         assert about["members"] == 3 * 2 ** len(federation.plan.inference.mirror_axes)
     report = autofed.evaluate(tmp_path / "out", federation.test / "labelsTs", tmp_path / "report.json")
     value = json.loads((tmp_path / "report.json").read_text())

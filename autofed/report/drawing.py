@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -37,7 +38,7 @@ def write_names(legend: Legend, names: Iterable[str], longest: int) -> None:
         text.set_color(INK)
 
 
-def figure(width_in: float, height_in: float, layout: str | None = None) -> Figure:
+def figure(width_in: float, height_in: float, layout: Literal["constrained"] | None = None) -> Figure:
     """An empty white figure."""
     return Figure(figsize=(width_in, height_in), dpi=_DPI, facecolor="white", layout=layout)
 

@@ -53,7 +53,7 @@ def overlay(
         "entropy": entropy,
         "mutual information": mutual_information,
     }
-    refuse(title or "overlay", _shape_problems(image, given))
+    refuse(title or "this case", _shape_problems(image, given))
     maps = {name: upright(array, geometry) for name, array in given.items() if array is not None}
     labels = maps["prediction"] if prediction.any() else maps.get("reference", maps["prediction"])
     columns = list(panels(image, maps, geometry, label_names))
@@ -77,21 +77,22 @@ def _legend(maps: Mapping[str, np.ndarray], label_names: Mapping[str, int]) -> l
     return entries or [("no structure was found", Patch(alpha=0))]
 
 
-def _compose(planes: Sequence[Plane], panels: Sequence[Panel], legend: list[tuple[str, Patch]], title: str) -> Figure:
-    scale = _PANEL_IN / max(plane.size_mm[1] for plane in planes)
-    heights = [min(max(plane.size_mm[0] * scale, 0.3 * _PANEL_IN), 1.6 * _PANEL_IN) for plane in planes]
+def _compose(rows: Sequence[Plane], columns: Sequence[Panel], legend: list[tuple[str, Patch]], title: str) -> Figure:
+    """All panels to one scale; below them the legend and the scales of uncertainty."""
+    scale = _PANEL_IN / max(plane.size_mm[1] for plane in rows)
+    heights = [min(max(plane.size_mm[0] * scale, 0.3 * _PANEL_IN), 1.6 * _PANEL_IN) for plane in rows]
     per_row = 3 if max(len(name) for name, _ in legend) <= 16 else 2
     foot = max(0.55, 0.22 * math.ceil(len(legend) / per_row) + 0.15)
     head = 0.62 if title else 0.3
-    width = 2 * _MARGIN_IN + len(panels) * (_PANEL_IN + _GAP_IN) - _GAP_IN
+    width = 2 * _MARGIN_IN + len(columns) * (_PANEL_IN + _GAP_IN) - _GAP_IN
     height = head + sum(heights) + _GAP_IN * (len(heights) - 1) + foot
     figure = drawing.figure(width, height)
     _write(figure, _MARGIN_IN, height - 0.1, title, fontsize=_title_size(title), weight="bold", va="top")
-    for column, panel in enumerate(panels):
+    for column, panel in enumerate(columns):
         left = _MARGIN_IN + column * (_PANEL_IN + _GAP_IN)
         bottom = height - head
-        _write(figure, left, bottom + 0.07, panel.heading, fontsize=9.5, color=QUIET, va="bottom")
-        for plane, tall in zip(planes, heights, strict=True):
+        _write(figure, left, bottom + 0.07, panel.heading, fontsize=10, color=QUIET, va="bottom")
+        for plane, tall in zip(rows, heights, strict=True):
             bottom -= tall
             axes = _axes(figure, _fitted((left, bottom, _PANEL_IN, tall), plane.size_mm))
             panel.draw(axes, plane)
@@ -99,7 +100,7 @@ def _compose(planes: Sequence[Plane], panels: Sequence[Panel], legend: list[tupl
                 _write_directions(axes, plane)
             bottom -= _GAP_IN
         if panel.top_value is not None:
-            axes = _axes(figure, (left + 0.15, foot - 0.2, _PANEL_IN - 0.3, 0.09))
+            axes = _axes(figure, (left, foot - 0.2, _PANEL_IN - 0.3, 0.09))
             _draw_scale(axes, f"{panel.heading} / ln C", panel.top_value)
     _draw_legend(figure, legend, per_row, (_MARGIN_IN / width, (foot - 0.06) / height))
     return figure
@@ -111,11 +112,11 @@ def _title_size(title: str) -> float:
 
 
 def _fitted(box: Box, size: tuple[float, float]) -> Box:
-    """The largest box of the proportions of `size` (rows, columns) in the middle of a box."""
+    """The largest box of the proportions of `size` (rows, columns) inside a box, at its left."""
     left, bottom, width, height = box
     scale = min(width / size[1], height / size[0])
     w, h = size[1] * scale, size[0] * scale
-    return left + (width - w) / 2, bottom + (height - h) / 2, w, h
+    return left, bottom + (height - h) / 2, w, h
 
 
 def _axes(figure: Figure, box: Box) -> Axes:
@@ -134,8 +135,8 @@ def _write(figure: Figure, left_in: float, bottom_in: float, text: str, **style:
 
 
 def _write_directions(axes: Axes, plane: Plane) -> None:
-    rim = [withStroke(linewidth=2, foreground="black")]
-    style: dict[str, Any] = {"transform": axes.transAxes, "color": "white", "fontsize": 8.5, "path_effects": rim}
+    rim = [withStroke(linewidth=2.5, foreground="black")]
+    style: dict[str, Any] = {"transform": axes.transAxes, "color": "white", "fontsize": 10.5, "path_effects": rim}
     axes.text(0.5, 0.985, plane.top, ha="center", va="top", **style)
     axes.text(0.015, 0.5, plane.left, ha="left", va="center", **style)
     axes.text(0.015, 0.015, plane.name, ha="left", va="bottom", **style)
@@ -143,8 +144,9 @@ def _write_directions(axes: Axes, plane: Plane) -> None:
 
 def _draw_scale(axes: Axes, name: str, top: float) -> None:
     axes.imshow(np.linspace(0, 1, 256)[None], cmap="inferno", aspect="auto", extent=(0, top, 0, 1))
-    axes.set_xticks([0, top / 2, top])
-    axes.tick_params(labelsize=8, colors=QUIET, length=2, pad=1)
+    ticks = (0, top / 2, top)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.tick_params(labelsize=8, colors=QUIET, length=2, pad=2)
     axes.set_xlabel(name, fontsize=8, color=QUIET, labelpad=0)
 
 

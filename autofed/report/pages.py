@@ -76,8 +76,9 @@ def _pictures(report: Report, predictions: Path, labels: Path | None) -> str:
         parts.append(_figure(case, said, _picture(predicted.get(case), references.get(case))))
     if not parts:
         return ""
-    caption = "Of a volume, the slices that show the most of what was predicted, the patient's right on the left."
-    return section("Pictures", f"<p class=caption>{caption}</p>", *parts)
+    about_slices = "The slices that show the most of what was predicted, the patient's right on the left."
+    caption = f"<p class=caption>{about_slices}</p>" if report.distance_unit == "mm" else ""
+    return section("Pictures", caption, *parts)
 
 
 def _chosen(cases: Iterable[CaseScores]) -> list[_Shown]:

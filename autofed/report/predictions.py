@@ -29,7 +29,7 @@ class Predicted:
         """Whether all images are still where they were."""
         return all(path.is_file() for path in self.images)
 
-    def draw(self, reference: Path | None = None) -> bytes:
+    def draw(self, reference: Path | None = None, title: str = "") -> bytes:
         """Its picture as a PNG, with the outlines of a reference if there is one; see `overlay`."""
         image, geometry = read_channels(self.images)
         return overlay(
@@ -40,7 +40,7 @@ class Predicted:
             reference=None if reference is None else images.read_labels(reference)[0],
             entropy=_read_share(self.maps.get("entropy")),
             mutual_information=_read_share(self.maps.get("mutual_information")),
-            title=self.case,
+            title=title,
         )
 
 
@@ -52,6 +52,8 @@ def read_folder(folder: Path) -> dict[str, Predicted]:
         if not isinstance(value, dict) or not {"case", "images", "labels", "files"} <= value.keys():
             continue  # a report or a plan that lies here too
         maps = {kind: folder / name for kind, name in value["files"].items() if name}
+        if value.get("members") == 1:
+            maps.pop("mutual_information", None)  # nobody to disagree with: a black panel
         found[value["case"]] = Predicted(value["case"], tuple(map(Path, value["images"])), value["labels"], maps)
     return found
 
@@ -65,7 +67,7 @@ def draw_predictions(folder: Path, progress: Progress = silent) -> list[Path]:
 
     def draw(predicted: Predicted) -> Path:
         path = folder / "pictures" / f"{predicted.case}.png"
-        write_bytes(path, predicted.draw())
+        write_bytes(path, predicted.draw(title=predicted.case))
         return path
 
     return each(draw, [p for p in read_folder(folder).values() if p.has_images], stage="pictures", progress=progress)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from autofed.report.template import section
 from autofed.scores import CaseScores, Report, Scores
+
+_MOST_ROWS = 40
+"""Longer tables are scrolled."""
 
 _MOST_STRUCTURES = 6
 """Cases have a column for each structure unless there are more than these."""
@@ -61,8 +64,9 @@ def _scored(report: Report, name: str) -> int:
     return sum(name in c.classes and c.classes[name].dice is not None for c in report.cases)
 
 
-def _table(head: str, rows: Iterable[str]) -> str:
-    return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+def _table(head: str, rows: Sequence[str]) -> str:
+    kind = "long" if len(rows) > _MOST_ROWS else "wide"
+    return f"<div class={kind}><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
 
 
 def _head(name: str, kind: str = "") -> str:

@@ -37,42 +37,49 @@ wrong, above all on images unlike those it was trained on.</p>""",
 )
 
 _STYLE = """
-:root { --ink: #1f2933; --quiet: #52606d; --rule: #d5dbe1; --accent: #1c4e72; --bar: #dce8f0; }
+:root { --ink: #1f2933; --quiet: #52606d; --rule: #d5dbe1; --accent: #1c4e72; --bar: #c4d9e7; --pale: #f5f8fa; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2.5rem 1.5rem 3rem; max-width: 68rem; background: #fff; color: var(--ink);
-  font: 16px/1.5 "Segoe UI", "Helvetica Neue", Helvetica, Arial, sans-serif; }
+  font: 16px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", Arial, sans-serif; }
 h1 { margin: 0 0 .3rem; font-size: 1.75rem; font-weight: 600; line-height: 1.2; }
-h2 { margin: 2.6rem 0 .6rem; padding-bottom: .3rem; border-bottom: 2px solid var(--accent); color: var(--accent);
+h2 { margin: 2.6rem 0 .7rem; padding-bottom: .3rem; border-bottom: 2px solid var(--accent); color: var(--accent);
   font-size: 1.2rem; font-weight: 600; }
-h3 { margin: 1.6rem 0 .4rem; font-size: 1rem; font-weight: 600; }
-p { margin: .3rem 0 .7rem; max-width: 46rem; }
+h3 { margin: 1.6rem 0 .5rem; font-size: 1rem; font-weight: 600; }
+p, ul { margin: .4rem 0 .8rem; max-width: 46rem; }
 code { font-size: .88em; overflow-wrap: anywhere; }
-header p, .caption, figcaption, footer { color: var(--quiet); font-size: .9rem; }
-.caution { padding: .5rem .8rem; border-left: 3px solid var(--accent); background: #f5f8fa; color: var(--ink); }
+header p, footer p { max-width: none; }
+header p, .caption, .notes, footer { color: var(--quiet); font-size: .9rem; }
+.notes { padding-left: 1.2rem; }
+.caution { padding: .5rem .8rem; border-left: 3px solid var(--accent); background: var(--pale); color: var(--ink); }
+.wide, .long { overflow: auto; }
+.long { max-height: 40rem; padding: 0 .8rem; border: 1px solid var(--rule); }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-.summary { min-width: 34rem; }
-.wide { overflow-x: auto; }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--rule); text-align: left; font-weight: 400; }
-thead th { border-bottom: 1.5px solid var(--ink); font-weight: 600; vertical-align: bottom; }
+th, td { padding: .22rem .8rem; border-bottom: 1px solid var(--rule); text-align: left; font-weight: 400; }
+thead th { position: sticky; top: 0; border: 0; background: #fff; box-shadow: inset 0 -1.5px var(--ink);
+  font-weight: 600; vertical-align: bottom; }
+tr > :first-child { padding-left: .2rem; }
 .n { text-align: right; }
 .total th, .total td { font-weight: 600; }
 .group th { padding-top: .9rem; color: var(--quiet); font-weight: 600; }
-.bar { background: linear-gradient(90deg, var(--bar) var(--share), transparent 0); }
-.notes { margin: .6rem 0; padding-left: 1.2rem; max-width: 46rem; font-size: .9rem; }
-figure { margin: .8rem 0 1.8rem; }
-figure img { display: block; max-width: 100%; height: auto; }
-figcaption { margin-top: .2rem; }
-dl { max-width: 46rem; }
-dt { font-weight: 600; }
-dd { margin: 0 0 .7rem; }
+.bar { min-width: 10rem; background: linear-gradient(var(--bar), var(--bar)) no-repeat left .8rem center
+  / calc((100% - 4.8rem) * var(--share)) .7em; }
+figure { margin: .8rem 0 1.4rem; border: 1px solid var(--rule); }
+figure > p { margin: .5rem .7rem; white-space: pre-line; }
+figcaption { padding: .35rem .7rem; background: var(--pale); font-size: .92rem; }
+img { display: block; max-width: 100%; height: auto; }
+dl { columns: 2 24rem; column-gap: 2.5rem; }
+dt { font-weight: 600; break-after: avoid; }
+dd { margin: 0 0 .7rem; break-inside: avoid; }
 footer { margin-top: 2.5rem; border-top: 1px solid var(--rule); }
 @page { margin: 16mm 14mm; }
 @media print {
   body { padding: 0; max-width: none; font-size: 10.5pt; }
-  h2, h3 { break-after: avoid; }
+  h2, h3, h2 + .caption { break-after: avoid; }
   figure, tr, dt { break-inside: avoid; }
   thead { display: table-header-group; }
-  .wide { overflow: visible; }
+  .wide, .long { max-height: none; padding: 0; border: 0; overflow: visible; }
+  thead th { position: static; border-bottom: 1.5px solid; box-shadow: none; }
+  img { max-height: 10cm; }
   .bar { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """

@@ -1,0 +1,139 @@
+"""Sliding windows, mirrored views and ensembles, with networks whose answer is known."""
+
+import numpy as np
+import pytest
+import torch
+
+from autofed.case import Case
+from autofed.images import Geometry
+from autofed.inference import Member, Predictor, views
+from autofed.network import build, weights_of
+from autofed.problems import Problems
+from tests.plans_made import small_plan
+
+PLAN = small_plan(labels=1, **{"inference.mirror_axes": [0, 1, 2]})
+
+
+class Threshold(torch.nn.Module):
+    """Says that what is brighter than zero is foreground: an answer that knows no borders of windows."""
+
+    def forward(self, image):
+        return torch.cat([-image, image], dim=1)
+
+
+class LeftHalf(torch.nn.Module):
+    """Says that the left half of whatever it sees is foreground: mirrored views must contradict it."""
+
+    def forward(self, image):
+        logits = torch.zeros(image.shape[0], 2, *image.shape[2:])
+        logits[:, 1, ..., : image.shape[-1] // 2] = 9
+        return logits
+
+
+def case(shape=(20, 24, 28), channels=1, spacing_mm=(1.0, 1.0, 1.0), seed=0):
+    image = np.random.default_rng(seed).normal(size=(channels, *shape)).astype(np.float32)
+    return Case("c", "c", image, None, spacing_mm, Geometry(3, spacing_mm, (0.0,) * 3, tuple(np.eye(3).ravel())))
+
+
+def members(count=2, plan=PLAN):
+    return [Member(f"m{i}", plan, lambda i=i: weights_of(build(plan.local.network, seed=i))) for i in range(count)]
+
+
+def test_windows_and_mirrored_views_give_back_a_voxelwise_answer():
+    image = case((20, 24, 28)).image
+    found = list(views(Threshold(), image, PLAN, (0, 1, 2), "cpu"))
+    assert len(found) == 8
+    expected = torch.softmax(torch.from_numpy(np.concatenate([-image, image])), 0)
+    assert all(torch.allclose(view, expected, atol=1e-4) for view in found)
+
+
+def test_an_image_smaller_than_the_patch():
+    image = case((5, 9, 30)).image
+    (found,) = views(Threshold(), image, PLAN, (), "cpu")
+    assert found.shape == (2, 5, 9, 30)
+    assert torch.equal(found.argmax(0), torch.from_numpy((image[0] > 0).astype(np.int64)))
+
+
+def test_a_mirrored_view_is_turned_back():
+    image = np.zeros((1, 16, 16, 16), np.float32)
+    straight, mirrored = views(LeftHalf(), image, PLAN, (2,), "cpu")
+    assert straight[1, ..., :8].min() > 0.9 and mirrored[1, ..., 8:].min() > 0.9
+    assert straight[1, ..., 8:].max() < 0.6 and mirrored[1, ..., :8].max() < 0.6
+
+
+def test_pictures_are_predicted_slice_by_slice():
+    plan = small_plan((1, 32, 32), ("R", "G", "B"), labels=1)
+    image = np.random.default_rng(0).normal(size=(3, 1, 40, 50)).astype(np.float32)
+
+    class First(torch.nn.Module):
+        def forward(self, x):
+            return torch.cat([-x[:, :1], x[:, :1]], 1)
+
+    found = list(views(First(), image, plan, (0, 1), "cpu"))
+    assert len(found) == 4 and found[0].shape == (2, 1, 40, 50)
+    assert all(torch.equal(v.argmax(0), torch.from_numpy((image[0] > 0).astype(np.int64))) for v in found)
+
+
+def test_members_are_weights_times_views():
+    with_views = Predictor(members(3)).predict(case())
+    without = Predictor(members(3), mirroring=False).predict(case())
+    assert with_views.members == 24 and without.members == 3
+
+
+def test_one_member_has_no_mutual_information_and_more_members_have_some():
+    one = Predictor(members(1), mirroring=False).predict(case())
+    three = Predictor(members(3), mirroring=False).predict(case())
+    assert one.mutual_information.max() < 1e-6
+    assert three.mutual_information.mean() > 1e-4
+    assert (three.mutual_information <= three.entropy + 1e-6).all()
+
+
+def test_what_comes_back_lies_on_the_scans_own_grid():
+    scan = case((12, 30, 26), spacing_mm=(2.5, 0.8, 0.9))
+    found = Predictor(members(2)).predict(scan, probabilities=True)
+    for array in (found.labels, found.entropy, found.mutual_information):
+        assert array.shape == (12, 30, 26)
+    assert found.probabilities.shape == (2, 12, 30, 26)
+    assert (found.probabilities.argmax(0) != found.labels).mean() < 0.01  # ties in float16
+    structure = found.structures["structure_1"]
+    assert structure.size == pytest.approx((found.labels == 1).sum() * 2.5 * 0.8 * 0.9 / 1000, abs=1e-5)
+    assert structure.smallest <= structure.largest and structure.measure == "volume_ml"
+
+
+def test_uncertainty_is_higher_where_a_trained_like_answer_is_torn():
+    """A voxel at the decision border is more uncertain than one far from it."""
+    image = np.zeros((1, 16, 16, 16), np.float32)
+    image[..., 8:] = 6
+    (probabilities,) = views(Threshold(), image, PLAN, (), "cpu")
+    entropies = torch.special.entr(probabilities).sum(0)
+    assert entropies[..., :7].mean() > 100 * entropies[..., 9:].mean()
+
+
+@pytest.mark.parametrize(
+    ("scan", "says"),
+    [
+        (case(channels=2), "2 channels, the model wants 1"),
+        (case((1, 24, 28)), "1 slices, the model is 3D"),
+    ],
+)
+def test_scans_of_another_kind_are_refused(scan, says):
+    with pytest.raises(Problems, match=says):
+        Predictor(members(1)).predict(scan)
+
+
+def test_a_scan_with_nan_is_refused():
+    scan = case()
+    scan.image[0, 0, 0, 0] = np.nan
+    with pytest.raises(Problems, match="NaN"):
+        Predictor(members(1)).predict(scan)
+
+
+def test_members_that_do_not_belong_together_are_refused():
+    other = small_plan(labels=2)
+    with pytest.raises(Problems, match="differ in labels"):
+        Predictor([*members(1), *members(1, other)])
+    coarse = PLAN.change({"geometry.spacing_mm": [2, 2, 2]})
+    with pytest.raises(Problems, match="different grids"):
+        Predictor([*members(1), *members(1, coarse)])
+    with pytest.raises(Problems, match="no weights"):
+        Predictor([])
