@@ -21,7 +21,7 @@ from autofed.privacy import Mechanism
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a site's training gave: the weights, and the loss of every step (float32)."""
+    """What a site's training gave: the weights, and the loss of every step that drew somebody (float32)."""
 
     weights: dict[str, np.ndarray]
     losses: np.ndarray
@@ -59,9 +59,9 @@ def fit(
         _set_rate(optimiser, local.training.learning_rate * (1 - begun - share * step / steps) ** 0.9)
         found: list[float] = []
         gradients = (_gradient(module, loss, group, device, found) for group in groups)
-        _apply(parameters, mechanism.step(gradients), local.training.gradient_clip)
+        _apply(parameters, mechanism.step(gradients, parameters), local.training.gradient_clip)
         optimiser.step()
-        losses.append(float(np.mean(found)) if found else float("nan"))
+        losses += [float(np.mean(found))] if found else []  # an empty draw has no loss
         on_step()
     return Fitted(weights_of(module), np.asarray(losses, dtype=np.float32))
 
@@ -97,5 +97,5 @@ def _gradient(
 
 def _apply(parameters: list[nn.Parameter], gradient: list[torch.Tensor], clip: float) -> None:
     for parameter, part in zip(parameters, gradient, strict=True):
-        parameter.grad = part
+        parameter.grad = part.detach()
     nn.utils.clip_grad_norm_(parameters, clip)

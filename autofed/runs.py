@@ -8,21 +8,26 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
+from pydantic import Field
+
 from autofed import plans
-from autofed.exchange import Arrays, load_groups
-from autofed.federation.rounds import saved_rounds, shared_path
+from autofed.exchange import Arrays, ServerState, load_groups
+from autofed.federation.rounds import save_state, saved_rounds, shared_path
 from autofed.files import Record
 from autofed.inference import Member
 from autofed.plans import Plan
-from autofed.problems import Problems
+from autofed.problems import Problems, refuse
 
 GLOBAL = "global"
+
+
+_BEGINNING = ("plan.json", "fold_all")
 
 
 class Identity(Record):
     """Names a run: `id` goes into every request, so that a site knows a question it has answered before."""
 
-    id: str
+    id: str = Field(default_factory=lambda: uuid.uuid4().hex)
     sites: tuple[str, ...]
 
 
@@ -46,12 +51,17 @@ class Run:
         """Whether a run was begun here."""
         return (self.folder / "run.json").is_file()
 
-    def begin(self, plan: Plan, sites: tuple[str, ...]) -> Identity:
-        """Write plan and identity; from then on the folder is a run."""
+    def refuse_foreign(self) -> None:
+        """`Problems` if the folder holds anything but what a run that was cut off at its very beginning may leave."""
+        found = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else []
+        foreign = sorted(name for name in found if name not in _BEGINNING and not name.endswith(".part"))
+        refuse(str(self.folder), ["it holds no run but other files; give another folder"] if foreign else [])
+
+    def begin(self, plan: Plan, identity: Identity, state: ServerState) -> None:
+        """Write plan and first state, then the identity: from then on the folder is a run."""
         plan.save(self.folder / "plan.json")
-        identity = Identity(id=uuid.uuid4().hex, sites=sites)
+        save_state(self.rounds_folder, state, plan)
         identity.save(self.folder / "run.json")
-        return identity
 
     def identity(self) -> Identity:
         """Who this run is; `Problems` if the folder is no run."""
@@ -66,7 +76,7 @@ class Run:
 
     def models(self) -> list[str]:
         """The models that can be predicted with: "global" if there is a common one, and sites with one of their own."""
-        rounds = saved_rounds(self.rounds_folder)
+        rounds = self._trained_rounds()
         common = [GLOBAL] if rounds and "weights" in load_groups(shared_path(self.rounds_folder, rounds[-1]))[0] else []
         own = sorted(p.parent.name for p in self.folder.glob("sites/*/memory") if any(p.iterdir()))
         return common + own
@@ -87,9 +97,13 @@ class Run:
 
     def _files(self, model: str) -> dict[int, Path]:
         if model == GLOBAL:
-            return {r: shared_path(self.rounds_folder, r) for r in saved_rounds(self.rounds_folder)}
+            return {r: shared_path(self.rounds_folder, r) for r in self._trained_rounds()}
         found = (self.site_folder(model) / "memory").glob("round_*.safetensors")
         return {int(p.stem.removeprefix("round_")): p for p in found}
+
+    def _trained_rounds(self) -> list[int]:
+        """The saved rounds but the 0th, which is the state before any training."""
+        return [r for r in saved_rounds(self.rounds_folder) if r > 0]
 
 
 class _Reader:

@@ -1,7 +1,7 @@
 """Algorithms, sites and the loop: what holds for every algorithm, and what crosses the door."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,14 +13,18 @@ from autofed.exchange import Failure, Release, Request, ServerState, from_bytes,
 from autofed.federation import rounds as loop
 from autofed.federation.inprocess import InProcess
 from autofed.federation.site import CODES, Site
+from autofed.files import digest
+from autofed.fit import fit
 from autofed.network import build, weights_of
 from autofed.plans import Algorithm
 from autofed.prepared import open_store, pool, preprocess
+from autofed.privacy.ledger import PrivacyLedger
 from autofed.problems import Problems
 from tests.plans_made import small_plan
 from tests.synthetic import make_site
 
-SITES = ("alpha", "bravo")
+CASES = {"alpha": 2, "bravo": 3}
+SITES = tuple(CASES)
 WEIGHT_SHARING = ("fedavg", "pooled")
 
 
@@ -29,21 +33,22 @@ def ground(tmp_path_factory):
     root = tmp_path_factory.mktemp("federation")
     plan = small_plan(labels=1, cases=4)
     stores = {}
-    for name in SITES:
-        preprocess(open_dataset(make_site(root / name, cases=2)), plan.local, root / "work")
+    for name, cases in CASES.items():
+        preprocess(open_dataset(make_site(root / name, cases=cases)), plan.local, root / "work")
         stores[name] = open_store(root / "work", name, plan.local)
-    return plan, stores
+    return plan.change({"agreement.patients": CASES}), stores
 
 
 def with_algorithm(plan, name):
     return plan.change({"algorithm.name": name}) if name != plan.agreement.algorithm.name else plan
 
 
-def sites_of(plan, stores, folder):
+def sites_of(plan, stores, folder, run_id):
     chosen = algorithms.make(plan.agreement.algorithm)
     held = {"pooled": pool(stores)} if algorithms.gathers(chosen) else stores
+    ledgers = {n: folder / n / "ledger.jsonl" for n in stores}
     return [
-        Site(n, s, plan, folder / "sites" / n, folder / n / "ledger.jsonl", members=len(stores) if n == "pooled" else 1)
+        Site(n, s, plan, folder / "sites" / n, {k: p for k, p in ledgers.items() if n in (k, "pooled")}, run=run_id)
         for n, s in held.items()
     ]
 
@@ -51,7 +56,7 @@ def sites_of(plan, stores, folder):
 def train(ground, folder, name="fedavg", *, state=None, turned=False, transport=None, run_id="r"):
     plan, stores = ground
     plan = with_algorithm(plan, name)
-    sites = sites_of(plan, dict(reversed(stores.items())) if turned else stores, folder)
+    sites = sites_of(plan, dict(reversed(stores.items())) if turned else stores, folder, run_id)
     chosen = algorithms.make(plan.agreement.algorithm)
     state = state or chosen.start(Setup(plan, weights_of(build(plan.local.network, seed=1))))
     names = tuple(s.name for s in sites)
@@ -117,17 +122,35 @@ def test_a_zero_update_changes_nothing(ground, name):
     assert after.round == 1 and same(dict(after.shared["weights"]), weights)
 
 
-def test_one_site_that_holds_all_data_equals_pooled(ground, tmp_path):
+@pytest.mark.parametrize("name", WEIGHT_SHARING)
+def test_one_site_that_holds_all_data_equals_plain_training_in_the_same_rounds(ground, tmp_path, name):
+    """Without any federation: the training loop by itself on the pooled data, once for each round."""
     plan, stores = ground
-    together = pool(stores)
-    pooled = with_algorithm(plan, "pooled")
-    ends = []
-    for made, folder in ((plan, tmp_path / "a"), (pooled, tmp_path / "b")):
-        site = Site("pooled", together, made, folder / "site", folder / "ledger.jsonl", members=2)
-        chosen = algorithms.make(made.agreement.algorithm)
-        state = chosen.start(Setup(made, weights_of(build(made.local.network, seed=1))))
-        ends.append(loop.run(chosen, privacy.find(made), made, InProcess([site]), state, folder, "r", ("pooled",)))
-    assert same(dict(ends[0].shared["weights"]), dict(ends[1].shared["weights"]))
+    together, local = pool(stores), plan.local
+    weights = weights_of(build(local.network, seed=1))
+    for round in (1, 2, 3):
+        seed = (local.training.seed, int(digest("pooled")[:16], 16), round)
+        weights = fit(
+            weights, together, local, privacy.find(plan, 5), steps=2, begun=(round - 1) / 3, share=1 / 3, seed=seed
+        ).weights
+    made = with_algorithm(plan, name)
+    ledgers = {n: tmp_path / f"{n}.jsonl" for n in SITES}
+    site = Site("pooled", together, made, tmp_path / "site", ledgers, run="r")
+    chosen = algorithms.make(made.agreement.algorithm)
+    state = chosen.start(Setup(made, weights_of(build(local.network, seed=1))))
+    found = loop.run(chosen, privacy.find(made), made, InProcess([site]), state, tmp_path, "r", ("pooled",))
+    assert all(np.allclose(found.shared["weights"][n], weights[n], atol=1e-5) for n in weights)
+    assert [len(PrivacyLedger(path, n).charges()) for n, path in ledgers.items()] == [3, 3]
+
+
+def test_sites_count_by_their_patients(ground):
+    plan, _ = ground
+    assert algorithms.site_weights(plan) == {"alpha": 2.0, "bravo": 3.0}
+    releases = [
+        Release("r", 1, s, {"update": {"w": np.full(2, v, np.float32)}}) for s, v in (("alpha", 1), ("bravo", 6))
+    ]
+    found = loop._average(privacy.find(plan), algorithms.site_weights(plan), releases, "update")
+    assert found["w"].tolist() == [4, 4]
 
 
 def test_local_models_know_nothing_of_each_other(ground, tmp_path):
@@ -142,33 +165,67 @@ def test_local_models_know_nothing_of_each_other(ground, tmp_path):
 # --- the door
 
 
-def ask(site, round=1, run="r"):
+def ask(site, round=1, run="r", question="train"):
     weights = weights_of(build(site.plan.local.network, seed=1))
-    return to_bytes(Request(run, round, "train", {"weights": weights}))
+    return to_bytes(Request(run, round, question, {"weights": weights}))
 
 
 @pytest.fixture
 def site(ground, tmp_path):
     plan, stores = ground
-    return Site("alpha", stores["alpha"], plan, tmp_path / "site", tmp_path / "ledger.jsonl")
+    return Site("alpha", stores["alpha"], plan, tmp_path / "site", {"alpha": tmp_path / "ledger.jsonl"}, run="r")
+
+
+def charges(site):
+    return site.ledgers[0].charges()
 
 
 def test_the_same_request_is_answered_from_the_store_and_uncharged(site):
     first = site.answer(ask(site))
     assert site.answer(ask(site)) == first
-    assert len(site.ledger.charges()) == 1
-    site.answer(ask(site, run="another"))
-    assert len(site.ledger.charges()) == 2
+    assert len(charges(site)) == 1
+    site.answer(ask(site, round=2))
+    assert len(charges(site)) == 2
+
+
+def test_another_question_under_the_same_name_is_refused(site):
+    site.answer(ask(site))
+    other = Request("r", 1, "train", {"weights": weights_of(build(site.plan.local.network, seed=2))})
+    assert from_bytes(site.answer(to_bytes(other))).code == "bad-request"
+    site.answer(ask(site, round=2))
+    assert from_bytes(site.answer(ask(site, round=1))).code == "bad-request"  # the past is not computed anew
+    assert len(charges(site)) == 2
+
+
+def test_a_round_is_trained_once_for_one_charge(site, tmp_path):
+    class Greedy(type(site.algorithm)):
+        def local(self, view, request):
+            view.fit(request.shared["weights"])
+            return super().local(view, request)
+
+    site.algorithm = Greedy()
+    assert from_bytes(site.answer(ask(site))).code == "failed"
+    assert "have been taken" in (tmp_path / "site" / "site.log").read_text()
+
+
+def test_an_algorithm_cannot_send_anything_beside_what_the_mechanism_releases(site):
+    release = from_bytes(site.answer(ask(site)))
+    assert release.public == {} and set(release.arrays) == {"update", "metrics"}
 
 
 def test_a_release_is_charged_before_it_is_computed(site):
     """A crash in the middle of the work must leave the charge behind."""
     site.algorithm = _Failing()
     assert isinstance(from_bytes(site.answer(ask(site))), Failure)
-    assert len(site.ledger.charges()) == 1
+    assert len(charges(site)) == 1
 
 
+@dataclass(frozen=True)
 class _Failing:
+    def start(self, setup): ...
+
+    def merge(self, state, releases, average): ...
+
     def local(self, site, request):
         raise ValueError("Mr Smith of ward 7, scan 12, has no left kidney")
 
@@ -185,26 +242,27 @@ def test_a_failure_crosses_the_door_as_a_code_and_nothing_more(site, tmp_path):
 @pytest.mark.parametrize("data", [b"", b"rubbish" * 9, to_bytes(Failure("r", 1, "x", "failed"))])
 def test_rubbish_is_a_bad_request_and_costs_nothing(site, data):
     assert from_bytes(site.answer(data)).code == "bad-request"
-    assert site.ledger.charges() == []
+    assert charges(site) == []
 
 
-def test_a_round_beyond_the_plan_is_a_bad_request(site):
-    assert from_bytes(site.answer(ask(site, round=99))).code == "bad-request"
+@pytest.mark.parametrize("request_", [{"round": 99}, {"round": 0}, {"run": "another"}, {"question": "../../train"}])
+def test_what_is_no_round_of_this_run_is_a_bad_request(site, request_):
+    assert from_bytes(site.answer(ask(site, **request_))).code == "bad-request"
+    assert charges(site) == []
 
 
 def test_what_the_ledger_does_not_allow_is_not_computed(ground, tmp_path):
     plan, stores = ground
-    from autofed.privacy.ledger import PrivacyLedger
-
     PrivacyLedger(tmp_path / "ledger.jsonl", "alpha", ceiling_epsilon=1.0, ceiling_delta=1e-5)
-    site = Site("alpha", stores["alpha"], plan, tmp_path / "site", tmp_path / "ledger.jsonl")
+    ledgers = {"alpha": tmp_path / "ledger.jsonl"}
+    site = Site("alpha", stores["alpha"], plan, tmp_path / "site", ledgers, run="r")
     site.algorithm = _Failing()  # would answer "failed" if it were reached
     assert from_bytes(site.answer(ask(site))).code == "not-affordable"
 
 
 def test_what_the_mechanism_does_not_release_stays(ground, tmp_path):
     plan, stores = ground
-    site = Site("alpha", stores["alpha"], plan, tmp_path / "site", tmp_path / "ledger.jsonl")
+    site = Site("alpha", stores["alpha"], plan, tmp_path / "site", {"alpha": tmp_path / "ledger.jsonl"}, run="r")
 
     class NoMetrics(type(site.mechanism)):
         def release(self, arrays):
@@ -232,7 +290,8 @@ def fake(answers):
             self.real = InProcess(sites)
 
         def __call__(self, requests):
-            return {n: to_bytes(answers(n, from_bytes(a))) for n, a in self.real(requests).items()}
+            found = {n: answers(n, from_bytes(a)) for n, a in self.real(requests).items()}
+            return {n: a if isinstance(a, bytes) else to_bytes(a) for n, a in found.items() if a is not None}
 
     return Fake
 
@@ -240,6 +299,8 @@ def fake(answers):
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
+        (lambda n, r: None, "alpha did not answer"),
+        (lambda n, r: b"rubbish", "alpha answered what is no message"),
         (lambda n, r: Failure("r", 1, n, "out-of-memory"), "alpha failed with the code 'out-of-memory'"),
         (lambda n, r: replace(r, round=7), "another question"),
         (lambda n, r: replace(r, site="mallory"), "another question"),
@@ -280,14 +341,23 @@ def test_state_on_disk_is_the_state(ground, tmp_path):
 
 
 def test_a_wrong_name_is_answered_with_the_names_there_are():
-    with pytest.raises(Problems, match="no algorithm 'fedavgg'; the algorithms are: .*fedavg.*local.*pooled"):
+    with pytest.raises(Problems, match="'fedavgg' does not exist; the algorithms are: .*fedavg.*local.*pooled"):
         algorithms.find("fedavgg")
 
 
-def test_an_algorithm_from_outside_the_package():
-    assert algorithms.find("tests.test_federation:_Failing").__name__ == "_Failing"
-    with pytest.raises(Problems, match="cannot be loaded"):
-        algorithms.find("tests.test_federation:Missing")
+def test_an_algorithm_from_outside_the_package_only_if_it_is_trusted():
+    name = "tests.test_federation:_Failing"
+    assert algorithms.find(name, trusted=(name,)).__name__ == "_Failing"
+    with pytest.raises(Problems, match="this site did not allow"):
+        algorithms.find(name)
+    with pytest.raises(Problems, match="this site did not allow"):
+        algorithms.make(Algorithm(name="os:system"))
+
+
+@pytest.mark.parametrize("name", ["tests.test_federation:Missing", "os:path", ":x", "nowhere.at.all:X"])
+def test_what_is_no_algorithm_is_refused(name):
+    with pytest.raises(Problems, match="cannot be loaded|is not a dataclass"):
+        algorithms.find(name, trusted=(name,))
 
 
 def test_settings_that_an_algorithm_does_not_have_are_named():
@@ -295,5 +365,26 @@ def test_settings_that_an_algorithm_does_not_have_are_named():
         algorithms.make(Algorithm(name="fedavg", settings={"mu": 0.1}))
 
 
-def test_weights_of_sites_come_from_the_plan(ground):
-    assert algorithms.site_weights(ground[0]) == {"alpha": 2.0, "bravo": 2.0}
+# --- mechanisms that learn from what was released
+
+
+def test_what_sites_release_for_adapting_reaches_every_mechanism_of_the_next_round(ground, tmp_path, monkeypatch):
+    """A mechanism that counts rounds: site and coordinator rebuild it from the shared history."""
+    seen = []
+
+    @dataclass(frozen=True)
+    class Counting(type(privacy.find(ground[0]))):
+        age: int = 0
+
+        def release(self, arrays):
+            seen.append(self.age)
+            return {**arrays, privacy.ADAPTATION: {"ones": np.ones(1)}}
+
+        def adapt(self, released):
+            assert released["ones"].tolist() == [1]
+            return replace(self, age=self.age + 1)
+
+    monkeypatch.setattr(privacy, "find", lambda plan, patients=0: Counting(batch_size=2))
+    end = train(ground, tmp_path)
+    assert seen == [0, 0, 1, 1, 2, 2]
+    assert end.shared[privacy.ADAPTATION]["ones"].shape == (3, 1)

@@ -40,14 +40,18 @@ def test_average_is_weighted_and_blind_to_the_order():
 
 def test_step_is_the_mean_of_the_groups():
     one, two = [np.array([2.0])], [np.array([4.0])]
-    assert NoPrivacy(1).step(iter([one]))[0] == 2
-    assert NoPrivacy(1).step(iter([one, two]))[0] == 3
+    assert NoPrivacy(1).step(iter([one]), one)[0] == 2
+    assert NoPrivacy(1).step(iter([one, two]), one)[0] == 3
+
+
+def test_an_empty_draw_is_a_step_all_the_same():
+    (found,) = NoPrivacy(1).step(iter([]), [np.array([2.0, 3.0])])
+    assert found.tolist() == [0, 0]
 
 
 def test_everything_leaves_as_it_is_and_that_is_said():
     groups = {"update": {"w": np.ones(2)}, "metrics": {"loss": np.ones(1)}}
     assert NoPrivacy(1).release(groups) is groups
-    assert NoPrivacy(1).private is False
     assert [e.mechanism for e in NoPrivacy(1).cost(5)] == ["none"]
 
 

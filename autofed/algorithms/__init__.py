@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,9 @@ from autofed.problems import Problems, refuse
 
 Average = Callable[[Sequence[Release], str], dict[str, np.ndarray]]
 """The weighted average over sites of one named group of arrays."""
+
+
+_PARTS = ("start", "local", "merge")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class SiteView(Protocol):
         ...
 
     def fit(self, weights: Arrays) -> Fitted:
-        """Train from `weights` on the site's patients, for as many steps as the plan gives a round."""
+        """Train from `weights` on the site's patients, for as many steps as the plan gives a round; once a round."""
         ...
 
     def memory(self, round: int) -> Groups | None:
@@ -60,8 +63,8 @@ class Algorithm(Protocol):
         """The state before the first round."""
         ...
 
-    def local(self, site: SiteView, request: Request) -> Release:
-        """A site's part of a round. What it returns passes the site's mechanism before it leaves."""
+    def local(self, site: SiteView, request: Request) -> Groups:
+        """A site's part of a round: named groups of arrays. They pass the site's mechanism before they leave."""
         ...
 
     def merge(self, state: ServerState, releases: Sequence[Release], average: Average) -> ServerState:
@@ -74,24 +77,29 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def find(name: str) -> type:
-    """The algorithm class in the file of that name, or in "package.module:Class" (for the person at the keyboard).
+def find(name: str, trusted: Collection[str] = ()) -> type:
+    """The algorithm class in the file of that name, or in "package.module:Class" if that name is `trusted`.
 
-    `Problems` lists the names that exist.
+    A plan comes from elsewhere and must not make a hospital run code, so a name of the second form counts only if the
+    person at the keyboard or the site's own policy gave it. `Problems` lists the names that exist.
     """
-    module_name, _, class_name = name.partition(":")
-    if not class_name and name not in names():
-        raise Problems("the algorithm", [f"there is no algorithm {name!r}; the algorithms are: {', '.join(names())}"])
+    module_name, colon, class_name = name.partition(":")
+    if name not in trusted if colon else name not in names():
+        why = "names code outside autofed, which this site did not allow" if colon else "does not exist"
+        raise Problems("the algorithm", [f"the algorithm {name!r} {why}; the algorithms are: {', '.join(names())}"])
     try:
-        module = importlib.import_module(module_name if class_name else f"{__name__}.{name}")
-        return getattr(module, class_name) if class_name else _only_algorithm(module)
-    except (ImportError, AttributeError) as error:
+        module = importlib.import_module(module_name if colon else f"{__name__}.{name}")
+        found = getattr(module, class_name) if colon else _only_algorithm(module)
+    except (ImportError, AttributeError, ValueError) as error:
         raise Problems("the algorithm", [f"{name!r} cannot be loaded ({error})"]) from None
+    if not (isinstance(found, type) and is_dataclass(found) and all(hasattr(found, part) for part in _PARTS)):
+        raise Problems("the algorithm", [f"{name!r} is not a dataclass with {', '.join(_PARTS)}"])
+    return found
 
 
-def make(choice: Choice) -> Algorithm:
+def make(choice: Choice, trusted: Collection[str] = ()) -> Algorithm:
     """The algorithm that a plan names, with the plan's settings; `Problems` names every setting it does not have."""
-    kind = find(choice.name)
+    kind = find(choice.name, trusted)
     known = {f.name for f in fields(kind)}
     refuse(
         "agreement.algorithm.settings",

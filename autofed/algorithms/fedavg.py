@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autofed.algorithms import Average, Setup, SiteView
-from autofed.exchange import Release, Request, ServerState
+from autofed.exchange import Groups, Release, Request, ServerState
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,12 @@ class FedAvg:
         """The common weights."""
         return ServerState(0, {"weights": setup.weights})
 
-    def local(self, site: SiteView, request: Request) -> Release:
+    def local(self, site: SiteView, request: Request) -> Groups:
         """The update: weights after local training less weights before."""
         before = request.shared["weights"]
         fitted = site.fit(before)
         update = {name: fitted.weights[name] - array for name, array in before.items()}
-        return Release(request.run, request.round, site.name, {"update": update, "metrics": {"loss": fitted.losses}})
+        return {"update": update, "metrics": {"loss": fitted.losses}}
 
     def merge(self, state: ServerState, releases: Sequence[Release], average: Average) -> ServerState:
         """w <- w + average of the updates."""

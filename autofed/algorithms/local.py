@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autofed.algorithms import Average, Setup, SiteView
-from autofed.exchange import Release, Request, ServerState
+from autofed.exchange import Groups, Release, Request, ServerState
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,12 @@ class LocalOnly:
         """The common start, sent once."""
         return ServerState(0, {"weights": setup.weights})
 
-    def local(self, site: SiteView, request: Request) -> Release:
+    def local(self, site: SiteView, request: Request) -> Groups:
         """Go on from the site's own weights of the last round."""
         remembered = site.memory(request.round - 1)
         fitted = site.fit(remembered["weights"] if remembered else request.shared["weights"])
         site.remember({"weights": fitted.weights})
-        return Release(request.run, request.round, site.name, {"metrics": {"loss": fitted.losses}})
+        return {"metrics": {"loss": fitted.losses}}
 
     def merge(self, state: ServerState, releases: Sequence[Release], average: Average) -> ServerState:
         """Nothing to merge: there is no common model."""

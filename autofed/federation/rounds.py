@@ -6,13 +6,14 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from autofed.algorithms import Algorithm, site_weights
+from autofed.algorithms import Algorithm, Average, site_weights
 from autofed.exchange import (
     Arrays,
     Failure,
@@ -26,15 +27,14 @@ from autofed.exchange import (
     save_groups,
     to_bytes,
 )
+from autofed.federation.site import QUESTIONS
 from autofed.files import whole_folder, write_bytes, write_json
 from autofed.plans import Plan
-from autofed.privacy import Mechanism
-from autofed.problems import refuse
+from autofed.privacy import ADAPTATION, Mechanism, adapted
+from autofed.problems import Problems, refuse
 
 Transport = Callable[[Mapping[str, bytes]], Mapping[str, bytes]]
 """From one request per site to one answer per site; bytes in, bytes out."""
-
-QUESTION = "train"
 
 
 def run(
@@ -54,11 +54,13 @@ def run(
     weights = site_weights(plan)
     while state.round < plan.agreement.training.rounds:
         begin = time.monotonic()
-        request = Request(run_id, state.round + 1, QUESTION, state.shared)
+        request = Request(run_id, state.round + 1, QUESTIONS[0], state.shared)
         answers = transport(dict.fromkeys(sites, to_bytes(request)))
-        releases = _check({site: from_bytes(data) for site, data in answers.items()}, request)
-        average = partial(_average, mechanism, {site: weights.get(site, 1.0) for site in sites})
-        state = algorithm.merge(state, releases, average)
+        releases = _check(answers, sites, request)
+        current = adapted(mechanism, state.shared.get(ADAPTATION, {}))
+        average = partial(_average, current, {site: weights.get(site, 1.0) for site in sites})
+        merged = algorithm.merge(state, releases, average)
+        state = replace(merged, shared=_with_history(merged.shared, state.shared, releases, average))
         _write_metrics(folder, state.round, releases, time.monotonic() - begin)
         save_state(folder, state, plan)  # last: a round whose state is there is whole
     return state
@@ -111,10 +113,26 @@ def _average(
     return mechanism.average({r.site: r.arrays[group] for r in releases}, weights)
 
 
-def _check(messages: Mapping[str, Message], request: Request) -> list[Release]:
-    """The releases, in the order of the sites' names."""
-    problems = []
-    for site, message in sorted(messages.items()):
+def _with_history(shared: Groups, before: Groups, releases: Sequence[Release], average: Average) -> Groups:
+    """`shared` with the averaged adaptation groups of all rounds so far, if the sites' mechanism releases any."""
+    if not all(ADAPTATION in release.arrays for release in releases):
+        return shared
+    past, now = before.get(ADAPTATION, {}), average(releases, ADAPTATION)
+    stacked = {name: np.concatenate([*([past[name]] if name in past else []), now[name][None]]) for name in now}
+    return {**shared, ADAPTATION: stacked}
+
+
+def _check(answers: Mapping[str, bytes], sites: Sequence[str], request: Request) -> list[Release]:
+    """The releases, in the order of the sites' names; a site that is silent is as much a problem as one that errs."""
+    problems = [f"the site {site} did not answer" for site in sites if site not in answers]
+    problems += [f"{site} answered, which is not a site of this run" for site in answers if site not in sites]
+    messages: dict[str, Message] = {}
+    for site, data in sorted(answers.items()):
+        try:
+            messages[site] = from_bytes(data)
+        except Problems as error:
+            problems += [f"the site {site} answered what is no message: {p}" for p in error.problems]
+    for site, message in messages.items():
         if isinstance(message, Failure):
             problems.append(f"the site {site} failed with the code {message.code!r}; the details are in its site.log")
         elif not isinstance(message, Release) or (message.run, message.round, message.site) != (
@@ -126,7 +144,7 @@ def _check(messages: Mapping[str, Message], request: Request) -> list[Release]:
         else:
             problems += [f"the site {site}: {p}" for p in _misfits(message.arrays, request.shared)]
     refuse(f"round {request.round}", problems)
-    return [message for _, message in sorted(messages.items()) if isinstance(message, Release)]
+    return [message for message in messages.values() if isinstance(message, Release)]
 
 
 def _misfits(arrays: Groups, shared: Groups) -> list[str]:
@@ -147,7 +165,8 @@ def _shapes(arrays: Arrays) -> dict[str, tuple]:
 def _write_metrics(folder: Path, round: int, releases: Sequence[Release], seconds: float) -> None:
     """Append a line for this round; one that a run left which was cut off in this very round is dropped."""
     sites = {
-        r.site: {name: float(np.mean(values)) for name, values in r.arrays.get("metrics", {}).items()} for r in releases
+        r.site: {name: float(np.mean(values)) for name, values in r.arrays.get("metrics", {}).items() if values.size}
+        for r in releases
     }
     lines = [line for line in read_metrics(folder) if line["round"] < round]
     lines.append({"round": round, "seconds": float(f"{seconds:.2f}"), "sites": sites})

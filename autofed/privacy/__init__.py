@@ -22,11 +22,6 @@ Gradient = list[Any]
 class Mechanism(Protocol):
     """What stands between a site's patients and everything that leaves the site."""
 
-    @property
-    def private(self) -> bool:
-        """Whether it promises anything."""
-        ...
-
     def sampler(self, patients: Sequence[str], seed: Sequence[int]) -> Iterator[Draw]:
         """The patients of one step after another, in groups that share a backward pass, each named once per patch.
 
@@ -34,8 +29,11 @@ class Mechanism(Protocol):
         """
         ...
 
-    def step(self, gradients: Iterable[Gradient]) -> Gradient:
-        """The gradient to step along, from one gradient per group of the draw (in the draw's order)."""
+    def step(self, gradients: Iterable[Gradient], like: Gradient) -> Gradient:
+        """The gradient to step along, from one gradient per group of the draw (in the draw's order).
+
+        An empty draw has no gradients and is a step all the same; `like` are the parameters, for shapes and device.
+        """
         ...
 
     def release(self, arrays: Groups) -> Groups:
@@ -50,13 +48,28 @@ class Mechanism(Protocol):
         """What a release after so many local steps costs a patient, for the ledger."""
         ...
 
-    def adapt(self, released: Groups) -> Mechanism:
-        """The mechanism of the next round, given only what was already released."""
+    def adapt(self, released: Arrays) -> Mechanism:
+        """The mechanism of the next round, given only what was already released (see `adapted`)."""
         ...
 
 
-def find(plan: Plan) -> Mechanism:
-    """The mechanism that a plan names, with the plan's parameters; `Problems` if there is none of that name."""
+ADAPTATION = "adaptation"
+"""The group of a release that mechanisms adapt to. Its average over sites is shared from the next round on."""
+
+
+def adapted(mechanism: Mechanism, history: Arrays) -> Mechanism:
+    """The mechanism after all rounds whose averaged adaptation groups are stacked in `history`, oldest first.
+
+    Coordinator and sites rebuild it from what was shared, so a round that is asked again has the same mechanism.
+    """
+    rounds = min((len(array) for array in history.values()), default=0)
+    for round in range(rounds):
+        mechanism = mechanism.adapt({name: array[round] for name, array in history.items()})
+    return mechanism
+
+
+def find(plan: Plan, patients: int = 0) -> Mechanism:
+    """The mechanism that a plan names, for a site of so many patients; `Problems` if there is none of that name."""
     name = plan.agreement.privacy.mechanism
     if name == "none":
         from autofed.privacy.none import NoPrivacy

@@ -16,7 +16,6 @@ class NoPrivacy:
     """The mechanism that promises nothing. `batch_size` patches share one backward pass."""
 
     batch_size: int
-    private: bool = False
 
     def sampler(self, patients: Sequence[str], seed: Sequence[int]) -> Iterator[list[list[str]]]:
         """Patients drawn uniformly with replacement, repeatable by the seed."""
@@ -24,9 +23,11 @@ class NoPrivacy:
         while True:
             yield [[patients[i] for i in generator.integers(len(patients), size=self.batch_size)]]
 
-    def step(self, gradients: Iterable[list]) -> list:
-        """The mean over the groups (here there is one)."""
+    def step(self, gradients: Iterable[list], like: list) -> list:
+        """The mean over the groups (here there is one); nothing for an empty draw."""
         groups = list(gradients)
+        if not groups:
+            return [parameter * 0 for parameter in like]
         return groups[0] if len(groups) == 1 else [sum(parts) / len(groups) for parts in zip(*groups, strict=True)]
 
     def release(self, arrays: Groups) -> Groups:
@@ -49,6 +50,6 @@ class NoPrivacy:
         """One event that says that nothing bounds what was learned about a patient."""
         return (Event(mechanism="none", steps=steps),)
 
-    def adapt(self, released: Groups) -> NoPrivacy:
+    def adapt(self, released: Arrays) -> NoPrivacy:
         """The same mechanism."""
         return self
