@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,12 @@ from autofed.problems import Problems, refuse
 
 # Float headers differ in the last digits between tools; nnU-Net forgives as much.
 _SPACING_TOLERANCE = 1e-3
+
+RESERVED_SITES = ("pooled", "global")
+"""What all sites' data together and their common model are called; no site may take these names."""
+
+Source = TypeVar("Source")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -66,16 +73,18 @@ class Dataset:
         return self.patients.get(case, case)
 
     def read(self, case: str) -> Case:
-        """Read a case and check every voxel; `Problems` names all that is wrong with it."""
+        """Read a case and check every voxel; `Problems` names all that is wrong with its image and its label."""
         files = self.cases[case]
-        image, geometry = read_channels(files.images)
-        problems = _image_problems(image)
-        label = None
-        if files.label is not None:
-            label, label_geometry = images.read_labels(files.label)
-            problems += _label_problems(label, label_geometry, image, geometry, self.labels)
+        problems: list[str] = []
+        scan = _attempt(read_channels, files.images, problems)
+        truth = _attempt(images.read_labels, files.label, problems) if files.label else None
+        problems += _image_problems(scan[0]) if scan else []
+        problems += _misfits(truth, scan) if scan and truth else []
+        problems += _value_problems(truth[0], self.labels) if truth else []
         refuse(f"{self.name}/{case}", problems)
-        return Case(case, self.patient(case), image, label, geometry.spacing_mm, geometry)
+        assert scan is not None, "an image that cannot be read is a problem"
+        image, geometry = scan
+        return Case(case, self.patient(case), image, truth[0] if truth else None, geometry.spacing_mm, geometry)
 
     def declaration(self) -> Declaration:
         """What this site declares; the dimension is read off the first image."""
@@ -106,7 +115,8 @@ def open_dataset(folder: Path | str) -> Dataset:
     problems += [f"`patients` names the case {c!r}, which is not in imagesTr" for c in patients if c not in cases]
     labels = dict(sorted(description["labels"].items(), key=lambda label: label[1]))
     dataset = Dataset(folder, channels, labels, cases, patients)
-    refuse(str(folder), problems + _header_problems(dataset))
+    name_problem = site_name_problem(dataset.name)
+    refuse(str(folder), [*([name_problem] if name_problem else []), *problems, *_header_problems(dataset)])
     return dataset
 
 
@@ -128,6 +138,27 @@ def open_datasets(folders: Iterable[Path | str]) -> list[Dataset]:
     return datasets
 
 
+def site_name_problem(name: str) -> str | None:
+    """What is wrong with the name of a site, or None. It names folders, so it must not lead out of them or hide."""
+    if name.lower() in RESERVED_SITES:
+        return f"no site may be called {name!r}, which stands for all sites together; give its folder another name"
+    if not re.fullmatch(r"\w(?:[\w .-]{0,62}\w)?", name):
+        return (
+            f"the site is called {name!r}; expected up to 64 letters, digits, underscores, hyphens, dots and spaces, "
+            "with a letter or digit at both ends; give its folder such a name"
+        )
+    return None
+
+
+def declared_labels(path: Path) -> dict[str, int]:
+    """The `labels` of a dataset.json or of a prediction.json; `Problems` if they are not names of whole numbers."""
+    description = read_json(path)
+    if not isinstance(description, dict):
+        raise Problems(str(path), [f"expected an object with `labels`, found {type(description).__name__}"])
+    refuse(str(path), _labels_problems(description.get("labels")))
+    return description["labels"]
+
+
 def disagreements(declarations: Mapping[str, Declaration]) -> list[str]:
     """One sentence for each thing the sites declare differently, naming every site and what it says."""
     problems = []
@@ -144,7 +175,8 @@ def disagreements(declarations: Mapping[str, Declaration]) -> list[str]:
 def find_images(folder: Path, channels: int) -> dict[str, Files]:
     """The cases of a folder of new scans: `{case}_{CCCC}{ending}`, or `{case}{ending}` where there is one file each.
 
-    A single file is a folder of one case. `Problems` names the cases whose channels are not all there.
+    Four digits at the end count as a channel only if some file of the folder carries 0000; otherwise scan_0001 is a
+    case. A single file is a folder of one case. `Problems` names the cases whose channels are not all there.
     """
     folder = Path(folder)
     paths = [folder] if folder.is_file() else sorted(folder.iterdir()) if folder.is_dir() else []
@@ -161,10 +193,11 @@ def find_images(folder: Path, channels: int) -> dict[str, Files]:
 
 
 def read_channels(paths: tuple[Path, ...]) -> tuple[np.ndarray, Geometry]:
-    """All channels of a case as one (C, Z, Y, X) array; `Problems` if their shapes or spacings differ."""
-    parts = [images.read(p) for p in paths]
+    """All channels of a case as one (C, Z, Y, X) array; `Problems` if files are broken or do not fit."""
+    problems: list[str] = []
+    parts = [part for part in (_attempt(images.read, path, problems) for path in paths) if part]
+    refuse(str(paths[0].parent), problems)
     first = parts[0]
-    problems = []
     for path, part in zip(paths[1:], parts[1:], strict=True):
         if part.array.shape[1:] != first.array.shape[1:]:
             problems.append(f"{path.name} has the shape {part.array.shape[1:]}, channel 0 {first.array.shape[1:]}")
@@ -172,8 +205,17 @@ def read_channels(paths: tuple[Path, ...]) -> tuple[np.ndarray, Geometry]:
             problems.append(
                 f"{path.name} has the spacing {part.geometry.spacing_mm} mm, channel 0 {first.geometry.spacing_mm} mm"
             )
-    refuse(str(paths[0]), problems)
+    refuse(str(paths[0].parent), problems)
     return np.concatenate([p.array for p in parts]), first.geometry
+
+
+def _attempt(read: Callable[[Source], Found], source: Source, problems: list[str]) -> Found | None:
+    """What `read` gives, or None after adding what is wrong to `problems`, each with the name of the file."""
+    try:
+        return read(source)
+    except Problems as error:
+        problems += [f"{Path(error.about).name}: {p}" for p in error.problems]
+        return None
 
 
 def _say(value: Any) -> str:
@@ -219,24 +261,34 @@ def _labels_problems(labels: Any) -> list[str]:
     if "ignore" in labels:
         return ["`labels` holds `ignore`, which is not supported; leave unannotated cases without a label file"]
     values = list(labels.values())
-    whole = all(isinstance(v, int) for v in values)
+    whole = all(isinstance(v, int) and not isinstance(v, bool) for v in values)
     if not whole or labels.get("background") != 0 or sorted(values) != list(range(len(values))) or len(values) < 2:
         return [f"`labels` must be background 0 and then 1, 2, ... without a gap; found {_say(labels)}"]
     return []
 
 
-def _case_and_channel(path: Path) -> tuple[str, int]:
-    stem = path.name[: -len(images.ending_of(path))]
+def _stem(path: Path) -> str:
+    return path.name[: -len(images.ending_of(path))]
+
+
+def _case_and_channel(path: Path) -> tuple[str, int | None]:
+    """The two parts of `{case}_{CCCC}`; a name that does not end in four digits has no channel."""
+    stem = _stem(path)
     head, _, tail = stem.rpartition("_")
-    return (head, int(tail)) if head and len(tail) == 4 and tail.isdigit() else (stem, 0)
+    return (head, int(tail)) if head and re.fullmatch("[0-9]{4}", tail) else (stem, None)
 
 
 def _group(paths: Iterable[Path]) -> tuple[dict[str, Files], list[str]]:
-    """Files by case. A file may hold several channels (RGB): what counts is what is inside, not how many there are."""
+    """Files by case. A file may hold several channels (RGB): what counts is what is inside, not how many there are.
+
+    Where no file is a channel 0000, numbers at the end are part of the case's name.
+    """
+    parted = {path: _case_and_channel(path) for path in paths}
+    numbered = any(channel == 0 for _, channel in parted.values())
     found: dict[str, dict[int, Path]] = {}
     problems = []
-    for path in paths:
-        case, channel = _case_and_channel(path)
+    for path in parted:
+        case, channel = (parted[path][0], parted[path][1] or 0) if numbered else (_stem(path), 0)
         other = found.setdefault(case, {}).setdefault(channel, path)
         if other != path:
             problems.append(f"{case}: both {other.name} and {path.name} are channel {channel}; remove one of them")
@@ -260,7 +312,10 @@ def _find_cases(folder: Path, ending: str) -> tuple[dict[str, Files], list[str]]
     if not found:
         return {}, [f"imagesTr holds no {ending} files; expected files such as case_0000{ending}"]
     label_ending = images.label_ending(ending)
-    labels = {p.name[: -len(label_ending)]: p for p in _named(folder / "labelsTr", label_ending)}
+    maps = _named(folder / "labelsTr", label_ending)
+    labels = {_stem(p): p for p in maps}
+    twice = [(p.name, labels[_stem(p)].name) for p in maps if p != labels[_stem(p)]]
+    problems += [f"labelsTr holds {one} and {other} for one case; keep one of them" for one, other in twice]
     problems += [f"labelsTr/{p.name} belongs to no image in imagesTr" for c, p in labels.items() if c not in found]
     if not labels:
         problems.append(f"labelsTr holds no {label_ending} files; at least one case needs a label")
@@ -268,8 +323,9 @@ def _find_cases(folder: Path, ending: str) -> tuple[dict[str, Files], list[str]]
 
 
 def _named(folder: Path, ending: str) -> list[Path]:
-    """The files of one ending; names with a leading dot are what file systems leave behind ("._case_0000.nii.gz")."""
-    return sorted(p for p in folder.glob(f"*{ending}") if not p.name.startswith("."))
+    """The files of one ending, .PNG like .png; a leading dot is what file systems leave behind ("._case.nii.gz")."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(p for p in found if images.ending_of(p) == ending and not p.name.startswith("."))
 
 
 def _header_problems(dataset: Dataset) -> list[str]:
@@ -312,16 +368,22 @@ def _image_problems(image: np.ndarray) -> list[str]:
     return [f"{bad} voxels are NaN or infinite; replace them before planning"] if bad else []
 
 
-def _label_problems(label, label_geometry: Geometry, image, geometry: Geometry, labels: Mapping[str, int]) -> list[str]:
+def _misfits(truth: tuple[np.ndarray, Geometry], scan: tuple[np.ndarray, Geometry]) -> list[str]:
+    """Where a label does not lie on its image."""
+    (label, label_geometry), (image, geometry) = truth, scan
     problems = []
     if label.shape != image.shape[1:]:
         problems.append(f"the label has the shape {label.shape}, the image {image.shape[1:]}")
     if not _same_spacing(label_geometry.spacing_mm, geometry.spacing_mm):
         problems.append(f"the label has the spacing {label_geometry.spacing_mm} mm, the image {geometry.spacing_mm} mm")
-    unknown = sorted({int(v) for v in np.unique(label)} - set(labels.values()))
-    if unknown:
-        problems.append(f"the label holds the values {unknown}, but dataset.json declares only {_say(dict(labels))}")
     return problems
+
+
+def _value_problems(label: np.ndarray, labels: Mapping[str, int]) -> list[str]:
+    unknown = sorted({int(v) for v in np.unique(label)} - set(labels.values()))
+    if not unknown:
+        return []
+    return [f"the label holds the values {unknown}, but dataset.json declares only {_say(dict(labels))}"]
 
 
 def _same_spacing(a: Iterable[float], b: Iterable[float]) -> bool:

@@ -83,9 +83,9 @@ def digest(value: Any) -> str:
 
 
 class Record(BaseModel):
-    """A value that is saved as JSON: frozen, and refusing keys that it does not know."""
+    """A value that is saved as JSON: frozen, its numbers finite, and refusing keys that it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def save(self, path: Path) -> None:
         """Write the record as JSON, whole or not at all."""
@@ -115,4 +115,6 @@ def _sentence(error: Any) -> str:
         return f"{where}: this key is not known here; remove it or correct its name"
     if error["type"] == "missing":
         return f"{where}: this key is missing"
+    if error["type"] == "value_error":  # one of our own checks, whose sentence says what was found
+        return f"{where}: {error['ctx']['error']}"
     return f"{where}: found {error['input']!r}; {error['msg']}"

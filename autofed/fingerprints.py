@@ -6,15 +6,17 @@ process and a single case are merged by the same function.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial, reduce
+from typing import Any, Self
 
 import numpy as np
 from pydantic import Field
 
-from autofed.case import Case, Dataset, Declaration, disagreements
+from autofed.case import Case, Dataset, Declaration, disagreements, site_name_problem
 from autofed.files import Record
 from autofed.parallel import Progress, each, silent
+from autofed.plans import labels_problems
 from autofed.problems import refuse
 
 FIXED_POINT = 1 << 24
@@ -79,6 +81,13 @@ class Fingerprint(Record):
         """The number of cases over all sites."""
         return sum(site.cases for site in self.sites.values())
 
+    @classmethod
+    def parse(cls, value: Any, about: str) -> Self:
+        """Check a JSON value that came from outside, also for what no single field can see."""
+        found = super().parse(value, about)
+        refuse(about, _inconsistencies(found))
+        return found
+
 
 def measure(dataset: Dataset, *, processes: int = 1, progress: Progress = silent) -> Fingerprint:
     """The fingerprint of a site, in one pass over its cases; `Problems` names every case that is not in order."""
@@ -101,9 +110,73 @@ def merge(fingerprints: Sequence[Fingerprint]) -> Fingerprint:
     """The fingerprint of all the data together; `Problems` if the sites disagree or one comes twice."""
     names = [name for f in fingerprints for name in f.sites]
     problems = [f"the site {n} comes {names.count(n)} times" for n in sorted(set(names)) if names.count(n) > 1]
+    if not all(f.sites for f in fingerprints) or not names:
+        problems.append("there is no site, or a fingerprint that names none; merge those that the sites handed over")
     problems += disagreements({", ".join(f.sites): f.declaration for f in fingerprints})
     refuse("the fingerprints", problems)
     return reduce(_add, fingerprints)
+
+
+def _inconsistencies(found: Fingerprint) -> list[str]:
+    """Where the parts of a fingerprint do not belong together."""
+    return [*_site_problems(found.sites), *_declaration_problems(found), *_count_problems(found)]
+
+
+def _site_problems(sites: Mapping[str, SiteCounts]) -> list[str]:
+    problems = [] if sites else ["sites: there is none; expected the fingerprint that a site handed over"]
+    problems += [problem for site in sites if (problem := site_name_problem(site))]
+    for name, site in sites.items():
+        if not site.patients <= site.labelled <= site.cases or (site.labelled > 0 and site.patients == 0):
+            problems.append(
+                f"sites.{name}: found {site.patients} patients, {site.labelled} labelled cases and {site.cases} cases; "
+                "expected a patient or more with labels, and each number no larger than the next"
+            )
+    return problems
+
+
+def _declaration_problems(found: Fingerprint) -> list[str]:
+    declaration = found.declaration
+    problems = labels_problems(declaration.labels)
+    if declaration.dimension not in (2, 3):
+        problems.append(f"declaration.dimension: found {declaration.dimension}, expected 2 or 3")
+    if len(found.channels) != len(declaration.channels):
+        problems.append(f"channels: found {len(found.channels)}, the declaration has {len(declaration.channels)}")
+    if set(found.classes) != set(declaration.labels):
+        problems.append(f"classes: found {sorted(found.classes)}, the declaration has {sorted(declaration.labels)}")
+    most = max((c.cases for name, c in found.classes.items() if declaration.labels.get(name)), default=0)
+    for name, sums in zip(declaration.channels, found.channels, strict=False):
+        if sums.cases < most or (is_ct(name) and sums.cases and not any(sums.histogram.values())):
+            problems.append(f"channels.{name}: the intensities of {most} cases with a structure are expected")
+    return problems
+
+
+def _count_problems(found: Fingerprint) -> list[str]:
+    problems = []
+    for where, counts, low, high in _all_counts(found):
+        wrong = [key for key, count in counts.items() if not _is_within(key, low, high) or count < 0]
+        if wrong:
+            problems.append(f"{where}: found {wrong[:3]}; expected numbers from {low:g} to {high:g}, counted 0 or more")
+        elif not where.startswith("channels") and not any(counts.values()):
+            problems.append(f"{where}: no case is counted")
+    return problems
+
+
+def _all_counts(found: Fingerprint) -> Iterator[tuple[str, Counts, float, float]]:
+    """All histograms: where each is, and between which numbers its values lie."""
+    tiny, huge = 1e-9, 1e9
+    for name, axis in zip("zyx", found.axes, strict=True):
+        for field in AxisCounts.model_fields:
+            yield f"axes.{name}.{field}", getattr(axis, field), tiny, huge
+    yield "crop_ratio", found.crop_ratio, 0, 1
+    for name, sums in zip(found.declaration.channels, found.channels, strict=False):
+        yield f"channels.{name}.histogram", sums.histogram, *HOUNSFIELD_RANGE
+
+
+def _is_within(number: str, low: float, high: float) -> bool:
+    try:
+        return low <= float(number) <= high
+    except ValueError:
+        return False
 
 
 def values(counts: Counts) -> np.ndarray:

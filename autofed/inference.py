@@ -26,7 +26,9 @@ _WINDOWS_AT_ONCE = 4
 class Structure:
     """One structure in one scan: its size, and the range of it over the sets of weights.
 
-    `measure` says what the size is: "volume_ml" (3D), "area_mm2" or, for pictures, "area_pixels".
+    `measure` says what the size is: "volume_ml" (3D), "area_mm2" or, for pictures, "area_pixels". All three sizes are
+    on one scale (see `_structures`), but the range need not hold `size`: the structure that the ensemble finds
+    together may be smaller or larger than that of any single member.
     """
 
     voxels: int
@@ -100,7 +102,7 @@ class Predictor:
             labels=found,
             entropy=_restored(ensemble.entropy, way),
             mutual_information=_restored(ensemble.mutual_information, way),
-            structures=_structures(found, counts, labels, way),
+            structures=_structures(found, _class_counts(ensemble), counts, labels, way),
             members=ensemble.members,
             plan_digest=self.plan.digest(),
             weights_digest=self.weights_digest,
@@ -117,7 +119,7 @@ class Predictor:
         for probabilities in views(network, image, member.plan, axes, self.device):
             ensemble.add(probabilities)
             own.add(probabilities)
-        return np.bincount(own.mean.argmax(0).flatten().cpu().numpy(), minlength=len(own.mean))
+        return _class_counts(own)
 
     def _network(self, plan: Plan) -> UNet:
         key = plan.local.network.digest()
@@ -194,19 +196,32 @@ def _whole(mean: np.ndarray, way: WayBack) -> np.ndarray:
     return np.stack(parts)
 
 
+def _class_counts(ensemble: Ensemble) -> np.ndarray:
+    """Voxels of the plan's grid in which each class is the most probable."""
+    mean = ensemble.mean
+    return np.bincount(mean.argmax(0).flatten().cpu().numpy(), minlength=len(mean))
+
+
 def _structures(
-    found: np.ndarray, counts: Sequence[np.ndarray], labels: Mapping[str, int], way: WayBack
+    found: np.ndarray, together: np.ndarray, counts: Sequence[np.ndarray], labels: Mapping[str, int], way: WayBack
 ) -> dict[str, Structure]:
+    """The structures of `found`, the labels on the file's grid, with the range of their sizes over the members.
+
+    `together` and `counts` are voxels per class on the plan's grid, of the ensemble and of each member. Bringing each
+    member back would cost as much as the ensemble again, so its count is multiplied by what the ensemble's own count
+    became on the way back: then a member that agrees with the ensemble has the ensemble's size. Where the ensemble
+    has no such structure on one of the grids, the factor is that of the volumes of a voxel.
+    """
     geometry = way.geometry
     measure = "volume_ml" if geometry.dimension == 3 else "area_mm2" if geometry.in_millimetres else "area_pixels"
     voxel = geometry.voxel_mm3 / (1000 if geometry.dimension == 3 else 1)
-    # A member's count is on the plan's grid, whose voxels are larger or smaller by this factor.
-    factor = np.prod([stop - start for start, stop in way.box]) / np.prod(way.grid)
+    by_volume = np.prod([stop - start for start, stop in way.box]) / np.prod(way.grid)
     structures = {}
     for name, value in labels.items():
         if value:
-            sizes = [float(c[value] * factor * voxel) for c in counts]
             voxels = int(np.count_nonzero(found == value))
+            factor = voxels / together[value] if voxels and together[value] else by_volume
+            sizes = [float(c[value] * factor * voxel) for c in counts]
             size, smallest, largest = (round(s, 6) for s in (voxels * voxel, min(sizes), max(sizes)))
             structures[name] = Structure(voxels, measure, size, smallest, largest)
     return structures

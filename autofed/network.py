@@ -67,10 +67,7 @@ def build(plan: Network, seed: int | None = None) -> UNet:
             if parameter.ndim > 1:
                 nn.init.kaiming_normal_(parameter, a=0.01, generator=generator)
             else:
-                nn.init.constant_(
-                    parameter,
-                    1.0 if name.endswith("norm1.weight") or (".norm" in name and name.endswith("weight")) else 0.0,
-                )
+                nn.init.constant_(parameter, 1.0 if ".norm" in name and name.endswith("weight") else 0.0)
     return module
 
 
@@ -124,11 +121,19 @@ def measure_speed(device: str, dimension: int, repeats: int = 5) -> float:
 
 
 def _seconds(module: nn.Module, image: torch.Tensor) -> float:
+    _wait(image.device.type)
     begin = time.perf_counter()
     _step(module, image)
-    if image.device.type == "cuda":
-        torch.cuda.synchronize()
+    _wait(image.device.type)
     return time.perf_counter() - begin
+
+
+def _wait(device: str) -> None:
+    """Until an accelerator has done all that it was told: calls to it return at once."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
 
 
 def _step(module: nn.Module, image: torch.Tensor) -> None:

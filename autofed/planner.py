@@ -131,9 +131,12 @@ def transposition(spacing_mm: Sequence[float]) -> tuple[int, int, int]:
     return (first, rest[0], rest[1])
 
 
-def median_shape(fingerprint: Fingerprint, spacing_mm: Sequence[float]) -> list[float]:
-    """Median size per axis on the target grid; rounding is monotone, so extents per axis are enough."""
-    pairs = zip(fingerprint.axes, spacing_mm, strict=True)
+def median_shape(fingerprint: Fingerprint, order: Sequence[int], spacing_mm: Sequence[float]) -> list[float]:
+    """Median size on the target grid, axes in the given order: a whole number each, or the half between two.
+
+    Rounding is monotone, so extents per axis are enough.
+    """
+    pairs = zip((fingerprint.axes[axis] for axis in order), spacing_mm, strict=True)
     return [float(np.median(np.round(values(axis.extent_mm) / spacing))) for axis, spacing in pairs]
 
 
@@ -180,7 +183,7 @@ def _axes_to_pool(spacing: Sequence[float], size: Sequence[float]) -> list[int]:
 
 
 def _refuse_what_cannot_be_planned(fingerprint: Fingerprint, budget: Budget) -> None:
-    problems = []
+    problems = [] if fingerprint.sites else ["the fingerprint names no site; merge those that the sites handed over"]
     if budget.epsilon is not None:
         problems.append("private training is not planned yet; plan without --epsilon")
     for name, site in fingerprint.sites.items():
@@ -199,37 +202,32 @@ def _say(reasons: list[Reason], field: str, value: object, why: str) -> None:
 
 def _geometry(fingerprint: Fingerprint, reasons: list[Reason]) -> Geometry:
     spacing = target_spacing(fingerprint)
-    order = transposition(spacing)
-    shape = median_shape(fingerprint, spacing)
     flat = fingerprint.declaration.dimension == 2
-    moved = [spacing[axis] for axis in order]
+    order = (0, 1, 2) if flat else transposition(spacing)
+    moved = (spacing[order[0]], spacing[order[1]], spacing[order[2]])
+    shape = median_shape(fingerprint, order, moved)
     geometry = Geometry(
         configuration="2d" if flat else "3d_fullres",
         transpose=order,
-        spacing_mm=(moved[0], moved[1], moved[2]),
-        median_shape=tuple(max(1, round(shape[axis])) for axis in order),
-        resample_in_plane=not flat and moved[0] / min(moved) > ANISOTROPY,
+        spacing_mm=moved,
+        median_shape=tuple(max(1, round(size)) for size in shape),
     )
     where = "local.geometry."
     _say(reasons, where + "configuration", geometry.configuration, "pictures" if flat else "volumes of many slices")
-    medians = [round(float(np.median(values(axis.spacing_mm))), 4) for axis in fingerprint.axes]
-    unit = "pixels: pictures have no millimetres" if spacing[0] >= PICTURE_SLICE_MM else "mm"
-    _say(
-        reasons,
-        where + "spacing_mm",
-        _short(moved),
-        f"median over {fingerprint.cases} cases of all sites, "
-        f"{_short(medians)} {unit}; a far coarser axis takes its 10th percentile",
-    )
-    _say(reasons, where + "transpose", order, "the axis with the largest spacing comes first")
+    _say(reasons, where + "spacing_mm", _short(moved), _spacing_reason(fingerprint, spacing))
+    first = "the one slice of a picture comes first" if flat else "the axis with the largest spacing comes first"
+    _say(reasons, where + "transpose", order, first)
     _say(reasons, where + "median_shape", geometry.median_shape, "median size of the cases on that grid")
-    _say(
-        reasons,
-        where + "resample_in_plane",
-        geometry.resample_in_plane,
-        f"slices are resampled by themselves where they lie {ANISOTROPY:g} times coarser than their pixels",
-    )
     return geometry
+
+
+def _spacing_reason(fingerprint: Fingerprint, spacing_mm: Sequence[float]) -> str:
+    medians = [round(float(np.median(values(axis.spacing_mm))), 4) for axis in fingerprint.axes]
+    unit = "pixels: pictures have no millimetres" if spacing_mm[0] >= PICTURE_SLICE_MM else "mm"
+    return (
+        f"median over {fingerprint.cases} cases of all sites, {_short(medians)} {unit}; "
+        "a far coarser axis takes its 10th percentile"
+    )
 
 
 def _intensity(fingerprint: Fingerprint, reasons: list[Reason]) -> Intensity:
@@ -304,7 +302,7 @@ def patch_for_memory(
         raise Problems(
             "the plan",
             [
-                f"the median image {tuple(shape)} is too small for a network that halves it even once; "
+                f"the median image ({_short(shape)}) is too small for a network that halves it even once; "
                 f"expected an axis of at least {3 * SMALLEST_EDGE} voxels among the finest"
             ],
         )
@@ -335,65 +333,71 @@ def _shrink(found: Topology, spacing_mm: Sequence[float], shape: Sequence[float]
 def _network_and_training(
     fingerprint: Fingerprint, geometry: Geometry, budget: Budget, reasons: list[Reason]
 ) -> tuple[Network, Training, Rounds]:
-    dimension = fingerprint.declaration.dimension
-    spacing, shape = geometry.spacing_mm[-dimension:], geometry.median_shape[-dimension:]
-    found, batch = patch_for_memory(fingerprint, spacing, shape, budget.memory_gb)
-    where = "local.training."
-    _say(
-        reasons,
-        where + "patch_size",
-        found.patch,
-        f"the largest patch of the median image {shape} that fits "
-        f"{budget.memory_gb:g} GB with two patches in a batch, a multiple of {found.divisor}",
-    )
+    sites = len(fingerprint.sites)
+    found, batch = _patch(fingerprint, geometry, budget, reasons)
     base, batch_size, steps = _fit_to_hours(fingerprint, found, batch, budget, reasons)
     network = _network(fingerprint, found, base)
     _say(reasons, "local.network.strides", network.strides, "pool the finest axes while edges stay at 4 or more")
-    rounds, per_round = _rounds(steps // len(fingerprint.sites))
+    rounds, per_round = _meetings(steps // sites, sites, reasons)
+    training = _training(found, batch_size, per_round, steps // sites, reasons)
+    return network, training, rounds
+
+
+def _patch(fingerprint: Fingerprint, geometry: Geometry, budget: Budget, reasons: list[Reason]) -> tuple[Topology, int]:
+    dimension = fingerprint.declaration.dimension
+    shape = median_shape(fingerprint, geometry.transpose, geometry.spacing_mm)[-dimension:]
+    found, batch = patch_for_memory(fingerprint, geometry.spacing_mm[-dimension:], shape, budget.memory_gb)
+    _say(
+        reasons,
+        "local.training.patch_size",
+        found.patch,
+        f"the largest patch of the median image {geometry.median_shape[-dimension:]} that fits "
+        f"{budget.memory_gb:g} GB with two patches in a batch, a multiple of {found.divisor}",
+    )
+    return found, batch
+
+
+def _meetings(steps_per_site: int, sites: int, reasons: list[Reason]) -> tuple[Rounds, int]:
+    """The rounds, and the steps at each site in one."""
+    rounds, per_round = _rounds(steps_per_site)
     _say(
         reasons,
         "agreement.training.rounds",
         rounds,
-        f"{per_round} steps at each of {len(fingerprint.sites)} sites "
+        f"{per_round} steps at each of {sites} sites "
         "a round: about twice as many rounds as steps in one, so that sites do not drift apart",
     )
     snapshots = tuple(spaced_snapshots(rounds))
     _say(reasons, "agreement.training.snapshots", snapshots, "late and spaced: neighbours are nearly one model")
-    rate, momentum = _optimiser(steps // len(fingerprint.sites))
-    _say(
-        reasons,
-        where + "momentum",
-        momentum,
-        f"learning rate {rate:g}; it starts anew each round, and a training "
-        f"of under {SHORT_TRAINING} steps a site is too short for .99",
-    )
-    mirror = _mirror_axes(dimension, steps // len(fingerprint.sites))
-    _say(
-        reasons,
-        where + "mirror_axes",
-        mirror,
-        "pictures have no up and down; volumes lie alike in the scanner, and "
-        f"under {SHORT_TRAINING} steps a site are too few to also learn their mirror images",
-    )
-    flat_patch = dimension == 3 and max(found.patch) / found.patch[0] > ANISOTROPY
-    _say(
-        reasons,
-        where + "rotate_in_plane_only",
-        flat_patch,
-        f"the patch is {max(found.patch) / found.patch[0]:.1f} "
-        f"times as wide as deep; above {ANISOTROPY:g} it is augmented slice by slice",
-    )
+    return Rounds(rounds=rounds, snapshots=snapshots), per_round
+
+
+def _training(
+    found: Topology, batch_size: int, steps_per_round: int, steps_per_site: int, reasons: list[Reason]
+) -> Training:
+    rate, momentum = _optimiser(steps_per_site)
+    width = max(found.patch) / found.patch[0]
     training = Training(
         patch_size=found.patch,
         batch_size=batch_size,
-        steps_per_round=per_round,
+        steps_per_round=steps_per_round,
         learning_rate=rate,
         momentum=momentum,
-        mirror_axes=mirror,
-        rotate_in_plane_only=flat_patch,
-        batch_dice=dimension == 2,
+        mirror_axes=_mirror_axes(len(found.patch), steps_per_site),
+        rotate_in_plane_only=len(found.patch) == 3 and width > ANISOTROPY,
+        batch_dice=len(found.patch) == 2,
     )
-    return network, training, Rounds(rounds=rounds, snapshots=snapshots)
+    whys = {
+        "momentum": f"learning rate {rate:g}; it starts anew each round, and a training of under {SHORT_TRAINING} "
+        "steps a site is too short for .99",
+        "mirror_axes": "pictures have no up and down; volumes lie alike in the scanner, and "
+        f"under {SHORT_TRAINING} steps a site are too few to also learn their mirror images",
+        "rotate_in_plane_only": f"the patch is {width:.1f} times as wide as deep; "
+        f"above {ANISOTROPY:g} it is augmented slice by slice",
+    }
+    for field, why in whys.items():
+        _say(reasons, "local.training." + field, getattr(training, field), why)
+    return training
 
 
 def _fit_to_hours(

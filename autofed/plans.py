@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from autofed.case import site_name_problem
 from autofed.files import Record, read_json
 from autofed.problems import Problems, refuse
 
 VERSION: Literal[1] = 1
 
-Vector = tuple[float, ...]
-Shape = tuple[int, ...]
+Positive = Annotated[int, Field(ge=1)]
+Shape = tuple[Positive, ...]
+Millimetres = Annotated[float, Field(gt=0)]
+
+
+def labels_problems(labels: Mapping[str, int]) -> list[str]:
+    """What is wrong with the values of the structures' labels."""
+    if labels.get("background") == 0 and sorted(labels.values()) == list(range(len(labels))) and len(labels) > 1:
+        return []
+    return [f"labels must be background 0 and then 1, 2, ... without a gap, found {dict(labels)}"]
 
 
 class Budget(Record):
@@ -25,8 +34,8 @@ class Budget(Record):
     same plan can be made again on another machine. `hours` is for all sites together, trained one after the other.
     """
 
-    memory_gb: float = Field(8.0, gt=0)
-    hours: float | None = Field(None, gt=0)
+    memory_gb: float = Field(8.0, gt=0, le=1e6)
+    hours: float | None = Field(None, gt=0, le=1e6)
     device: Literal["cpu", "cuda", "mps"] = "cpu"
     gflops: float | None = Field(None, gt=0)
     epsilon: float | None = Field(None, gt=0)
@@ -55,6 +64,16 @@ class Privacy(Record):
     epsilon: float | None = Field(None, gt=0)
     delta: float | None = Field(None, gt=0, lt=1)
 
+    @model_validator(mode="after")
+    def _nothing_promised_by_none(self) -> Self:
+        given = [f"{name} {value:g}" for name, value in self if name != "mechanism" and value is not None]
+        if self.mechanism == "none" and given:
+            raise ValueError(
+                f'the mechanism "none" protects nothing, but {", ".join(given)} promises something; '
+                "name a private mechanism, or leave these out"
+            )
+        return self
+
 
 class Rounds(Record):
     """How often the sites meet; `snapshots` are the rounds whose weights make the ensemble, fixed beforehand."""
@@ -75,11 +94,19 @@ class Agreement(Record):
     channels: tuple[str, ...]
     labels: dict[str, int]
     dimension: Literal[2, 3]
-    patients: dict[str, int]
+    patients: dict[str, Positive] = Field(min_length=1)
     algorithm: Algorithm
     training: Rounds
     privacy: Privacy
     public_images: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_and_labels(self) -> Self:
+        problems = [problem for site in self.patients if (problem := site_name_problem(site))]
+        problems += labels_problems(self.labels)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
 
 class Geometry(Record):
@@ -87,15 +114,16 @@ class Geometry(Record):
 
     configuration: Literal["2d", "3d_fullres"]
     transpose: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-    median_shape: tuple[int, int, int]
-    resample_in_plane: bool
+    spacing_mm: tuple[Millimetres, Millimetres, Millimetres]
+    median_shape: tuple[Positive, Positive, Positive]
 
-    @property
-    def transpose_backward(self) -> tuple[int, int, int]:
-        """The permutation that undoes `transpose`."""
-        back = sorted(range(3), key=lambda axis: self.transpose[axis])
-        return (back[0], back[1], back[2])
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if sorted(self.transpose) != [0, 1, 2]:
+            raise ValueError(f"transpose must hold 0, 1 and 2 once each, found {list(self.transpose)}")
+        if self.configuration == "2d" and self.transpose[0] != 0:
+            raise ValueError(f"transpose must begin with 0, the slices, in a 2d plan, found {list(self.transpose)}")
+        return self
 
 
 class Channel(Record):
@@ -133,6 +161,13 @@ class Network(Record):
             raise ValueError(
                 f"features, kernels and strides need one entry per stage and at least two stages, found "
                 f"{stages}, {len(self.kernels)} and {len(self.strides)}"
+            )
+        even = [kernel for kernel in self.kernels if any(edge % 2 == 0 for edge in kernel)]
+        if even:
+            raise ValueError(f"kernels must be odd, so that they have a middle, found {even}")
+        if any(step != 1 for step in self.strides[0]):
+            raise ValueError(
+                f"the first stage lies on the patch's own grid: its strides are 1, found {self.strides[0]}"
             )
         return self
 
@@ -256,6 +291,10 @@ class Plan(Record):
             raise ValueError("; ".join(problems))
         return self
 
+    def without_reasons(self) -> Plan:
+        """The plan without its history: two plans that ask for the same thing are equal in this form."""
+        return self.model_copy(update={"reasons": ()})
+
     def change(self, assignments: dict[str, Any]) -> Plan:
         """A plan with some fields set by hand, each recorded as a reason.
 
@@ -263,19 +302,19 @@ class Plan(Record):
         `Problems` names every field that does not exist, is ambiguous, or takes another kind of value.
         """
         tree = self.model_dump(mode="json")
-        paths = list(_leaves(Plan))
-        problems, reasons = [], []
+        problems, chosen = [], {}
         for name, value in assignments.items():
-            matches = [p for p in paths if p == tuple(name.split(".")) or _ends(p, name)]
-            if len(matches) != 1:
-                problems.append(_no_field(name, matches, paths))
-                continue
-            _assign(tree, matches[0], value)
-            reasons.append(Reason(field=".".join(matches[0]), value=str(value), why="set by hand"))
+            path, problem = _resolve(name)
+            if problem:
+                problems.append(problem)
+            else:
+                chosen[path] = value
         refuse("--set", problems)
-        if any(r.field == "agreement.training.rounds" for r in reasons) and "training.snapshots" not in assignments:
-            tree["agreement"]["training"]["snapshots"] = spaced_snapshots(tree["agreement"]["training"]["rounds"])
-        tree["reasons"] += [r.model_dump() for r in reasons]
+        reasons = [(path, value, "set by hand") for path, value in chosen.items()]
+        reasons += [(path, value, why) for path, value, why in _followers(chosen) if path not in chosen]
+        for path, value, _ in reasons:
+            _assign(tree, path, value)
+        tree["reasons"] += [{"field": path, "value": str(value), "why": why} for path, value, why in reasons]
         return Plan.parse(tree, "the plan with --set")
 
 
@@ -290,47 +329,77 @@ def spaced_snapshots(rounds: Any, count: int = 3) -> list[int]:
     return sorted({rounds - i * gap for i in range(count) if rounds - i * gap >= 1})
 
 
-def _ends(path: tuple[str, ...], name: str) -> bool:
-    parts = tuple(name.split("."))
-    return path[-len(parts) :] == parts
+def _followers(chosen: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """What else changes with the fields that were set by hand, unless it was set too: (field, value, why)."""
+    if (rounds := "agreement.training.rounds") in chosen:
+        snapshots = spaced_snapshots(chosen[rounds])
+        yield "agreement.training.snapshots", snapshots, f"the ensemble of {chosen[rounds]} rounds, set by hand"
+    if (mirrored := "local.training.mirror_axes") in chosen:
+        yield "inference.mirror_axes", chosen[mirrored], "as in training, which was set by hand"
 
 
-def _leaves(record: type[Record], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def _resolve(name: str) -> tuple[str, str]:
+    """The full path of the field that a name or its unique ending stands for, or else what is wrong with the name."""
+    paths = [path for path in _leaves(Plan) if not path.startswith("budget.")]
+    matches = [path for path in paths if path == name] or [path for path in paths if path.endswith("." + name)]
+    if len(matches) == 1:
+        return matches[0], ""
+    if matches:
+        return "", f"{name} could be {' or '.join(matches)}; write the longer name"
+    last = name.rsplit(".", maxsplit=1)[-1]
+    if last in Budget.model_fields and name in (last, f"budget.{last}"):
+        return "", f"{name} only says what the plan was made for; {_INSTEAD.get(last, 'plan again')}"
+    close = [".".join(path.split(".")[-2:]) for path in paths if last[:4] in path.rsplit(".", maxsplit=1)[-1]]
+    return "", f"there is no field {name} in a plan; did you mean one of: {', '.join(close or paths)}"
+
+
+_INSTEAD = {
+    "memory_gb": "plan again with --memory",
+    "hours": "plan again with --hours",
+    "device": "plan again with --device",
+    "gflops": "it is measured when the plan is made",
+    "epsilon": "set agreement.privacy.epsilon",
+    "delta": "set agreement.privacy.delta",
+}
+
+
+def _leaves(record: type[Record], prefix: str = "") -> Iterator[str]:
     for name, field in record.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Record):
-            yield from _leaves(field.annotation, (*prefix, name))
+            yield from _leaves(field.annotation, f"{prefix}{name}.")
         elif name not in ("reasons", "version"):
-            yield (*prefix, name)
+            yield prefix + name
 
 
-def _assign(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    for key in path[:-1]:
+def _assign(tree: dict[str, Any], path: str, value: Any) -> None:
+    *sections, last = path.split(".")
+    for key in sections:
         tree = tree[key]
-    tree[path[-1]] = value
-
-
-def _no_field(name: str, matches: list[tuple[str, ...]], paths: list[tuple[str, ...]]) -> str:
-    if matches:
-        return f"{name} could be {' or '.join('.'.join(m) for m in matches)}; write the longer name"
-    last = name.rsplit(".", maxsplit=1)[-1]
-    close = [".".join(p[-2:]) for p in paths if last[:4] in p[-1]]
-    return (
-        f"there is no field {name} in a plan; did you mean one of: {', '.join(close or ['.'.join(p) for p in paths])}"
-    )
+    tree[last] = value
 
 
 def _problems(plan: Plan) -> list[str]:
     """What no single section can see: that patch, network, grid and agreement fit together."""
-    network, training, agreement = plan.local.network, plan.local.training, plan.agreement
+    return [*_axes_problems(plan), *_count_problems(plan), *_mirror_problems(plan)]
+
+
+def _axes_problems(plan: Plan) -> list[str]:
+    network, patch, dimension = plan.local.network, plan.local.training.patch_size, plan.agreement.dimension
     problems = []
-    if len(training.patch_size) != agreement.dimension:
-        problems.append(
-            f"local.training.patch_size has {len(training.patch_size)} axes in a {agreement.dimension}D plan"
-        )
-    elif any(len(s) != agreement.dimension for s in (*network.strides, *network.kernels)):
-        problems.append(f"local.network.strides and kernels need {agreement.dimension} axes each")
-    elif any(p < 1 or p % d for p, d in zip(training.patch_size, network.divisor, strict=True)):
-        problems.append(f"local.training.patch_size {training.patch_size} must be a multiple of {network.divisor}")
+    if (plan.local.geometry.configuration == "2d") != (dimension == 2):
+        problems.append(f"local.geometry.configuration is {plan.local.geometry.configuration} in a {dimension}D plan")
+    if len(patch) != dimension:
+        problems.append(f"local.training.patch_size has {len(patch)} axes in a {dimension}D plan")
+    elif any(len(s) != dimension for s in (*network.strides, *network.kernels)):
+        problems.append(f"local.network.strides and kernels need {dimension} axes each")
+    elif any(p % d for p, d in zip(patch, network.divisor, strict=True)):
+        problems.append(f"local.training.patch_size {patch} must be a multiple of {network.divisor}")
+    return problems
+
+
+def _count_problems(plan: Plan) -> list[str]:
+    network, agreement = plan.local.network, plan.agreement
+    problems = []
     if network.in_channels != len(agreement.channels) or network.classes != len(agreement.labels):
         problems.append(
             f"local.network takes {network.in_channels} channels and {network.classes} classes, the agreement has "
@@ -338,9 +407,19 @@ def _problems(plan: Plan) -> list[str]:
         )
     if len(plan.local.intensity.channels) != len(agreement.channels):
         problems.append("local.intensity.channels needs one entry per channel of the agreement")
-    axes = set(training.mirror_axes) | set(plan.inference.mirror_axes)
-    if not axes <= set(range(agreement.dimension)):
-        problems.append(f"mirror_axes may hold 0 to {agreement.dimension - 1}, found {sorted(axes)}")
+    return problems
+
+
+def _mirror_problems(plan: Plan) -> list[str]:
+    trained, predicted = set(plan.local.training.mirror_axes), set(plan.inference.mirror_axes)
+    problems = []
+    if not trained <= set(range(plan.agreement.dimension)):
+        problems.append(f"mirror_axes may hold 0 to {plan.agreement.dimension - 1}, found {sorted(trained)}")
+    if not predicted <= trained:
+        problems.append(
+            f"inference.mirror_axes {sorted(predicted)} must be among local.training.mirror_axes {sorted(trained)}: "
+            "a network knows only the mirror images that it was trained on; set training.mirror_axes, and both follow"
+        )
     return problems
 
 

@@ -6,23 +6,25 @@ or privacy prepares nothing again, and data prepared from other files is never t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import blosc2
 import numpy as np
 from scipy import ndimage
 
 from autofed.case import Case, Dataset, open_dataset
-from autofed.files import Record, digest, read_json, whole_folder, write_json
+from autofed.files import Record, digest, whole_folder, write_json
 from autofed.fingerprints import crop_box
 from autofed.images import Geometry as FileGeometry
 from autofed.parallel import Progress, each, silent
 from autofed.planner import ANISOTROPY
 from autofed.plans import Channel, Geometry, Intensity, Local
-from autofed.problems import Problems
+from autofed.problems import Problems, refuse
 
 LOCATIONS_PER_CLASS = 10_000
 """So many voxels of each class are remembered as centres for patches (nnU-Net)."""
@@ -34,14 +36,15 @@ _CHUNK = {2: (1, 128, 128), 3: (32, 32, 32)}
 class WayBack(Record):
     """How a case came onto the plan's grid: all that is needed to bring a map back onto the file's own grid.
 
-    `shape` is the file's (z, y, x), `box` the crop in it, `grid` the prepared shape, in the plan's axis order.
+    `shape` is the file's (z, y, x), `box` the crop in it, `grid` the prepared shape, in the plan's axis order;
+    `coarse_axis` is the axis of the grid along which slices were taken as they are, if there is one.
     """
 
     shape: tuple[int, int, int]
     box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
     grid: tuple[int, int, int]
     transpose: tuple[int, int, int]
-    separate: bool
+    coarse_axis: int | None
     dimension: int
     spacing_mm: tuple[float, float, float]
     origin: tuple[float, ...]
@@ -70,22 +73,21 @@ def prepare(case: Case, geometry: Geometry, intensity: Intensity) -> Prepared:
     label = None if case.label is None else case.label[box]
     mask = ndimage.binary_fill_holes((image != 0).any(axis=0)) if intensity.inside_mask else None
     pairs = zip(image, intensity.channels, strict=True)
-    image = np.stack([normalise(voxels, channel, mask) for voxels, channel in pairs])
+    image = np.stack([normalise(voxels, channel, mask, about=case.id) for voxels, channel in pairs])
     order = geometry.transpose
     image = image.transpose(0, *(axis + 1 for axis in order))
     spacing = [case.spacing_mm[axis] for axis in order]
-    grid = _grid(image.shape[1:], spacing, geometry)
-    separate = _coarse_slices(spacing) or _coarse_slices(geometry.spacing_mm)
-    image = np.stack([resample(voxels, grid, order=3, separate=separate) for voxels in image])
+    grid, coarse = _grid(image.shape[1:], spacing, geometry), _coarse_axis(spacing, geometry)
+    image = np.stack([resample(voxels, grid, order=3, coarse_axis=coarse) for voxels in image])
     if label is not None:
-        label = resample_labels(label.transpose(order), grid, separate=separate).astype(np.int16)
+        label = resample_labels(label.transpose(order), grid, coarse_axis=coarse).astype(np.int16)
     file = case.geometry
     way_back = WayBack(
         shape=case.image.shape[1:],
         box=tuple((s.start, s.stop) for s in box),
         grid=grid,
         transpose=order,
-        separate=separate,
+        coarse_axis=coarse,
         dimension=file.dimension,
         spacing_mm=file.spacing_mm,
         origin=file.origin,
@@ -98,19 +100,19 @@ def prepare(case: Case, geometry: Geometry, intensity: Intensity) -> Prepared:
 def restore(values: np.ndarray, way: WayBack, fill: float = 0.0) -> np.ndarray:
     """A map (*grid) of real values back on the file's grid (Z, Y, X), linearly; `fill` where it was cropped."""
     cropped = [stop - start for start, stop in way.box]
-    there = resample(values, [cropped[axis] for axis in way.transpose], order=1, separate=way.separate)
+    there = resample(values, [cropped[axis] for axis in way.transpose], order=1, coarse_axis=way.coarse_axis)
     whole = np.full(way.shape, fill, dtype=values.dtype)
     whole[_slices(way)] = there.transpose(_inverse(way.transpose))
     return whole
 
 
 def restore_labels(probabilities: np.ndarray, way: WayBack) -> np.ndarray:
-    """The most probable class (Z, Y, X), uint8, from probabilities (K, *grid).
+    """The most probable class (Z, Y, X), uint8 (uint16 above 256 classes), from probabilities (K, *grid).
 
     Class by class with a running maximum, so that memory does not grow with the number of classes.
     """
     best = restore(probabilities[0], way, fill=1.0)
-    labels = np.zeros(way.shape, dtype=np.uint8)
+    labels = np.zeros(way.shape, dtype=np.uint8 if len(probabilities) <= 256 else np.uint16)
     for value in range(1, len(probabilities)):
         rival = restore(probabilities[value], way)
         labels[rival > best] = value
@@ -118,8 +120,11 @@ def restore_labels(probabilities: np.ndarray, way: WayBack) -> np.ndarray:
     return labels
 
 
-def normalise(voxels: np.ndarray, channel: Channel, mask: np.ndarray | None) -> np.ndarray:
-    """One channel's intensities by its scheme; z-scores inside `mask` only, if there is one."""
+def normalise(voxels: np.ndarray, channel: Channel, mask: np.ndarray | None, about: str = "the image") -> np.ndarray:
+    """One channel's intensities by its scheme; z-scores inside `mask` only, if there is one.
+
+    `Problems` about the image if its values are not those that the scheme is for.
+    """
     values = voxels.astype(np.float32, copy=True)
     match channel.scheme:
         case "ct":
@@ -137,37 +142,50 @@ def normalise(voxels: np.ndarray, channel: Channel, mask: np.ndarray | None) -> 
             low, high = float(values.min()), float(values.max())
             return (values - low) / max(high - low, _EPSILON)
         case "rgb_to_0_1":
+            refuse(about, _colour_problems(values))
             return values / 255
         case "nonorm":
             return values
 
 
-def resample(values: np.ndarray, shape: Sequence[int], *, order: int, separate: bool) -> np.ndarray:
+def _colour_problems(values: np.ndarray) -> list[str]:
+    low, high = float(values.min()), float(values.max())
+    if low >= 0 and high <= 255:
+        return []
+    return [
+        f"a channel named rgb_to_0_1 holds values from {low:g} to {high:g}, expected 0 to 255; "
+        "give the channel another name in dataset.json (rescale_to_0_1 takes any values)"
+    ]
+
+
+def resample(values: np.ndarray, shape: Sequence[int], *, order: int, coarse_axis: int | None) -> np.ndarray:
     """A map on another grid of the same extent: spline of `order`, edges repeated, no overshoot.
 
-    With `separate`, slices (first axis) are resampled by themselves and the nearest slice is taken, since between
+    With a `coarse_axis`, the slices along it are resampled by themselves and the nearest slice is taken, since between
     slices that lie far apart a spline invents anatomy.
     """
     if tuple(values.shape) == tuple(shape):
         return values
     exact = values.astype(np.float32, copy=False)
-    if separate:
-        factor = [n / m for n, m in zip(shape[1:], values.shape[1:], strict=True)]
-        planes = np.stack([_zoom(plane, factor, order) for plane in exact])
-        resampled = _zoom(planes, [shape[0] / values.shape[0], 1, 1], 0)
+    factor = [n / m for n, m in zip(shape, values.shape, strict=True)]
+    if coarse_axis is None:
+        resampled = _zoom(exact, factor, order)
     else:
-        resampled = _zoom(exact, [n / m for n, m in zip(shape, values.shape, strict=True)], order)
+        within = [f for axis, f in enumerate(factor) if axis != coarse_axis]
+        planes = [_zoom(plane, within, order) for plane in np.moveaxis(exact, coarse_axis, 0)]
+        across = [f if axis == coarse_axis else 1 for axis, f in enumerate(factor)]
+        resampled = _zoom(np.stack(planes, coarse_axis), across, 0)
     return np.clip(resampled, exact.min(), exact.max()) if order > 1 else resampled
 
 
-def resample_labels(label: np.ndarray, shape: Sequence[int], *, separate: bool) -> np.ndarray:
+def resample_labels(label: np.ndarray, shape: Sequence[int], *, coarse_axis: int | None) -> np.ndarray:
     """A label map on another grid: each label linearly by itself, the strongest wins."""
     if tuple(label.shape) == tuple(shape):
         return label
     found = np.zeros(shape, dtype=label.dtype)
     best = np.zeros(shape, dtype=np.float32)
     for value in np.unique(label):
-        share = resample((label == value).astype(np.float32), shape, order=1, separate=separate)
+        share = resample((label == value).astype(np.float32), shape, order=1, coarse_axis=coarse_axis)
         found[share > best] = value
         np.maximum(best, share, out=best)
     return found
@@ -185,9 +203,19 @@ def _grid(shape: Sequence[int], spacing: Sequence[float], geometry: Geometry) ->
     return (new[0], new[1], new[2])
 
 
-def _coarse_slices(spacing: Sequence[float]) -> bool:
-    """Whether the first axis, and it alone, is far coarser than the finest."""
-    return spacing[0] / min(spacing) > ANISOTROPY and spacing[0] > max(spacing[1:])
+def _coarse_axis(spacing: Sequence[float], geometry: Geometry) -> int | None:
+    """The axis along which slices lie so far apart that they are not mixed (nnU-Net's rule); both in the plan's order.
+
+    The case's own spacing decides if it is anisotropic, else the plan's; two axes alike are no slices.
+    """
+    if geometry.configuration == "2d":
+        return 0
+    for candidate in (spacing, geometry.spacing_mm):
+        coarsest = max(candidate)
+        if coarsest > ANISOTROPY * min(candidate):
+            axes = [axis for axis, mm in enumerate(candidate) if math.isclose(mm, coarsest, rel_tol=1e-3)]
+            return axes[0] if len(axes) == 1 else None
+    return None
 
 
 def _slices(way: WayBack) -> tuple[slice, ...]:
@@ -335,7 +363,8 @@ def _prepare_one(dataset: Dataset, local: Local, folder: Path, case: str) -> Non
         blosc2.asarray(ready.image, urlpath=str(part / "image.b2nd"), mode="w", chunks=(len(ready.image), *chunks))
         if ready.label is not None:
             blosc2.asarray(ready.label, urlpath=str(part / "label.b2nd"), mode="w", chunks=tuple(chunks))
-            np.savez(part / "locations.npz", allow_pickle=False, **dict(_find_locations(ready.label)))
+            locations: dict[str, Any] = dict(_find_locations(ready.label))
+            np.savez(part / "locations.npz", **locations)
         write_json(part / "case.json", ready.way_back.model_dump(mode="json"))
 
 
@@ -346,8 +375,3 @@ def _find_locations(label: np.ndarray) -> Iterable[tuple[str, np.ndarray]]:
         at = np.argwhere(label == value).astype(np.int32)
         wanted = max(LOCATIONS_PER_CLASS, len(at) // 100)
         yield str(value), at if len(at) <= wanted else generator.choice(at, wanted, replace=False, axis=0)
-
-
-def way_back(folder: Path) -> WayBack:
-    """The way back of a stored case."""
-    return WayBack.parse(read_json(folder / "case.json"), str(folder))

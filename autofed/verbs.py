@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from autofed import algorithms, plans, privacy
-from autofed.case import Case, Dataset, Files, find_images, open_dataset, open_datasets, read_channels
+from autofed.case import Case, Dataset, declared_labels, find_images, open_dataset, open_datasets
 from autofed.exchange import Arrays
 from autofed.federation import rounds as loop
 from autofed.federation.inprocess import InProcess
 from autofed.federation.site import Site
-from autofed.files import digest, read_json, whole_file, write_json
 from autofed.fingerprints import Fingerprint, measure, merge
-from autofed.images import PICTURE_SLICE_MM, ending_of, label_ending, write
+from autofed.images import PICTURE_SLICE_MM
 from autofed.images import Geometry as FileGeometry
 from autofed.inference import Prediction, Predictor
 from autofed.network import build, load_weights, measure_speed, pick_device, weights_of
 from autofed.parallel import Progress, silent
 from autofed.planner import make
 from autofed.plans import Budget, Plan
+from autofed.predictions import ABOUT, Predictions
 from autofed.prepared import Store, open_store, pool
 from autofed.prepared import preprocess as prepare_site
 from autofed.problems import Problems, refuse
-from autofed.runs import GLOBAL, Run, read_weights
+from autofed.runs import Identity, Run, read_weights
 from autofed.scores import Report, evaluate_folder
 
 PathLike = Path | str
@@ -60,7 +61,7 @@ def plan(
     `hours` is for all sites together on this machine; without it a CPU gets one hour and an accelerator nnU-Net's full
     training. `settings` maps fields of the plan to values set by hand. `Problems` names everything at once.
     """
-    algorithms.find(algorithm)
+    algorithms.find(algorithm, trusted=(algorithm,))
     device = pick_device(device)
     merged = merge(_fingerprints(sources, processes, progress))
     if hours is None and device == "cpu":
@@ -70,7 +71,7 @@ def plan(
     made = make(merged, budget, algorithm)
     if settings:
         made = made.change(dict(settings))
-    algorithms.make(made.agreement.algorithm)
+    algorithms.make(made.agreement.algorithm, trusted=(algorithm,))
     if output is not None:
         made.save(Path(output))
     return made
@@ -112,34 +113,26 @@ def train(
     the prepared data and the run do not fit each other.
     """
     made = _with_choices(_plan(plan), algorithm, rounds)
-    chosen = algorithms.make(made.agreement.algorithm)
-    device = pick_device(device)
+    trusted = (algorithm,) if algorithm else ()
+    chosen = algorithms.make(made.agreement.algorithm, trusted)
     stores = _stores(Path(work), made)
     folder = Run(run)
-    _refuse_other_run(folder, made, resume)
-    weights = _first_weights(made, init)
-    pooled = algorithms.gathers(chosen)
-    names = (POOLED,) if pooled else tuple(stores)
-    identity = folder.identity() if folder.exists else folder.begin(made, names)
+    _refuse_other_run(folder, made, resume, init)
+    held = {POOLED: pool(stores)} if algorithms.gathers(chosen) else stores
+    identity = folder.identity() if folder.exists else Identity(sites=tuple(held))
     counter = _StepCounter(made, len(stores), progress)
-    sites = [
-        Site(
-            name,
-            store,
-            made,
-            folder.site_folder(name),
-            Path(work) / name / "ledger.jsonl",
-            members=len(stores) if pooled else 1,
-            device=device,
-            on_step=counter,
-        )
-        for name, store in ({POOLED: pool(stores)} if pooled else stores).items()
-    ]
-    done = loop.saved_rounds(folder.rounds_folder)
-    state = loop.load_state(folder.rounds_folder, done[-1]) if done else chosen.start(algorithms.Setup(made, weights))
+    open_site = partial(Site, plan=made, run=identity.id, device=pick_device(device), trusted=trusted, on_step=counter)
+    ledgers = {name: Path(work) / name / "ledger.jsonl" for name in stores}
+    sites = []
+    for name, store in held.items():
+        own = ledgers if name == POOLED else {name: ledgers[name]}
+        sites.append(open_site(name, store, folder=folder.site_folder(name), ledgers=own))
+    if not folder.exists:
+        folder.begin(made, identity, chosen.start(algorithms.Setup(made, _first_weights(made, init))))
+    state = loop.load_state(folder.rounds_folder, loop.saved_rounds(folder.rounds_folder)[-1])
     counter.begin(state.round)
-    mechanism = privacy.find(made)
-    loop.run(chosen, mechanism, made, InProcess(sites), state, folder.rounds_folder, identity.id, names)
+    door = InProcess(sites)
+    loop.run(chosen, privacy.find(made), made, door, state, folder.rounds_folder, identity.id, identity.sites)
     return folder
 
 
@@ -160,31 +153,22 @@ def predict(
     `images` is an array (channels first; Z, Y, X or Y, X after it, the channel axis may be left out if there is one
     channel) with its `spacing_mm` (z, y, x): gives a `Prediction`. Or it is a folder or a file: writes labels, maps
     and a JSON per case to `output`, and gives the JSON files. Cases that were predicted before by the same weights
-    are left as they are.
+    are left as they are. `Problems`, before anything is written, if a scan or a file of somebody else would be
+    written over.
     """
     folders = [Run(r) for r in ([runs] if isinstance(runs, Path | str) else runs)]
     members = [member for folder in folders for member in folder.members(model)]
-    if not isinstance(images, np.ndarray):
-        if output is None:
-            raise Problems("predict", ["images in files need an output folder"])
-        found = find_images(Path(images), len(members[0].plan.agreement.channels))
-    predictor = Predictor(members, device=pick_device(device), mirroring=mirroring)
+    refuse("predict", [] if members else ["no run was given; name at least one"])
+    load = partial(Predictor, members, device=pick_device(device), mirroring=mirroring)
     if isinstance(images, np.ndarray):
-        return predictor.predict(_case_of(images, spacing_mm, predictor.plan), probabilities=save_probabilities)
-    assert output is not None
-    out = Path(output)
-    written = []
-    progress("predicting", 0, len(found))
-    problems: list[str] = []
-    for i, (case, files) in enumerate(found.items()):
-        try:
-            written.append(_predict_case(predictor, case, files, out, save_probabilities))
-        except Problems as error:
-            problems += [f"{case}: {p}" for p in error.problems]
-        progress("predicting", i + 1, len(found))
-    _write_about(out, predictor, folders, model)
-    refuse("predict", problems)
-    return written
+        case = _case_of(images, spacing_mm, members[0].plan)
+        return load().predict(case, probabilities=save_probabilities)
+    if output is None:
+        raise Problems("predict", ["images in files need an output folder"])
+    cases = find_images(Path(images), len(members[0].plan.agreement.channels))
+    folder = Predictions(output, probabilities=save_probabilities)
+    folder.refuse_clashes(cases)
+    return folder.fill(cases, load(), folders, model, progress)
 
 
 def evaluate(
@@ -201,6 +185,7 @@ def evaluate(
     """
     folder = Path(predictions)
     names = _label_names(folder, Path(labels))
+    Predictions(folder).refuse_unfinished()
     report = evaluate_folder(folder, Path(labels), names, processes=processes, progress=progress)
     if output is not None:
         report.save(Path(output))
@@ -209,7 +194,7 @@ def evaluate(
 
 def _label_names(predictions: Path, labels: Path) -> dict[str, int]:
     """Names of the label values: from what predict wrote, or from the dataset.json of the references."""
-    about = predictions / "prediction.json"
+    about = predictions / ABOUT
     beside = [labels / "dataset.json", labels.parent / "dataset.json", *sorted(labels.glob("*/dataset.json"))]
     source = next((p for p in (about, *beside) if p.is_file()), None)
     if source is None:
@@ -219,7 +204,7 @@ def _label_names(predictions: Path, labels: Path) -> dict[str, int]:
             [f"{p}: there is no such folder" for p in missing]
             or [f"nothing says what the label values mean; expected {about}, or a dataset.json beside {labels}"],
         )
-    return read_json(source)["labels"]
+    return declared_labels(source)
 
 
 def _plan(source: PathLike | Plan) -> Plan:
@@ -262,7 +247,7 @@ def _with_choices(made: Plan, algorithm: str | None, rounds: int | None) -> Plan
     if algorithm is not None and algorithm != made.agreement.algorithm.name:
         choices["algorithm.name"] = algorithm
         choices["algorithm.settings"] = {}
-    if rounds is not None:
+    if rounds is not None and rounds != made.agreement.training.rounds:
         choices["training.rounds"] = rounds
     return made.change(choices) if choices else made
 
@@ -283,17 +268,18 @@ def _stores(work: Path, made: Plan) -> dict[str, Store]:
     return stores
 
 
-def _refuse_other_run(folder: Run, made: Plan, resume: bool) -> None:
+def _refuse_other_run(folder: Run, made: Plan, resume: bool, init: PathLike | None) -> None:
     if not folder.exists:
-        if folder.folder.exists() and any(folder.folder.iterdir()):
-            raise Problems(str(folder.folder), ["the folder is not empty and holds no run; give another one"])
+        folder.refuse_foreign()
         return
-    problem = None
+    problems = []
     if not resume:
-        problem = "there is a run already; add --resume to go on with it, or give another folder"
-    elif folder.plan().digest() != made.digest():
-        problem = "the run follows another plan; resume it with the plan.json inside it"
-    refuse(str(folder.folder), [problem] if problem else [])
+        problems.append("there is a run already; add --resume to go on with it, or give another folder")
+    elif folder.plan().without_reasons() != made.without_reasons():
+        problems.append("the run follows another plan; resume it with the plan.json inside it and no other choices")
+    if resume and init is not None:
+        problems.append("the run has begun, so --init comes too late; leave it out, or give another folder")
+    refuse(str(folder.folder), problems)
 
 
 def _first_weights(made: Plan, init: PathLike | None) -> Arrays:
@@ -332,72 +318,11 @@ def _case_of(array: np.ndarray, spacing_mm: Sequence[float] | None, made: Plan) 
         raise Problems("predict", [f"the array has the shape {array.shape}; expected {expected}"])
     if dimension == 3 and (spacing_mm is None or len(spacing_mm) != 3):
         raise Problems("predict", ["an array of a volume needs spacing_mm=(z, y, x)"])
+    if spacing_mm is not None and not (len(spacing_mm) in (2, 3) and all(0 < s < np.inf for s in spacing_mm)):
+        raise Problems("predict", [f"spacing_mm is {tuple(spacing_mm)}; expected numbers above 0 for (z, y, x)"])
     known = tuple(float(s) for s in spacing_mm) if spacing_mm is not None else (1.0, 1.0)
     spacing = known if dimension == 3 else (PICTURE_SLICE_MM, *known[-2:])
     shown = image if dimension == 3 else image[:, None]
     origin = (0.0,) * dimension if spacing_mm is not None else ()
     geometry = FileGeometry(dimension, spacing, origin, tuple(np.eye(dimension).ravel().tolist()) if origin else ())  # type: ignore[arg-type]
     return Case("array", "array", shown, None, spacing, geometry)  # type: ignore[arg-type]
-
-
-def _predict_case(predictor: Predictor, case: str, files: Files, out: Path, probabilities: bool) -> Path:
-    """Predict one case and write its files, the JSON last: a case whose JSON is there is whole."""
-    summary = out / f"{case}.json"
-    asked = digest(
-        [
-            predictor.weights_digest,
-            predictor.plan.inference.digest(),
-            predictor.mirroring,
-            probabilities,
-            [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files.images],
-        ]
-    )
-    if summary.is_file() and read_json(summary).get("asked") == asked:
-        return summary
-    image, geometry = read_channels(files.images)
-    found = predictor.predict(Case(case, case, image, None, geometry.spacing_mm, geometry), probabilities=probabilities)
-    ending = label_ending(ending_of(files.images[0]))
-    names = {
-        "labels": f"{case}{ending}",
-        "entropy": f"{case}_entropy{ending}",
-        "mutual_information": f"{case}_mutual_information{ending}",
-    }
-    for what, name in names.items():
-        write(out / name, getattr(found, what), geometry)
-    if found.probabilities is not None:
-        names["probabilities"] = f"{case}_probabilities.npz"
-        with whole_file(out / names["probabilities"]) as part:
-            np.savez_compressed(part, probabilities=found.probabilities)
-    inside = found.entropy[found.labels > 0]
-    write_json(
-        summary,
-        {
-            "case": case,
-            "images": [str(p.resolve()) for p in files.images],
-            "labels": predictor.plan.agreement.labels,
-            "files": names,
-            "structures": {
-            name: {"voxels": s.voxels, s.measure: s.size, "range_over_snapshots": [s.smallest, s.largest]}
-            for name, s in found.structures.items()
-        },
-            "mean_entropy_inside": float(inside.mean()) if inside.size else None,
-            "members": found.members,
-            "plan": found.plan_digest,
-            "weights": found.weights_digest,
-            "asked": asked,
-        },
-    )
-    return summary
-
-
-def _write_about(out: Path, predictor: Predictor, folders: Sequence[Run], model: str | None) -> None:
-    write_json(
-        out / "prediction.json",
-        {
-            "labels": predictor.plan.agreement.labels,
-            "runs": [str(folder.folder.resolve()) for folder in folders],
-            "model": model or GLOBAL,
-            "ensemble": [member.name for member in predictor.members],
-            "mirroring": predictor.mirroring,
-        },
-    )

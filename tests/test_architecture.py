@@ -27,7 +27,7 @@ FLOORS = (
     ("uncertainty", "fit", "inference", "pseudo", "scores"),
     ("algorithms",),
     ("federation.site", "federation.rounds", "federation.inprocess", "federation.flower", "federation"),
-    ("runs", "verbs"),
+    ("runs", "predictions", "verbs"),
     ("report", "demo", "cli"),
 )
 ORDER = tuple(room for floor in FLOORS for room in floor)

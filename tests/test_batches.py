@@ -1,6 +1,9 @@
 """Patches: where they come from, what is forced, and that a seed decides everything."""
 
-from itertools import islice
+import random
+from dataclasses import dataclass
+from itertools import chain, combinations, islice
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -62,6 +65,61 @@ def test_forced_patches_are_centred_on_foreground(volumes):
     assert sum(label.max() == 0 for label in free) > 0
 
 
+@dataclass(frozen=True)
+class Shelf:
+    """A store of one case in memory, whose voxels say where they are: 10 000 z + 100 y + x, counted from 1."""
+
+    places: dict[int, np.ndarray]
+    shape: tuple[int, int, int] = (30, 30, 30)
+    patients: ClassVar = {"patient": ("case",)}
+
+    def image(self, case):
+        z, y, x = np.ogrid[tuple(slice(n) for n in self.shape)]
+        return (10_000 * (z + 1) + 100 * (y + 1) + x + 1).astype(np.float32)[None]
+
+    def label(self, case):
+        found = np.zeros(self.shape, np.int16)
+        for value, at in self.places.items():
+            found[tuple(at.T)] = value
+        return found
+
+    def locations(self, case):
+        return self.places
+
+
+def test_a_forced_patch_has_its_voxel_in_the_middle_also_with_a_margin_around_it():
+    shelf = Shelf({1: np.array([[14, 15, 16]])})
+    chosen, reading = training(patch_size=(8, 8, 8), foreground_share=1.0), (8, 12, 14)
+    image, label = draw_patch(shelf, "patient", chosen, reading, np.random.default_rng(0))
+    assert np.argwhere(label == 1).tolist() == [[4, 6, 7]]
+    assert np.array_equal(image[0], shelf.image("case")[0, 10:18, 9:21, 9:23])
+
+
+def test_a_margin_beyond_the_edge_is_empty_and_the_patch_within_is_not():
+    shelf = Shelf({1: np.array([[0, 29, 15]])})
+    chosen, reading = training(patch_size=(8, 8, 8), foreground_share=1.0), (12, 12, 12)
+    image, label = draw_patch(shelf, "patient", chosen, reading, np.random.default_rng(0))
+    assert np.argwhere(label == 1).tolist() == [[2, 9, 6]]
+    assert (image[0, 2:10, 2:10, 2:10] > 0).all() and (image[0, :2] == 0).all() and (image[0, :, 10:] == 0).all()
+
+
+def test_a_free_patch_lies_anywhere_inside_the_image_with_its_margin_around_it():
+    shelf = Shelf({1: np.array([[15, 15, 15]])})
+    chosen = training(patch_size=(8, 8, 8), foreground_share=0.0)
+    generator = np.random.default_rng(0)
+    patches = [draw_patch(shelf, "patient", chosen, (12, 12, 12), generator)[0][0] for _ in range(200)]
+    assert all((p[2:10, 2:10, 2:10] > 0).all() for p in patches)
+    assert {int(p[2, 2, 2] // 10_000) for p in patches} == set(range(1, 24))
+
+
+def test_every_class_gets_its_share_of_the_forced_patches():
+    shelf = Shelf({1: np.array([[15, 15, 15]]), 2: np.array([[8, 8, 8], [8, 9, 8], [8, 8, 9]])})
+    chosen = training(patch_size=(4, 4, 4), foreground_share=1.0)
+    generator = np.random.default_rng(0)
+    middles = [draw_patch(shelf, "patient", chosen, (4, 4, 4), generator)[1][2, 2, 2] for _ in range(200)]
+    assert set(middles) == {1, 2} and 70 < middles.count(1) < 130
+
+
 def test_an_image_smaller_than_the_patch_lies_in_its_middle(volumes):
     big = training(patch_size=(64, 64, 64), foreground_share=0.0)
     image, label = draw_patch(volumes, "alpha_000", big, (64, 64, 64), np.random.default_rng(0))
@@ -88,6 +146,52 @@ def test_augmented_volumes_keep_shape_and_labels(in_plane):
         assert done["data"].shape == done["seg"].shape == (2, 1, 8, 32, 32)
         assert set(np.unique(done["seg"])) <= {0.0, 1.0, 2.0}
         assert np.isfinite(done["data"]).all()
+
+
+NAMES = [
+    "SpatialTransform", "GaussianNoiseTransform", "GaussianBlurTransform", "BrightnessMultiplicativeTransform",
+    "ContrastAugmentationTransform", "SimulateLowResolutionTransform", "GammaTransform", "GammaTransform",
+]  # fmt: skip
+
+
+def test_the_augmentations_are_nnunets():
+    found = augmentations(training())
+    assert [type(t).__name__ for t in found.transforms] == [*NAMES, "MirrorTransform"]
+    chances = [t.p_per_sample for t in found.transforms[1:-1]]
+    assert chances == [0.1, 0.2, 0.15, 0.15, 0.25, 0.1, 0.3]
+    assert [type(t).__name__ for t in augmentations(training(mirror_axes=())).transforms] == NAMES
+
+
+def augmented(chosen, count=60):
+    """Pairs of (before, after) as (image, label), before cut to the patch; labels tell every voxel from the others."""
+    transform, edges = augmentations(chosen), chosen.patch_size
+    image = np.random.default_rng(0).normal(size=(1, 1, *edges)).astype(np.float32)
+    label = np.arange(np.prod(edges), dtype=np.float32).reshape(1, 1, *edges)
+    for seed in range(count):
+        random.seed(seed)
+        np.random.seed(seed)
+        done = transform(data=image.copy(), seg=label.copy())
+        yield (image, label), (done["data"], done["seg"])
+
+
+def test_intensities_change_also_where_nothing_turns():
+    unturned = [
+        (before[0], after[0])
+        for before, after in augmented(training(patch_size=(8, 8, 8), mirror_axes=()))
+        if np.array_equal(before[1], after[1])
+    ]
+    changed = [not np.array_equal(before, after) for before, after in unturned]
+    assert len(unturned) > 20 and 0.5 < np.mean(changed) < 1
+
+
+@pytest.mark.parametrize("axes", [(), (0,), (1, 2), (0, 1, 2)])
+def test_mirroring_happens_along_the_axes_of_the_plan_and_no_others(axes):
+    seen = set()
+    for (_, before), (_, after) in augmented(training(patch_size=(6, 6, 6), mirror_axes=axes), 100):
+        for flipped in chain.from_iterable(combinations(range(3), n) for n in range(4)):
+            if np.array_equal(np.flip(before, [a + 2 for a in flipped]), after):
+                seen.add(flipped)
+    assert seen == set(chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1)))
 
 
 def test_pictures_are_cut_from_a_slice(tmp_path):

@@ -9,7 +9,16 @@ import pytest
 from synthetic import ORGAN_AND_TUMOUR, write_rgb
 
 from autofed import images
-from autofed.case import Declaration, disagreements, find_images, open_dataset, open_datasets, read_channels
+from autofed.case import (
+    Declaration,
+    declared_labels,
+    disagreements,
+    find_images,
+    open_dataset,
+    open_datasets,
+    read_channels,
+    site_name_problem,
+)
 from autofed.images import Geometry
 from autofed.problems import Problems
 
@@ -86,6 +95,35 @@ def test_one_channel_needs_no_number(make_site):
     for path in sorted((folder / "imagesTr").iterdir()):
         path.rename(path.with_name(path.name.replace("_0000.", ".")))
     assert list(open_dataset(folder).cases) == [f"alpha_{i:03d}" for i in range(4)]
+
+
+def test_four_digits_are_a_case_where_no_file_is_a_first_channel(make_site):
+    folder = make_site(cases=2)
+    for part in ("imagesTr", "labelsTr"):
+        for number, path in enumerate(sorted((folder / part).iterdir()), start=1):
+            path.rename(path.with_name(f"scan_{number:04d}.nii.gz"))
+    dataset = open_dataset(folder)
+    assert list(dataset.cases) == ["scan_0001", "scan_0002"]
+    assert all(files.label is not None for files in dataset.cases.values())
+
+
+@pytest.mark.parametrize(("ending", "written"), [(".png", ".PNG"), (".jpg", ".JPG"), (".jpg", ".Jpg")])
+def test_endings_may_be_in_capitals(make_site, ending, written):
+    folder = make_site(dimension=2, ending=ending, cases=2)
+    for path in [*(folder / "imagesTr").iterdir(), *(folder / "labelsTr").iterdir()]:
+        path.rename(path.with_name(path.name.replace(ending, written).replace(".png", ".PNG")))
+    for declared in (written, ending):
+        declare(folder, file_ending=declared)
+        dataset = open_dataset(folder)
+        assert list(dataset.cases) == ["alpha_000", "alpha_001"]
+        assert dataset.read("alpha_001").label.any()
+    assert list(find_images(folder / "imagesTr", 1)) == ["alpha_000", "alpha_001"]
+
+
+def test_two_label_maps_of_one_case(make_site):
+    folder = make_site(dimension=2)
+    shutil.copy(folder / "labelsTr" / "alpha_000.png", folder / "labelsTr" / "alpha_000.PNG")
+    assert the_problem(open_dataset, folder).startswith("labelsTr holds alpha_000.PNG and alpha_000.png for one case")
 
 
 def test_unlabelled_cases_are_allowed(make_site):
@@ -227,6 +265,44 @@ def test_all_that_is_wrong_in_a_declaration_comes_at_once(make_site):
     folder = make_site()
     declare(folder, channel_names=..., labels={"background": 1}, file_ending=".doc", patients=3)
     assert len(problems_of(open_dataset, folder)) == 4
+
+
+@pytest.mark.parametrize("name", [".alpha", "-alpha", "al:pha", "alpha.", "pooled", "global", "Pooled", "a" * 65])
+def test_a_site_of_an_odd_name(make_site, name):
+    folder = make_site(cases=1)
+    said = the_problem(open_dataset, folder.rename(folder.with_name(name)))
+    assert repr(name) in said and said == site_name_problem(name)
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "../a", "a\\b", "a\nb", "a\n", " a"])
+def test_a_site_name_leads_nowhere(name):
+    assert "is called" in site_name_problem(name)
+
+
+@pytest.mark.parametrize("name", ["alpha", "a", "7", "St. Mary-2 north_wing", "K\u00f6ln", "\u6771\u4eac"])
+def test_names_that_hospitals_have(name):
+    assert site_name_problem(name) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{}", "`labels` must map"),
+        ("[]", "expected an object with `labels`, found list"),
+        ("null", "found NoneType"),
+        ('{"labels": null}', "`labels` must map"),
+        ('{"labels": ["background", "tumour"]}', "`labels` must map"),
+        ('{"labels": {"background": 0, "whole": [1, 2]}}', "regions"),
+        ('{"labels": {"background": false, "tumour": true}}', "must be background 0"),
+    ],
+)
+def test_labels_that_are_declared_wrongly(tmp_path, content, said):
+    (tmp_path / "dataset.json").write_text(content)
+    assert said in the_problem(declared_labels, tmp_path / "dataset.json")
+
+
+def test_labels_that_are_declared_well(make_site):
+    assert declared_labels(make_site(labels=ORGAN_AND_TUMOUR) / "dataset.json") == ORGAN_AND_TUMOUR
 
 
 # Files
@@ -383,6 +459,20 @@ def test_all_that_is_wrong_in_a_case_comes_at_once(make_site):
     assert len(problems_of(open_dataset(folder).read, "alpha_001")) == 2
 
 
+def test_an_image_that_cannot_be_read_does_not_hide_a_label_that_is_wrong(make_site):
+    folder = make_site(channels=("T1", "T2"))
+    dataset = open_dataset(folder)
+    for channel in ("0000", "0001"):
+        path = folder / "imagesTr" / f"alpha_001_{channel}.nii.gz"
+        path.write_bytes(path.read_bytes()[:-500])
+    rewrite(folder / "labelsTr" / "alpha_001.nii.gz", lambda a: np.where(a == 1, 7, a).astype(np.uint8))
+    one, two, label = problems_of(dataset.read, "alpha_001")
+    assert one.startswith("imagesTr: alpha_001_0000.nii.gz: ") and two.startswith("imagesTr: alpha_001_0001.nii.gz: ")
+    assert label == "the label holds the values [7], but dataset.json declares only background=0, tumour=1"
+    (folder / "labelsTr" / "alpha_001.nii.gz").write_bytes(b"no label")
+    assert problems_of(dataset.read, "alpha_001")[2].startswith("alpha_001.nii.gz: ")
+
+
 def test_a_label_with_fractions(make_site):
     folder = make_site()
     rewrite(folder / "labelsTr" / "alpha_001.nii.gz", lambda a: a * 0.5)
@@ -452,6 +542,16 @@ def test_new_scans_are_found(make_site):
 def test_one_new_scan_is_a_folder_of_one(make_site):
     path = make_site() / "imagesTr" / "alpha_001_0000.nii.gz"
     assert find_images(path, 1)["alpha_001"].images == (path,)
+
+
+def test_new_scans_that_are_numbered_are_cases_and_no_channels(make_site):
+    folder = make_site(cases=2, part="Ts") / "imagesTs"
+    for number, path in enumerate(sorted(folder.iterdir()), start=1):
+        path.rename(folder / f"scan_{number:04d}.nii.gz")
+    found = find_images(folder, 1)
+    assert {case: files.images for case, files in found.items()} == {
+        f"scan_{n:04d}": (folder / f"scan_{n:04d}.nii.gz",) for n in (1, 2)
+    }
 
 
 def test_new_scans_may_have_different_endings(make_site, tmp_path):

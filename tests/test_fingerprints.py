@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autofed.case import Case, Declaration, open_dataset
+from autofed.files import write_json
 from autofed.fingerprints import FIXED_POINT, Fingerprint, _add, crop_box, measure, measure_case, merge, values
 from autofed.images import Geometry
 from autofed.planner import make
@@ -95,6 +96,60 @@ def test_disagreeing_and_double_sites_are_refused_together(tmp_path):
         merge([alpha, alpha, bravo])
     text = str(error.value)
     assert "alpha comes 2 times" in text and "disagree on channels" in text and "T1, T2" in text
+
+
+def spoiled(found, **changes):
+    """The JSON of a fingerprint with some of its fields, named by their paths, set to something else."""
+    value = found.model_dump(mode="json")
+    for path, new in changes.items():
+        *sections, last = path.split("__")
+        part = value
+        for key in sections:
+            part = part[int(key) if isinstance(part, list) else key]
+        if new is None:
+            del part[last]
+        else:
+            part[last] = new
+    return value
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"sites": {}}, "there is none"),
+        ({"sites": {"../etc": {"patients": 1, "cases": 1, "labelled": 1}}}, "the site is called"),
+        ({"sites": {"pooled": {"patients": 1, "cases": 1, "labelled": 1}}}, "no site may be called"),
+        ({"sites__alpha__patients": 9}, "9 patients"),
+        ({"sites__alpha__patients": 0}, "0 patients"),
+        ({"channels": []}, "channels: found 0"),
+        ({"classes__tumour": None}, "classes: found"),
+        ({"crop_ratio": {}}, "crop_ratio: no case"),
+        ({"crop_ratio": {"half": 2}}, "crop_ratio: found .'half'"),
+        ({"crop_ratio": {"nan": 2}}, "crop_ratio: found .'nan'"),
+        ({"axes__0__spacing_mm": {"0.0": 2}}, "axes.z.spacing_mm"),
+        ({"axes__2__size": {"inf": 2}}, "axes.x.size"),
+        ({"axes__1__extent_mm": {"5.0": -2}}, "axes.y.extent_mm"),
+        ({"channels__0__histogram": {"5000": 2}}, "channels.CT.histogram"),
+        ({"channels__0__histogram": {}}, "channels.CT: the intensities"),
+        ({"channels__0__cases": 0}, "channels.CT: the intensities"),
+        ({"declaration__dimension": 4}, "dimension: found 4"),
+        ({"declaration__labels__tumour": 3}, "without a gap"),
+    ],
+)
+def test_a_fingerprint_whose_parts_do_not_belong_together_is_refused(tmp_path, changes, says):
+    found = measure(open_dataset(make_site(tmp_path / "alpha", cases=2, channels=("CT",))))
+    write_json(tmp_path / "alpha.json", spoiled(found))
+    assert Fingerprint.load(tmp_path / "alpha.json") == found
+    write_json(tmp_path / "alpha.json", spoiled(found, **changes))
+    with pytest.raises(Problems, match=says):
+        Fingerprint.load(tmp_path / "alpha.json")
+
+
+def test_what_names_no_site_is_not_merged():
+    part = measure_case(case(1), DECLARATION)
+    for nothing in ([], [part]):
+        with pytest.raises(Problems, match="there is no site"):
+            merge(nothing)
 
 
 def test_crop_box_is_the_smallest_around_what_is_not_zero():

@@ -60,7 +60,7 @@ class _Recording(NoPrivacy):
         while True:
             yield [[patients[0]], [patients[1], patients[1]]]
 
-    def step(self, gradients):
+    def step(self, gradients, like):
         groups = [[part.clone() for part in g] for g in gradients]
         self.seen.append(len(groups))
         return [torch.zeros_like(part) for part in groups[0]]
@@ -79,6 +79,37 @@ def test_a_zero_learning_rate_at_the_end_of_the_schedule(ground):
     weights = weights_of(build(ground[0].local.network, seed=1))
     fitted = train(ground, steps=1, begun=1.0, share=0.0, weights=weights)
     assert all(np.array_equal(fitted.weights[n], weights[n]) for n in weights)
+
+
+@dataclass(frozen=True)
+class _Push(NoPrivacy):
+    """Takes every step along the same gradient, which is all ones and of the norm asked for."""
+
+    norm: float = 1.0
+
+    def step(self, gradients, like):
+        ones = [torch.ones_like(part) for part in list(gradients)[0]]
+        size = sum(part.numel() for part in ones) ** 0.5
+        return [part * (self.norm / size) for part in ones]
+
+
+def way_of(ground, norm, steps, begun, share, **settings):
+    """How far the weights go, in learning rates."""
+    weights = weights_of(build(ground[0].local.network, seed=1))
+    plain = {"learning_rate": 0.01, "momentum": 0, "weight_decay": 0, **settings}
+    fitted = train(ground, _Push(2, norm=norm), steps, begun=begun, share=share, weights=weights, **plain)
+    return sum(float(((fitted.weights[n] - weights[n]) ** 2).sum()) for n in weights) ** 0.5 / 0.01
+
+
+def test_a_gradient_longer_than_the_clip_is_shortened_to_it_and_others_are_left(ground):
+    assert way_of(ground, 500.0, 1, 0, 1, gradient_clip=3) == pytest.approx(3, rel=1e-3)
+    assert way_of(ground, 2.0, 1, 0, 1, gradient_clip=3) == pytest.approx(2, rel=1e-3)
+
+
+def test_the_learning_rate_falls_with_the_power_of_nine_tenths(ground):
+    assert way_of(ground, 1.0, 1, 0.6, 0.2) == pytest.approx(0.4**0.9, rel=1e-3)
+    expected = sum((1 - t) ** 0.9 for t in (0.2, 0.4, 0.6, 0.8))
+    assert way_of(ground, 1.0, 4, 0.2, 0.8) == pytest.approx(expected, rel=1e-3)
 
 
 def test_progress_is_told_of_every_step(ground):
@@ -101,3 +132,23 @@ def test_loss_is_small_for_a_perfect_answer_and_large_for_a_wrong_one(ground):
     # the finer resolution weighs twice as much as the coarser
     fine_wrong, coarse_wrong = loss([-right, coarse], label).item(), loss([right, -coarse], label).item()
     assert fine_wrong == pytest.approx(2 * coarse_wrong, rel=0.05)
+
+
+def test_batch_dice_counts_all_patches_as_one(ground):
+    """One patch is answered perfectly, the other holds nothing and has false positives: Dice 1 and 0, or one in all."""
+    local = ground[0].local
+    label = torch.zeros(2, 1, 16, 16, 16, dtype=torch.int16)
+    label[0, ..., :4] = 1
+    answer = label[:, 0].clone()
+    answer[1, ..., :4] = 1
+    logits = torch.stack([(answer == k).float() * 20 for k in range(2)], dim=1)
+    training = local.training
+    losses = {
+        batch: make_loss(local.model_copy(update={"training": training.model_copy(update={"batch_dice": batch})}), 1)(
+            [logits], label
+        ).item()
+        for batch in (False, True)
+    }
+    cross_entropy = torch.nn.functional.cross_entropy(logits, label[:, 0].long()).item()
+    assert losses[False] == pytest.approx(cross_entropy + 1 - (1 + 0) / 2, abs=1e-3)
+    assert losses[True] == pytest.approx(cross_entropy + 1 - 2 / 3, abs=1e-3)

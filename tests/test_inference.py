@@ -1,17 +1,23 @@
 """Sliding windows, mirrored views and ensembles, with networks whose answer is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from autofed.case import Case
+from autofed.case import Case, open_dataset
+from autofed.fit import fit
 from autofed.images import Geometry
-from autofed.inference import Member, Predictor, views
+from autofed.inference import Member, Predictor, _structures, views
 from autofed.network import build, weights_of
+from autofed.prepared import open_store, prepare, preprocess
+from autofed.privacy.none import NoPrivacy
 from autofed.problems import Problems
 from tests.plans_made import small_plan
+from tests.synthetic import make_site
 
-PLAN = small_plan(labels=1, **{"inference.mirror_axes": [0, 1, 2]})
+PLAN = small_plan(labels=1, **{"training.mirror_axes": [0, 1, 2]})
 
 
 class Threshold(torch.nn.Module):
@@ -45,6 +51,28 @@ def test_windows_and_mirrored_views_give_back_a_voxelwise_answer():
     assert len(found) == 8
     expected = torch.softmax(torch.from_numpy(np.concatenate([-image, image])), 0)
     assert all(torch.allclose(view, expected, atol=1e-4) for view in found)
+
+
+class FirstVoxel(torch.nn.Module):
+    """Says of all that it sees what stands in its first voxel: the answer tells which window it comes from."""
+
+    def forward(self, image):
+        logits = torch.zeros(image.shape[0], 2, *image.shape[2:])
+        logits[:, 1] += image[:, 0, :1, :1, :1]
+        return logits
+
+
+def test_windows_count_by_a_bell_around_their_middle():
+    """Two windows of 16 overlap by 8: a Gaussian of an eighth of the window, as in nnU-Net, says who counts."""
+    image = np.zeros((1, 16, 16, 24), np.float32)
+    image[..., 8:] = 1
+    (found,) = views(FirstVoxel(), image, PLAN, (), "cpu")
+    bell = np.exp(-0.5 * ((np.arange(16) - 7.5) / (16 / 8)) ** 2)
+    first, second = bell[8:], bell[:8]
+    share = torch.logit(found[1]).numpy()[8, 8]
+    expected = np.concatenate([np.zeros(8), second / (first + second), np.ones(8)])
+    assert np.allclose(share, expected, atol=0.01)
+    assert share[8] < 0.01 and share[15] > 0.99
 
 
 def test_an_image_smaller_than_the_patch():
@@ -98,6 +126,69 @@ def test_what_comes_back_lies_on_the_scans_own_grid():
     structure = found.structures["structure_1"]
     assert structure.size == pytest.approx((found.labels == 1).sum() * 2.5 * 0.8 * 0.9 / 1000, abs=1e-5)
     assert structure.smallest <= structure.largest and structure.measure == "volume_ml"
+
+
+@pytest.mark.parametrize(
+    ("voxels", "together", "counts", "expected"),
+    [
+        (90, 10, (8, 10, 15), (72, 135)),  # by what became of the ensemble's own 10 voxels
+        (0, 10, (8, 15), (64, 120)),  # lost on the way back: by the volumes of the voxels, 8 to 1
+        (0, 0, (0, 3), (0, 24)),
+        (5, 0, (1, 3), (8, 24)),
+    ],
+)
+def test_the_range_of_sizes_stands_on_the_scale_of_the_size(voxels, together, counts, expected):
+    ready = prepare(case((8, 8, 8)), PLAN.local.geometry, PLAN.local.intensity)
+    way = ready.way_back.model_copy(update={"grid": (4, 4, 4)})
+    found = np.zeros((8, 8, 8), np.uint8)
+    found.flat[:voxels] = 1
+    sizes = [np.array([64 - c, c]) for c in counts]
+    (structure,) = _structures(
+        found, np.array([64 - together, together]), sizes, {"background": 0, "organ": 1}, way
+    ).values()
+    assert (structure.smallest * 1000, structure.largest * 1000) == pytest.approx(expected)
+    assert structure.size * 1000 == pytest.approx(voxels)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Three snapshots of one short training on bright blobs, and a scan that no site has seen."""
+    root = tmp_path_factory.mktemp("trained")
+    plan = small_plan(labels=1, **{"network.features": [8, 16, 16], "learning_rate": 0.05})
+    preprocess(open_dataset(make_site(root / "alpha", cases=4)), plan.local, root / "work")
+    store, mechanism = open_store(root / "work", "alpha", plan.local), NoPrivacy(2)
+    weights, snapshots = weights_of(build(plan.local.network, seed=1)), []
+    for steps, begun, share in ((32, 0, 0.8), (4, 0.8, 0.1), (4, 0.9, 0.1)):
+        seed = (1, len(snapshots))
+        weights = fit(weights, store, plan.local, mechanism, steps=steps, begun=begun, share=share, seed=seed).weights
+        snapshots.append(weights)
+    ensemble = [Member(f"snapshot {i}", plan, lambda w=w: w) for i, w in enumerate(snapshots)]
+    return Predictor(ensemble, mirroring=False), open_dataset(make_site(root / "bravo", cases=1, seed=5)).read(
+        "bravo_000"
+    )
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (2.0, 0.7, 0.7), (0.6, 1.3, 1.3)])
+def test_a_single_member_has_the_size_of_the_ensemble(trained, spacing_mm):
+    """The sizes of the range are counted on the plan's grid, but stand on the scale of the scan."""
+    predictor, scan = trained
+    alone = Predictor(predictor.members[:1], mirroring=False)
+    (structure,) = alone.predict(replace(scan, spacing_mm=spacing_mm)).structures.values()
+    assert structure.voxels > 0
+    assert structure.size == structure.smallest == structure.largest
+
+
+def test_uncertainty_rises_on_a_spoilt_scan(trained):
+    """A block in the middle has its contrast turned round. Noise in each voxel is no test: the network averages it."""
+    predictor, scan = trained
+    image = scan.image.copy()
+    middle = (slice(None), *(slice(n // 4, n - n // 4) for n in image.shape[1:]))
+    image[middle] = image.max() + image.min() - image[middle]
+    clean, spoilt = predictor.predict(scan), predictor.predict(replace(scan, image=image))
+    found, truth = clean.labels > 0, scan.label > 0
+    assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.8, "the network has not learned its task"
+    assert spoilt.entropy.mean() > 1.5 * clean.entropy.mean()
+    assert spoilt.mutual_information.mean() > 1.2 * clean.mutual_information.mean()
 
 
 def test_uncertainty_is_higher_where_a_trained_like_answer_is_torn():

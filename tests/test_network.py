@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from autofed import network
 from autofed.network import build, load_weights, measure_speed, pick_device, weights_of
 from autofed.plans import Network
 from autofed.problems import Problems
@@ -80,6 +81,24 @@ def test_devices():
     if not torch.cuda.is_available():
         with pytest.raises(Problems, match="cuda is not here"):
             pick_device("cuda")
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_an_accelerator_is_waited_for(monkeypatch, device):
+    waits = []
+    monkeypatch.setattr(getattr(torch, device), "synchronize", lambda: waits.append(device))
+    network._wait(device)
+    network._wait("cpu")
+    assert waits == [device]
+
+
+def test_the_clock_starts_and_stops_when_the_device_is_idle(monkeypatch):
+    seen = []
+    monkeypatch.setattr(network, "_wait", lambda device: seen.append("wait"))
+    monkeypatch.setattr(network, "_step", lambda module, image: seen.append("step"))
+    monkeypatch.setattr(network.time, "perf_counter", lambda: float(seen.append("clock") or len(seen)))
+    network._seconds(torch.nn.Identity(), torch.zeros(1))
+    assert seen == ["wait", "clock", "step", "wait", "clock"]
 
 
 def test_speed_is_a_positive_number():

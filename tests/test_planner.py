@@ -35,6 +35,48 @@ def test_large_pictures_as_nnunet_plans_them():
     assert made.local.training.batch_size == 2
 
 
+@pytest.mark.parametrize(
+    ("spacing", "shape", "patch"),
+    [
+        ((2.357, 1.841, 1.841), (177, 217, 217), (128, 128, 128)),  # nnU-Net issue 2227
+        ((1.545, 0.8067, 0.8067), (139, 497, 497), (56, 224, 192)),  # nnU-Net issue 1768
+    ],
+)
+def test_low_resolution_grids_get_the_patches_that_nnunet_gives_them(spacing, shape, patch):
+    found, batch = planner.patch_for_memory(fingerprint(shape, spacing, 100, labels=1), spacing, shape, 8)
+    assert (found.patch, batch) == (patch, 2)
+
+
+def test_small_pictures_fit_whole_as_in_nnunet():
+    """nnU-Net issue 2983, a residual network: only what comes before the memory is counted is the same."""
+    assert planner.topology((1.0, 1.0), planner.first_patch((1.0, 1.0), (167, 133))).patch == (192, 160)
+
+
+def test_the_half_of_a_median_size_is_kept_until_the_patch_is_padded():
+    """Between 40 and 41 voxels lies 40.5, which does not fit 40; nnU-Net pads it to 48."""
+    data = fingerprint((40, 48, 48))
+    thick = data.axes[0].model_copy(update={"extent_mm": {"40.0": 10, "41.0": 10}})
+    made = planner.make(data.model_copy(update={"axes": (thick, *data.axes[1:])}))
+    assert made.local.geometry.median_shape == (40, 48, 48)
+    assert made.local.training.patch_size == (48, 48, 48)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 2.0, 2.0), (1.0, 0.5, 4.0)])
+def test_the_slice_of_a_flat_volume_comes_first_whatever_its_thickness(spacing):
+    made = planner.make(fingerprint((1, 64, 96), spacing))
+    assert made.local.geometry.transpose == (0, 1, 2)
+    assert made.local.geometry.median_shape == (1, 64, 96)
+    assert len(made.local.training.patch_size) == 2
+
+
+@pytest.mark.parametrize(
+    ("kept", "channel", "inside"), [("0.5000", "MRI", True), ("0.9000", "MRI", False), ("0.5000", "nonorm", False)]
+)
+def test_scores_are_taken_inside_the_mask_where_cropping_removes_much(kept, channel, inside):
+    data = fingerprint(channels=(channel,)).model_copy(update={"crop_ratio": {kept: 20}})
+    assert planner.make(data).local.intensity.inside_mask is inside
+
+
 def test_coarse_thin_axis_takes_its_tenth_percentile():
     print_ = fingerprint((20, 256, 256), (5.0, 1.0, 1.0), 10)
     thick = print_.axes[0].model_copy(update={"spacing_mm": {"3.0": 2, "5.0": 8}})
@@ -135,5 +177,7 @@ def test_what_cannot_be_planned_is_refused_all_at_once():
     )
     with pytest.raises(Problems) as error:
         planner.make(data, Budget(epsilon=8.0))
+    with pytest.raises(Problems, match="names no site"):
+        planner.make(data.model_copy(update={"sites": {}}))
     assert len(error.value.problems) == 3
     assert "alpha" in str(error.value) and "structure_1" in str(error.value) and "epsilon" in str(error.value)

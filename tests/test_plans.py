@@ -1,11 +1,12 @@
 """The plan as a record: round trip, overrides, and checks across its sections."""
 
 import json
+import math
 
 import pytest
 
 from autofed import plans
-from autofed.plans import spaced_snapshots
+from autofed.plans import Budget, spaced_snapshots
 from autofed.problems import Problems
 from tests.plans_made import small_plan
 
@@ -56,6 +57,30 @@ def test_set_names_every_wrong_field_at_once():
         ("patch_size", [16, 16], "axes"),
         ("network.in_channels", 2, "channels"),
         ("training.mirror_axes", [3], "mirror_axes"),
+        ("training.mirror_axes", [-1], "mirror_axes"),
+        ("inference.mirror_axes", [0, 1, 2], "must be among local.training.mirror_axes"),
+        ("network.strides", [[1, 1, 1], [2, 2, 0], [2, 2, 2]], "strides.1.2"),
+        ("network.strides", [[2, 2, 2], [2, 2, 2], [2, 2, 2]], "strides are 1"),
+        ("network.kernels", [[3, 3, 3], [3, 3, 2], [3, 3, 3]], "odd"),
+        ("network.kernels", [[3, 3, 3], [3, 3, -1], [3, 3, 3]], "kernels.1.2"),
+        ("network.features", [4, 0, 4], "features.1"),
+        ("patch_size", [16, 16, 0], "patch_size.2"),
+        ("geometry.spacing_mm", [1, 1, 0], "spacing_mm.2"),
+        ("geometry.spacing_mm", [1, 1, math.inf], "spacing_mm.2.*finite"),
+        ("geometry.median_shape", [1, 1, 0], "median_shape.2"),
+        ("geometry.transpose", [0, 1, 1], "once each"),
+        ("geometry.configuration", "2d", "configuration is 2d in a 3D plan"),
+        ("agreement.labels", {"background": 0, "a": 1, "b": 3}, "without a gap"),
+        ("agreement.labels", {"ground": 0, "a": 1, "b": 2}, "without a gap"),
+        ("agreement.patients", {}, "patients"),
+        ("agreement.patients", {"alpha": 0}, "patients.alpha"),
+        ("agreement.patients", {"../alpha": 1}, "the site is called"),
+        ("agreement.patients", {"global": 1}, "no site may be called"),
+        ("learning_rate", math.inf, "finite"),
+        ("gradient_clip", math.inf, "finite"),
+        ("weight_decay", math.nan, "finite"),
+        ("privacy.epsilon", 8.0, '"none" protects nothing'),
+        ("privacy.noise_multiplier", 0.0, '"none" protects nothing'),
         ("training.rounds", 0, "rounds"),
         ("training.rounds", "many", "rounds"),
         ("training.snapshots", [9], "snapshots"),
@@ -65,6 +90,57 @@ def test_set_names_every_wrong_field_at_once():
 def test_values_that_cannot_be_are_refused(field, value, says):
     with pytest.raises(Problems, match=says):
         small_plan().change({field: value})
+
+
+def test_the_slices_come_first_in_a_flat_plan():
+    with pytest.raises(Problems, match="begin with 0"):
+        small_plan((1, 32, 32)).change({"geometry.transpose": [1, 0, 2]})
+
+
+@pytest.mark.parametrize("name", ["snapshots", "training.snapshots", "agreement.training.snapshots"])
+def test_snapshots_set_by_hand_stand_however_they_are_named(name):
+    made = small_plan().change({name: [7, 20], "training.rounds": 20})
+    assert made.agreement.training.snapshots == (7, 20)
+    assert [r.value for r in made.reasons if r.field == "agreement.training.snapshots"][-1] == "[7, 20]"
+
+
+def test_what_follows_a_field_set_by_hand_is_noted():
+    made = small_plan().change({"training.rounds": 20, "training.mirror_axes": [1, 2]})
+    assert made.agreement.training.snapshots == (16, 18, 20)
+    assert made.local.training.mirror_axes == made.inference.mirror_axes == (1, 2)
+    last = {r.field: r for r in made.reasons}
+    assert last["agreement.training.snapshots"].value == "[16, 18, 20]"
+    assert "20 rounds" in last["agreement.training.snapshots"].why
+    assert last["inference.mirror_axes"].value == "[1, 2]" and "as in training" in last["inference.mirror_axes"].why
+
+
+def test_mirrored_views_set_by_hand_stand():
+    made = small_plan().change({"training.mirror_axes": [1, 2], "inference.mirror_axes": [2]})
+    assert made.local.training.mirror_axes == (1, 2) and made.inference.mirror_axes == (2,)
+
+
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [("hours", "--hours"), ("budget.hours", "--hours"), ("memory_gb", "--memory"), ("device", "--device"),
+     ("gflops", "measured"), ("budget.epsilon", "privacy.epsilon"), ("budget.delta", "privacy.delta")],
+)  # fmt: skip
+def test_the_budget_is_a_record_that_no_hand_changes(field, says):
+    with pytest.raises(Problems, match=says):
+        small_plan().change({field: 1})
+
+
+@pytest.mark.parametrize("field", ["hours", "memory_gb", "gflops"])
+@pytest.mark.parametrize("value", [math.inf, math.nan, 1e300])
+def test_a_budget_has_an_end(field, value):
+    if field == "gflops" and value == 1e300:
+        value = -value
+    with pytest.raises(Problems, match=field):
+        Budget.parse({field: value}, "the budget")
+
+
+def test_a_private_mechanism_may_promise():
+    value = small_plan(**{"privacy.mechanism": "magic"}).change({"privacy.epsilon": 8.0, "privacy.delta": 1e-5})
+    assert value.agreement.privacy.epsilon == 8.0
 
 
 def test_preparation_digest_knows_grid_and_intensity_only():

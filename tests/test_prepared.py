@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autofed.batches import draw_patch
 from autofed.case import Case, open_dataset
 from autofed.files import read_json
+from autofed.fingerprints import measure, merge
 from autofed.images import Geometry as FileGeometry
-from autofed.plans import Channel, Geometry, Intensity
+from autofed.planner import make
+from autofed.plans import Budget, Channel, Geometry, Intensity
 from autofed.prepared import (
     WayBack,
     normalise,
@@ -32,8 +35,7 @@ RAW = Intensity(channels=(Channel(scheme="nonorm"),))
 
 
 def grid(spacing_mm=(1.0, 1.0, 1.0), transpose=(0, 1, 2), configuration="3d_fullres"):
-    return Geometry(configuration=configuration, transpose=transpose, spacing_mm=spacing_mm, median_shape=(8, 8, 8),
-                    resample_in_plane=False)  # fmt: skip
+    return Geometry(configuration=configuration, transpose=transpose, spacing_mm=spacing_mm, median_shape=(8, 8, 8))
 
 
 def case(image, label=None, spacing_mm=(1.0, 1.0, 1.0)):
@@ -85,20 +87,114 @@ def test_what_was_cropped_comes_back_as_background():
 def test_resampling_knows_no_overshoot_and_keeps_a_ramp():
     step = np.zeros((4, 4, 16), np.float32)
     step[..., 8:] = 1
-    finer = resample(step, (4, 4, 40), order=3, separate=False)
+    finer = resample(step, (4, 4, 40), order=3, coarse_axis=None)
     assert finer.min() >= 0 and finer.max() <= 1
     ramp = np.broadcast_to(np.arange(16, dtype=np.float32), (4, 4, 16))
-    middle = resample(ramp, (4, 4, 32), order=1, separate=False)[0, 0, 4:-4]
+    middle = resample(ramp, (4, 4, 32), order=1, coarse_axis=None)[0, 0, 4:-4]
     assert np.allclose(np.diff(middle), 0.5, atol=1e-5)
 
 
-def test_coarse_slices_are_not_mixed():
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_coarse_slices_are_not_mixed(axis):
     volume = np.zeros((2, 6, 6), np.float32)
     volume[1] = 1
-    finer = resample(volume, (4, 12, 12), order=3, separate=True)
-    assert set(np.unique(finer)) == {0.0, 1.0}
-    label = resample_labels(volume.astype(np.int16), (4, 12, 12), separate=True)
-    assert label.dtype == np.int16 and label[:2].max() == 0 and label[2:].min() == 1
+    shape = [12, 12, 12]
+    shape[axis] = 4
+    finer = np.moveaxis(resample(np.moveaxis(volume, 0, axis), shape, order=3, coarse_axis=axis), axis, 0)
+    assert finer.shape == (4, 12, 12) and set(np.unique(finer)) == {0.0, 1.0}
+    label = resample_labels(np.moveaxis(volume, 0, axis).astype(np.int16), shape, coarse_axis=axis)
+    assert label.dtype == np.int16
+    label = np.moveaxis(label, axis, 0)
+    assert label[:2].max() == 0 and label[2:].min() == 1
+
+
+@pytest.mark.parametrize(
+    ("case_mm", "plan_mm", "axis"),
+    [
+        ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0), None),
+        ((3.0, 1.0, 1.0), (1.0, 1.0, 1.0), None),  # three times is not yet coarse
+        ((5.0, 1.0, 1.0), (1.0, 1.0, 1.0), 0),
+        ((1.0, 5.0, 1.0), (1.0, 1.0, 1.0), 1),
+        ((1.0, 1.0, 5.0), (5.0, 1.0, 1.0), 2),  # the case's own spacing comes before the plan's
+        ((1.0, 1.0, 1.0), (5.0, 1.0, 1.0), 0),
+        ((2.0, 1.0, 1.0), (1.0, 1.0, 4.0), 2),
+        ((0.24, 1.25, 1.25), (5.0, 1.0, 1.0), None),  # two coarse axes are no slices, whatever the plan says
+    ],
+)
+def test_the_axis_of_the_slices_is_that_of_the_case_else_of_the_plan(case_mm, plan_mm, axis):
+    """A value may lie between those of the file only if a spline mixed them along that axis."""
+    for along in range(3):
+        steps = np.arange(1, 7, dtype=np.float32).reshape([6 if a == along else 1 for a in range(3)])
+        image = np.broadcast_to(steps, (6, 6, 6))
+        ready = prepare(case(image[None], spacing_mm=case_mm), grid(plan_mm), RAW)
+        assert ready.way_back.coarse_axis == axis
+        mixed = not set(np.unique(ready.image.round(4))) <= set(range(1, 7))
+        if axis == along:
+            assert not mixed
+        elif case_mm[along] != plan_mm[along] and axis is not None:
+            assert mixed
+
+
+def test_the_axis_of_the_slices_is_found_after_the_axes_are_turned():
+    image = np.random.default_rng(0).uniform(1, 2, (1, 8, 8, 4)).astype(np.float32)
+    ready = prepare(case(image, spacing_mm=(1.0, 1.0, 5.0)), grid((2.5, 1.0, 1.0), (2, 0, 1)), RAW)
+    assert ready.way_back.coarse_axis == 0 and ready.image.shape == (1, 8, 8, 8)
+    assert np.array_equal(ready.image[:, ::2], ready.image[:, 1::2])
+
+
+def test_the_way_back_takes_the_nearest_slice_too():
+    ready = prepare(case(np.ones((1, 8, 6, 6), np.float32), spacing_mm=(5.0, 1.0, 1.0)), grid((10.0, 0.5, 1.0)), RAW)
+    assert ready.image.shape == (1, 4, 12, 6)
+    values = np.broadcast_to(np.arange(4, dtype=np.float32)[:, None, None], (4, 12, 6))
+    assert restore(values, ready.way_back)[:, 0, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("mm", [(5.0, 2.0, 2.0), (1.0, 2.0, 2.0), (0.5, 4.0, 1.0)])
+def test_slices_of_a_flat_plan_stay_where_they_are(mm):
+    volume = np.random.default_rng(0).uniform(1, 2, (1, 3, 8, 8)).astype(np.float32)
+    volume[..., 0, 0], volume[..., 7, 7] = 1, 2  # slices of one range, since what overshoots is clipped to it
+    flat = grid((2.0, 1.0, 1.0), configuration="2d")
+    ready = prepare(case(volume, spacing_mm=mm), flat, RAW)
+    assert ready.image.shape[:2] == (1, 3) and ready.image.shape[2] > 8
+    alone = [prepare(case(volume[:, z : z + 1], spacing_mm=mm), flat, RAW).image for z in range(3)]
+    assert np.allclose(ready.image, np.concatenate(alone, axis=1), atol=1e-5)
+    assert len(np.unique(ready.image[0, 0, :, 3].round(4))) > 8  # a spline in the plane, whatever its spacing
+    assert restore(ready.image[0], ready.way_back).shape == (3, 8, 8)
+
+
+def test_a_flat_volume_whose_slice_is_thin_goes_all_the_way(tmp_path):
+    """A NIfTI file of one slice, 1 mm thick, with pixels of 1.5 and 2 mm at one site and finer ones at the other."""
+    sites = [
+        open_dataset(make_site(tmp_path / name, cases=2, shape=(1, 40, 48), spacing_mm=mm))
+        for name, mm in (("alpha", (1.0, 2.0, 1.5)), ("bravo", (1.0, 1.5, 1.0)))
+    ]
+    plan = make(merge([measure(site) for site in sites]), Budget(hours=0.01, gflops=100))
+    assert plan.local.geometry.configuration == "2d" and len(plan.local.training.patch_size) == 2
+    for site in sites:
+        preprocess(site, plan.local, tmp_path / "work")
+        store = open_store(tmp_path / "work", site.name, plan.local)
+        image, label = draw_patch(
+            store, next(iter(store.patients)), plan.local.training, plan.local.training.patch_size,
+            np.random.default_rng(0),
+        )  # fmt: skip
+        assert image.shape == (1, *plan.local.training.patch_size) and label.max() > 0
+        scan = site.read(f"{site.name}_000")
+        ready = prepare(scan, plan.local.geometry, plan.local.intensity)
+        assert ready.image.shape[:2] == (1, 1)
+        certain = np.stack([ready.label == k for k in range(2)]).astype(np.float32)
+        back = restore_labels(certain, ready.way_back)
+        assert back.shape == scan.label.shape
+        assert 2 * ((back == 1) & (scan.label == 1)).sum() / ((back == 1).sum() + (scan.label == 1).sum()) > 0.9
+
+
+@pytest.mark.parametrize(("classes", "kind"), [(256, np.uint8), (258, np.uint16)])
+def test_many_classes_do_not_overflow(classes, kind):
+    image = np.ones((1, 2, 2, 2), np.float32)
+    way = prepare(case(image), grid(), RAW).way_back
+    probabilities = np.zeros((classes, 2, 2, 2), np.float32)
+    probabilities[-1] = 1
+    labels = restore_labels(probabilities, way)
+    assert labels.dtype == kind and (labels == classes - 1).all()
 
 
 @pytest.mark.parametrize(
@@ -119,6 +215,25 @@ def test_normalisation_schemes(channel, expected):
 def test_zscore_inside_the_mask_leaves_the_outside_alone():
     values = np.array([0, 5, 15], np.float32).reshape(1, 1, 3)
     assert normalise(values, Channel(scheme="zscore"), values > 0).ravel().tolist() == [0, -1, 1]
+
+
+def test_the_mask_is_used_if_the_plan_says_so():
+    image = np.random.default_rng(0).uniform(5, 9, (1, 6, 6, 6)).astype(np.float32)
+    image[0, :3, :3] = 0  # a corner: the box around the rest is still the whole image
+    outside = image[0] == 0
+    zscore = (Channel(scheme="zscore"),)
+    inside = prepare(case(image), grid(), Intensity(channels=zscore, inside_mask=True)).image[0]
+    assert (inside[outside] == 0).all() and inside[~outside].mean() == pytest.approx(0, abs=1e-5)
+    assert inside[~outside].std() == pytest.approx(1, abs=1e-4)
+    every = prepare(case(image), grid(), Intensity(channels=zscore)).image[0]
+    assert (every[outside] < -1).all() and every.mean() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("values", [(-1.0, 200.0), (0.0, 256.0)])
+def test_colours_beyond_their_range_are_refused(values):
+    image = np.where(np.indices((1, 2, 2, 2)).sum(axis=0) % 2, *values).astype(np.float32)
+    with pytest.raises(Problems, match=f"^c: .*from {values[0]:g} to {values[1]:g}, expected 0 to 255"):
+        prepare(case(image), grid(), Intensity(channels=(Channel(scheme="rgb_to_0_1"),)))
 
 
 # --- the store
@@ -155,6 +270,15 @@ def test_a_patch_is_read_from_disk_as_it_was_prepared(tmp_path, site):
     at = store.locations("alpha_002")[1]
     assert (ready.label[tuple(at.T)] == 1).all() and len(at) == (ready.label == 1).sum()
     assert dict(store.patients) == {"patient_000": ("alpha_000", "alpha_001"), "patient_001": ("alpha_002",)}
+
+
+def test_numpy_is_handed_nothing_but_the_locations(tmp_path, site, monkeypatch):
+    """numpy 2.0 knows no allow_pickle here and would store it among the classes."""
+    handed = []
+    savez = np.savez
+    monkeypatch.setattr(np, "savez", lambda file, **arrays: handed.append(set(arrays)) or savez(file, **arrays))
+    preprocess(open_dataset(site), small_plan().local, tmp_path / "work")
+    assert handed == [{"1"}] * 3
 
 
 def test_the_way_back_is_stored_with_the_case(tmp_path, site):

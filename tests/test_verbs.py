@@ -111,7 +111,12 @@ def test_an_array_gives_what_its_file_gives(volumes, tmp_path):
 
 @pytest.mark.parametrize(
     ("shape", "spacing", "says"),
-    [((3, 8, 8, 8), (1, 1, 1), "expected .2, Z, Y, X."), ((2, 8, 8, 8), None, "spacing_mm")],
+    [
+        ((3, 8, 8, 8), (1, 1, 1), "expected .2, Z, Y, X."),
+        ((2, 8, 8, 8), None, "spacing_mm"),
+        ((2, 8, 8, 8), (1, 0, 1), "above 0"),
+        ((2, 8, 8, 8), (1, 1, float("nan")), "above 0"),
+    ],
 )
 def test_arrays_of_another_kind_are_refused(volumes, shape, spacing, says):
     with pytest.raises(Problems, match=says):
@@ -162,6 +167,63 @@ def test_resume_gives_the_weights_of_an_unbroken_run(volumes, tmp_path):
     assert all(np.array_equal(ends[0][n], ends[1][n]) for n in ends[0])
 
 
+def test_a_run_that_was_cut_off_in_its_first_round_still_starts_from_the_weights_given(volumes, tmp_path):
+    def stop_at_once(stage, done, total):
+        if stage == "training" and done == 1:
+            raise RuntimeError
+
+    frozen = plans.load(volumes.root / "plan.json").change({"learning_rate": 1e-12, "training.rounds": 1})
+    arguments = (frozen, volumes.root / "work", tmp_path / "run")
+    with pytest.raises(Problems, match="round 1"):
+        autofed.train(*arguments, init=volumes.run, device="cpu", progress=stop_at_once)
+    with pytest.raises(Problems, match="--init comes too late"):
+        autofed.train(*arguments, init=volumes.run, device="cpu", resume=True)
+    assert Run(tmp_path / "run").models() == []  # the state before any training is no model
+    run = autofed.train(*arguments, device="cpu", resume=True)
+    given = load_groups(shared_path(volumes.run / "fold_all", 3))[0]["weights"]
+    found = load_groups(shared_path(run.rounds_folder, 1))[0]["weights"]
+    assert all(np.allclose(given[n], found[n], atol=1e-6) for n in given)
+
+
+def test_choices_that_change_nothing_do_not_stand_in_the_way_of_resuming(volumes):
+    run = autofed.train(
+        volumes.run / "plan.json",
+        volumes.root / "work",
+        volumes.run,
+        rounds=3,
+        algorithm="fedavg",
+        resume=True,
+        device="cpu",
+    )
+    assert run.models() == ["global"]
+    with pytest.raises(Problems, match="another plan"):
+        autofed.train(volumes.run / "plan.json", volumes.root / "work", volumes.run, rounds=2, resume=True)
+
+
+def test_a_start_that_fails_leaves_no_run(volumes, tmp_path):
+    plan = plans.load(volumes.root / "plan.json").change({"privacy.mechanism": "magic"})
+    with pytest.raises(Problems, match="no mechanism 'magic'"):
+        autofed.train(plan, volumes.root / "work", tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_cannot_make_a_site_run_code(volumes, tmp_path):
+    plan = plans.load(volumes.root / "plan.json").change({"algorithm.name": "os:system"})
+    with pytest.raises(Problems, match="this site did not allow"):
+        autofed.train(plan, volumes.root / "work", tmp_path / "run", device="cpu")
+
+
+def test_pooling_is_written_into_every_sites_ledger(volumes, tmp_path):
+    def lines(site):
+        return len((volumes.root / "work" / site / "ledger.jsonl").read_text().splitlines())
+
+    before = {site: lines(site) for site in ("alpha", "bravo")}
+    autofed.train(
+        volumes.root / "plan.json", volumes.root / "work", tmp_path / "run", algorithm="pooled", rounds=1, device="cpu"
+    )
+    assert {site: lines(site) - n for site, n in before.items()} == {"alpha": 1, "bravo": 1}
+
+
 def test_training_starts_from_given_weights(volumes, tmp_path):
     frozen = plans.load(volumes.root / "plan.json").change({"learning_rate": 1e-12, "weight_decay": 0})
     run = autofed.train(frozen, volumes.root / "work", tmp_path / "run", init=volumes.run, rounds=1, device="cpu")
@@ -207,6 +269,48 @@ def test_images_that_do_not_fit_the_plan(volumes, tmp_path):
     with pytest.raises(Problems, match="no images"):
         autofed.predict(volumes.run, tmp_path / "empty", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_predicting_into_the_folder_of_the_images_leaves_the_scans_as_they_are(volumes, tmp_path):
+    scans = make_site(tmp_path / "scans", cases=1, part="Ts", **KINDS["volumes"]) / "imagesTs"
+    before = {p.name: p.read_bytes() for p in scans.iterdir()}
+    with pytest.raises(Problems, match="folder of the images"):
+        autofed.predict(volumes.run, scans, scans)
+    with pytest.raises(Problems, match="predict did not write it"):
+        autofed.predict(volumes.run, scans, scans.parent / "labelsTs")
+    assert {p.name: p.read_bytes() for p in scans.iterdir()} == before
+
+
+def test_predicting_with_no_run(volumes):
+    with pytest.raises(Problems, match="no run was given"):
+        autofed.predict([], np.zeros((2, 8, 8, 8)), spacing_mm=(1, 1, 1))
+
+
+@pytest.mark.parametrize("name", ["prediction.json", "dataset.json"])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{}", "`labels` must map names to values"),
+        ("[1, 2]", "expected an object with `labels`"),
+        ('{"labels": {"background": 0, "whole": [1, 2]}}', "regions"),
+        ('{"labels": ["background", "organ"]}', "`labels` must map names to values"),
+        ("{", "not JSON"),
+    ],
+)
+def test_labels_that_nobody_can_make_sense_of(tmp_path, name, content, says):
+    for folder in ("out", "labels"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / ("out" if name == "prediction.json" else "labels") / name).write_text(content)
+    with pytest.raises(Problems, match=says):
+        autofed.evaluate(tmp_path / "out", tmp_path / "labels")
+
+
+def test_predictions_that_were_cut_off_are_not_scored(volumes, tmp_path):
+    autofed.predict(volumes.run, volumes.test / "imagesTs", tmp_path / "out", mirroring=False)
+    (tmp_path / "out" / "test_001.json").unlink()
+    with pytest.raises(Problems, match="test_001: its prediction is not finished"):
+        autofed.evaluate(tmp_path / "out", volumes.test / "labelsTs", tmp_path / "report.json")
+    assert not (tmp_path / "report.json").exists()
 
 
 def test_one_broken_scan_is_named_and_the_others_are_predicted(volumes, tmp_path):
@@ -276,5 +380,5 @@ def test_a_site_whose_number_of_patients_changed(volumes, tmp_path):
 def test_nothing_to_plan():
     with pytest.raises(Problems, match="no site was given"):
         autofed.plan([])
-    with pytest.raises(Problems, match="no algorithm 'fedagv'"):
+    with pytest.raises(Problems, match="'fedagv' does not exist"):
         autofed.plan(["."], algorithm="fedagv")

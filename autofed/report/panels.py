@@ -13,6 +13,8 @@ from autofed.images import Geometry
 from autofed.report.drawing import PALETTE, Colour, distinct
 from autofed.report.slices import Plane, upright
 
+_TOPS = (0.02, 0.05, 0.1, 0.2, 0.5)
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -46,16 +48,26 @@ def panels(
 
     yield Panel("image", draw_image)
     yield Panel("prediction" if reference is None else "prediction (area) and reference (outline)", draw_prediction)
-    # Mutual information is a part of the entropy, and seldom more than a half of it: on a scale to 1 it would be black.
-    for name, top in (("entropy", 1.0), ("mutual information", 0.5)):
-        if name in maps:
-            yield Panel(name, _heat(maps[name], top), top)
+    if "entropy" in maps:
+        yield Panel("entropy", _heat(maps["entropy"], 1.0), 1.0)
+    if "mutual information" in maps:
+        top = _round_top(maps["mutual information"])
+        yield Panel("mutual information", _heat(maps["mutual information"], top), top)
 
 
 def structure_colours(label_names: Mapping[str, int]) -> dict[int, Colour]:
     """A colour for each structure, the same in every picture of a plan."""
     values = sorted(v for v in label_names.values() if v)
     return dict(zip(values, distinct(len(values), PALETTE), strict=True))
+
+
+def _round_top(values: np.ndarray) -> float:
+    """The end of a scale that shows these values.
+
+    Mutual information is often a hundredth of the entropy (snapshots of one training are alike) and sometimes half of it;
+    on one scale for both it would be black. So the scale takes one of a few round ends, written beside it.
+    """
+    return next((top for top in _TOPS if values.max() <= top), 1.0)
 
 
 def _is_colour(image: np.ndarray, geometry: Geometry) -> bool:
