@@ -116,5 +116,5 @@ def _sentence(error: Any) -> str:
     if error["type"] == "missing":
         return f"{where}: this key is missing"
     if error["type"] == "value_error":  # one of our own checks, whose sentence says what was found
-        return f"{where}: {error['ctx']['error']}"
+        return f"{where}: {error['ctx']['error']}" if error["loc"] else str(error["ctx"]["error"])
     return f"{where}: found {error['input']!r}; {error['msg']}"
