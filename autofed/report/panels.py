@@ -64,7 +64,7 @@ def structure_colours(label_names: Mapping[str, int]) -> dict[int, Colour]:
 def _round_top(values: np.ndarray) -> float:
     """The end of a scale that shows these values.
 
-    Mutual information is often a hundredth of the entropy (snapshots of one training are alike) and sometimes half of it;
+    Mutual information is often a hundredth of the entropy (snapshots of one training are alike), sometimes half of it;
     on one scale for both it would be black. So the scale takes one of a few round ends, written beside it.
     """
     return next((top for top in _TOPS if values.max() <= top), 1.0)
