@@ -155,7 +155,7 @@ def declared_labels(path: Path) -> dict[str, int]:
     description = read_json(path)
     if not isinstance(description, dict):
         raise Problems(str(path), [f"expected an object with `labels`, found {type(description).__name__}"])
-    refuse(str(path), _labels_problems(description.get("labels")))
+    refuse(str(path), labels_problems(description.get("labels")))
     return description["labels"]
 
 
@@ -243,7 +243,7 @@ def _description_problems(description: Any) -> list[str]:
     names = _channel_names(description)
     if not isinstance(names, dict) or sorted(names) != sorted(str(i) for i in range(len(names))) or not names:
         problems.append('`channel_names` must map "0", "1", ... to names, for example {"0": "T1"}')
-    problems += _labels_problems(description.get("labels"))
+    problems += labels_problems(description.get("labels"))
     if str(description.get("file_ending", "")).lower() not in images.ENDINGS:
         known = " ".join(sorted(images.ENDINGS))
         problems.append(f"`file_ending` is {description.get('file_ending')!r}; expected one of {known}")
@@ -253,7 +253,8 @@ def _description_problems(description: Any) -> list[str]:
     return problems
 
 
-def _labels_problems(labels: Any) -> list[str]:
+def labels_problems(labels: Any) -> list[str]:
+    """What is wrong with a map of structures to label values, as dataset.json and plans declare it."""
     if not isinstance(labels, dict) or not labels:
         return ['`labels` must map names to values, for example {"background": 0, "kidney": 1}']
     if any(isinstance(v, list) for v in labels.values()):

@@ -13,10 +13,9 @@ from typing import Any, Self
 import numpy as np
 from pydantic import Field
 
-from autofed.case import Case, Dataset, Declaration, disagreements, site_name_problem
+from autofed.case import Case, Dataset, Declaration, disagreements, labels_problems, site_name_problem
 from autofed.files import Record
 from autofed.parallel import Progress, each, silent
-from autofed.plans import labels_problems
 from autofed.problems import refuse
 
 FIXED_POINT = 1 << 24

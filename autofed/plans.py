@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from autofed.case import site_name_problem
+from autofed.case import labels_problems, site_name_problem
 from autofed.files import Record, read_json
 from autofed.problems import Problems, refuse
 
@@ -18,13 +18,6 @@ VERSION: Literal[1] = 1
 Positive = Annotated[int, Field(ge=1)]
 Shape = tuple[Positive, ...]
 Millimetres = Annotated[float, Field(gt=0)]
-
-
-def labels_problems(labels: Mapping[str, int]) -> list[str]:
-    """What is wrong with the values of the structures' labels."""
-    if labels.get("background") == 0 and sorted(labels.values()) == list(range(len(labels))) and len(labels) > 1:
-        return []
-    return [f"labels must be background 0 and then 1, 2, ... without a gap, found {dict(labels)}"]
 
 
 class Budget(Record):

@@ -7,6 +7,8 @@ on; what is finished is not run again. Prints a Markdown table and writes OUT/<f
 
 Every arm takes the same number of steps with the same batch in all: fedavg and local share them out evenly over the
 sites, pooled takes them all on the union. "local" is the mean over the sites' models, each on the whole test set.
+The arms are compared without mirrored views, which take four times as long; fedavg is also scored with them, as predict
+does it.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pathlib import Path
 from autofed import plans, verbs
 from autofed.federation.rounds import read_metrics
 from autofed.files import write_json
+from autofed.scores import Report
 
 FEDERATIONS = ("hippocampus", "dermoscopy")
 ARMS = ("fedavg", "pooled", "local")
@@ -71,13 +74,13 @@ def run_arm(data: Path, out: Path, made: plans.Plan, arm: str, device: str) -> d
                       resume=(folder / "run" / "run.json").is_file())  # fmt: skip
     training_seconds = sum(line["seconds"] for line in read_metrics(run.rounds_folder))
     begin = time.monotonic()
-    reports = {}
-    for model in run.models():
-        target = folder / model
-        verbs.predict(run.folder, data / "test" / "imagesTs", target, model=model, device=device)
-        reports[model] = verbs.evaluate(target, data / "test" / "labelsTs", target / "report.json", processes=2)
+    reports = {model: score(run.folder, data, folder / model, model, device, mirroring=False) for model in run.models()}
+    mirrored = None
+    if arm == "fedavg" and made.inference.mirror_axes:
+        mirrored = score(run.folder, data, folder / "mirrored", "global", device, mirroring=True).mean.dice
     result = {
         "arm": arm,
+        "dice_with_mirrored_views": mirrored,
         "dice": {model: report.mean.dice for model, report in reports.items()},
         "jaccard": {model: report.mean.jaccard for model, report in reports.items()},
         "hd95": {model: report.mean.hd95_mm for model, report in reports.items()},
@@ -86,6 +89,12 @@ def run_arm(data: Path, out: Path, made: plans.Plan, arm: str, device: str) -> d
     }
     write_json(folder / "result.json", result)
     return result
+
+
+def score(run: Path, data: Path, target: Path, model: str, device: str, mirroring: bool) -> Report:
+    """Predict the test set with one model, and score it."""
+    verbs.predict(run, data / "test" / "imagesTs", target, model=model, mirroring=mirroring, device=device)
+    return verbs.evaluate(target, data / "test" / "labelsTs", target / "report.json")
 
 
 def table(name: str, made: plans.Plan, results: list[dict], about: dict) -> str:
@@ -107,6 +116,8 @@ def table(name: str, made: plans.Plan, results: list[dict], about: dict) -> str:
             f"| {result['arm']} | {_mean(result['dice'], 4)} | {_mean(result['jaccard'], 4)} | "
             f"{_mean(result['hd95'], 2)} | {result['training_minutes']:.1f} |"
         )
+        if result["dice_with_mirrored_views"]:
+            lines.append(f"| {result['arm']}, mirrored views | {result['dice_with_mirrored_views']:.4f} | | | |")
         if len(result["dice"]) > 1:
             lines += [f"| {result['arm']}, {model} | {dice:.4f} | | | |" for model, dice in result["dice"].items()]
     return "\n".join([*lines, ""])
