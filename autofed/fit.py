@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from autofed import batches
+from autofed.devices import arithmetic, place
 from autofed.exchange import Arrays
-from autofed.loss import Loss, make_loss
+from autofed.loss import make_loss
 from autofed.network import build, load_weights, weights_of
-from autofed.plans import Local
+from autofed.plans import Local, Network, Training
 from autofed.prepared import Store
 from autofed.privacy import Mechanism
 
@@ -47,23 +48,42 @@ def fit(
     starts anew, since momentum of weights that have since been averaged points elsewhere.
     """
     torch.manual_seed(int(np.random.SeedSequence(list(seed)).generate_state(1)[0]))
-    module = build(local.network).to(device)
-    load_weights(module, weights)
-    module.train()
-    parameters = list(module.parameters())
+    learner = Learner(local.network, local.training, device)
+    load_weights(learner.module, weights)
+    parameters = list(learner.module.parameters())
     optimiser = _optimiser(parameters, local)
-    loss = make_loss(local, len(module.heads))
     draws = islice(mechanism.sampler(list(store.patients), seed), steps)
     losses = []
     for step, groups in enumerate(batches.stream(store, draws, local.training, seed)):
         _set_rate(optimiser, local.training.learning_rate * (1 - begun - share * step / steps) ** 0.9)
         found: list[float] = []
-        gradients = (_gradient(module, loss, group, device, found) for group in groups)
+        gradients = (learner.gradient(group, found) for group in groups)
         _apply(parameters, mechanism.step(gradients, parameters), local.training.gradient_clip)
         optimiser.step()
         losses += [float(np.mean(found))] if found else []  # an empty draw has no loss
         on_step()
-    return Fitted(weights_of(module), np.asarray(losses, dtype=np.float32))
+    return Fitted(weights_of(learner.module), np.asarray(losses, dtype=np.float32))
+
+
+class Learner:
+    """A network and its loss on a device, in the precision of the plan: one backward pass at a time."""
+
+    def __init__(self, network: Network, training: Training, device: str):
+        self.module = place(build(network), network, device).train()
+        self._loss = make_loss(training, len(self.module.heads))
+        self._network, self._training, self._device = network, training, device
+
+    def gradient(self, patches: batches.Patches, losses: list[float]) -> list[torch.Tensor]:
+        """The gradient of the mean loss over some patches, one tensor a parameter; the loss is appended to `losses`."""
+        self.module.zero_grad(set_to_none=True)
+        image = place(torch.from_numpy(patches.image), self._network, self._device)
+        label = torch.from_numpy(patches.label).to(self._device)
+        with arithmetic(self._training.precision, self._device):
+            outputs = self.module(image)
+        value = self._loss([logits.float() for logits in outputs], label)
+        value.backward()
+        losses.append(float(value.detach()))
+        return [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.module.parameters()]
 
 
 def _optimiser(parameters: list[nn.Parameter], local: Local) -> torch.optim.Optimizer:
@@ -80,19 +100,6 @@ def _optimiser(parameters: list[nn.Parameter], local: Local) -> torch.optim.Opti
 def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
     for group in optimiser.param_groups:
         group["lr"] = rate
-
-
-def _gradient(
-    module: nn.Module, loss: Loss, patches: batches.Patches, device: str, found: list[float]
-) -> list[torch.Tensor]:
-    """One backward pass; the loss is noted in `found`."""
-    module.zero_grad(set_to_none=True)
-    image = torch.from_numpy(patches.image).to(device)
-    label = torch.from_numpy(patches.label).to(device)
-    value = loss(module(image), label)
-    value.backward()
-    found.append(float(value.detach()))
-    return [p.grad if p.grad is not None else torch.zeros_like(p) for p in module.parameters()]
 
 
 def _apply(parameters: list[nn.Parameter], gradient: list[torch.Tensor], clip: float) -> None:

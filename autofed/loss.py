@@ -7,19 +7,19 @@ from collections.abc import Callable
 import torch
 from monai.losses import DeepSupervisionLoss, DiceCELoss
 
-from autofed.plans import Local
+from autofed.plans import Training
 
 Loss = Callable[[list[torch.Tensor], torch.Tensor], torch.Tensor]
 
 
-def make_loss(local: Local, resolutions: int) -> Loss:
+def make_loss(training: Training, resolutions: int) -> Loss:
     """A loss of (list of logits (B, K, *shape), labels (B, 1, *patch)).
 
     Soft Dice without background, smoothed by 1e-5, plus cross-entropy, weighted 1 to 1; each coarser resolution weighs
     half of the one above it (Isensee et al. 2021, supplement).
     """
     base = DiceCELoss(
-        include_background=False, to_onehot_y=True, softmax=True, batch=local.training.batch_dice,
+        include_background=False, to_onehot_y=True, softmax=True, batch=training.batch_dice,
         smooth_nr=1e-5, smooth_dr=1e-5,
     )  # fmt: skip
     weights = [0.5**i for i in range(resolutions)]

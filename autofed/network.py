@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -90,52 +89,3 @@ def load_weights(module: nn.Module, weights: Mapping[str, np.ndarray], about: st
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(weights[name])))
-
-
-def pick_device(wanted: str = "auto") -> str:
-    """cpu, cuda or mps; "auto" is the fastest there is. `Problems` if the wanted one is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
-        return next(name for name, found in there.items() if found)
-    refuse(
-        "--device",
-        []
-        if there.get(wanted)
-        else [f"{wanted} is not here; this machine has {', '.join(n for n, f in there.items() if f)}"],
-    )
-    return wanted
-
-
-def measure_speed(device: str, dimension: int, repeats: int = 5) -> float:
-    """Gflop/s of training steps of a small U-Net on a device: what a plan's hours are divided by."""
-    strides: tuple[tuple[int, ...], ...] = ((1,) * dimension, *((2,) * dimension,) * 3)
-    plan = Network(
-        in_channels=1, classes=2, features=(16, 32, 64, 128), kernels=((3,) * dimension,) * 4, strides=strides
-    )
-    patch = (128, 128) if dimension == 2 else (32, 32, 32)
-    module = build(plan, seed=0).to(device)
-    image = torch.zeros((4 if dimension == 2 else 2, 1, *patch), device=device)
-    _step(module, image)
-    fastest = min(_seconds(module, image) for _ in range(repeats))  # others may be using the machine just now
-    return round(3 * plan.forward_gflops(patch) * len(image) / fastest, 1)
-
-
-def _seconds(module: nn.Module, image: torch.Tensor) -> float:
-    _wait(image.device.type)
-    begin = time.perf_counter()
-    _step(module, image)
-    _wait(image.device.type)
-    return time.perf_counter() - begin
-
-
-def _wait(device: str) -> None:
-    """Until an accelerator has done all that it was told: calls to it return at once."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    elif device == "mps":
-        torch.mps.synchronize()
-
-
-def _step(module: nn.Module, image: torch.Tensor) -> None:
-    module.zero_grad()
-    sum(logits.square().mean() for logits in module(image)).backward()

@@ -8,7 +8,7 @@ shrink to what the given machine can do in the given hours.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,14 +47,16 @@ NARROWER = (32, 24, 16, 12, 8)
 FULL_TRAINING = 250_000
 """Steps of a full training (nnU-Net: 1000 epochs of 250)."""
 
-ENOUGH_STEPS = 1200
-"""Fewer steps than this, over all sites, and a narrower network learns more in the same hours."""
+ENOUGH_STEPS = 1000
+"""Fewer steps than this at a site, and a narrower network or a smaller batch learns more in the same hours."""
+
+SMALLEST_BATCH = 2
 
 SHORT_TRAINING = 10_000
 """Below so many steps a site the plan departs from nnU-Net's long training: see `_optimiser` and `_mirror_axes`."""
 
 USEFUL_SHARE = 0.8
-"""Share of the hours that goes into training steps; the rest is reading, augmenting and saving."""
+"""Share of the hours that is planned; the rest is for reading, averaging and saving, and for a machine that is shared."""
 
 _DATASET_SHARE = 0.05
 _REFERENCE = {2: (85e6, 12), 3: (560e6, 2)}  # output elements of all convolutions that fit 8 GB, at this batch size
@@ -339,7 +341,7 @@ def _network_and_training(
     network = _network(fingerprint, found, base)
     _say(reasons, "local.network.strides", network.strides, "pool the finest axes while edges stay at 4 or more")
     rounds, per_round = _meetings(steps // sites, sites, reasons)
-    training = _training(found, batch_size, per_round, steps // sites, reasons)
+    training = _training(found, batch_size, per_round, steps // sites, budget, reasons)
     return network, training, rounds
 
 
@@ -373,7 +375,7 @@ def _meetings(steps_per_site: int, sites: int, reasons: list[Reason]) -> tuple[R
 
 
 def _training(
-    found: Topology, batch_size: int, steps_per_round: int, steps_per_site: int, reasons: list[Reason]
+    found: Topology, batch_size: int, steps_per_round: int, steps_per_site: int, budget: Budget, reasons: list[Reason]
 ) -> Training:
     rate, momentum = _optimiser(steps_per_site)
     width = max(found.patch) / found.patch[0]
@@ -386,8 +388,10 @@ def _training(
         mirror_axes=_mirror_axes(len(found.patch), steps_per_site),
         rotate_in_plane_only=len(found.patch) == 3 and width > ANISOTROPY,
         batch_dice=len(found.patch) == 2,
+        precision=budget.speed.precision if budget.speed else "float32",
     )
     whys = {
+        "precision": "the faster one of float32 and bfloat16 where the speed was measured",
         "momentum": f"learning rate {rate:g}; it starts anew each round, and a training of under {SHORT_TRAINING} "
         "steps a site is too short for .99",
         "mirror_axes": "pictures have no up and down; volumes lie alike in the scanner, and "
@@ -404,20 +408,22 @@ def _fit_to_hours(
     fingerprint: Fingerprint, found: Topology, batch: int, budget: Budget, reasons: list[Reason]
 ) -> tuple[int, int, int]:
     """First-stage width, batch size and total steps: the widest network that gets enough steps in the hours."""
-    if budget.hours is None or budget.gflops is None:
+    if budget.hours is None or budget.speed is None:
         _say(reasons, "local.network.features", BASE_FEATURES, "no hours were given: nnU-Net's full width")
         _say(reasons, "local.training.batch_size", batch, _batch_reason(batch))
         return BASE_FEATURES, batch, FULL_TRAINING
-    floor = min(batch, 2 if len(found.patch) == 3 else 4)
-    for base, size in _candidates(batch, floor):
-        steps = affordable_steps(_network(fingerprint, found, base), found.patch, size, budget)
-        if steps >= ENOUGH_STEPS:
+    sites = len(fingerprint.sites)
+    for base, size in _candidates(batch):
+        network = _network(fingerprint, found, base)
+        steps = affordable_steps(network, found.patch, size, budget)
+        if steps >= ENOUGH_STEPS * sites:
             break
-    steps = max(len(fingerprint.sites), min(steps, FULL_TRAINING))
-    fits = f"{steps} steps in all fit {budget.hours:g} h on this {budget.device} ({budget.gflops:.0f} Gflop/s measured)"
-    wish = f"of the first stages {NARROWER} the widest that leaves at least {ENOUGH_STEPS} steps"
-    if steps < ENOUGH_STEPS:
-        wish = f"even the narrowest network gets fewer than the {ENOUGH_STEPS} steps wished for: give more hours"
+    steps = max(sites, min(steps, FULL_TRAINING))
+    seconds = budget.speed.seconds(network, found.patch, size)
+    fits = f"{steps} steps of {seconds:.2g} s in all fit {budget.hours:g} h on this {budget.device}"
+    wish = f"of the first stages {NARROWER} the widest that leaves at least {ENOUGH_STEPS} steps to each of {sites} sites"
+    if steps < ENOUGH_STEPS * sites:
+        wish = f"even the narrowest network gets fewer than the {ENOUGH_STEPS} a site wished for: give more hours"
     _say(reasons, "local.network.features", base, f"{fits}; {wish}")
     _say(
         reasons,
@@ -432,21 +438,20 @@ def _batch_reason(batch: int) -> str:
     return f"memory and 5 % of the federation's voxels allow {batch} (nnU-Net counts one dataset, here all sites count)"
 
 
-def _candidates(batch: int, floor: int):
+def _candidates(batch: int) -> Iterator[tuple[int, int]]:
     """Width first, then batch: a smaller batch costs less quality than a narrower network."""
     for base in NARROWER:
         size = batch
-        while size > floor:
+        while size > SMALLEST_BATCH:
             yield base, size
-            size = max(floor, size // 2)
-        yield base, floor
+            size = max(SMALLEST_BATCH, size // 2)
+        yield base, size
 
 
-def affordable_steps(network: Network, patch: Sequence[int], batch: int, budget: Budget) -> int:
-    """Training steps that fit the hours; the backward pass costs twice the forward pass."""
-    assert budget.hours is not None and budget.gflops is not None
-    seconds = 3 * network.forward_gflops(tuple(patch)) * batch / budget.gflops
-    return int(budget.hours * 3600 * USEFUL_SHARE / seconds)
+def affordable_steps(network: Network, patch: tuple[int, ...], batch: int, budget: Budget) -> int:
+    """Training steps that fit the hours."""
+    assert budget.hours is not None and budget.speed is not None
+    return int(budget.hours * 3600 * USEFUL_SHARE / budget.speed.seconds(network, patch, batch))
 
 
 def _rounds(steps_per_site: int) -> tuple[int, int]:

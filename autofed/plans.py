@@ -15,22 +15,49 @@ from autofed.problems import Problems, refuse
 
 VERSION: Literal[1] = 1
 
+Precision = Literal["float32", "bfloat16"]
+
 Positive = Annotated[int, Field(ge=1)]
 Shape = tuple[Positive, ...]
 Millimetres = Annotated[float, Field(gt=0)]
 
 
+class Speed(Record):
+    """How fast a device trains: what a step costs by itself and for each unit of its work, and in which precision.
+
+    Measured (`autofed.speed`), and recorded so that the same plan can be made again on another machine. Elements are
+    those of all convolutions' outputs, operations those of forward and backward pass, voxels those of the patches that
+    are augmented, all channels counted.
+    """
+
+    precision: Precision = "float32"
+    seconds_per_step: float = Field(ge=0)
+    seconds_per_gigaelement: float = Field(ge=0)
+    seconds_per_teraflop: float = Field(ge=0)
+    seconds_per_megavoxel: float = Field(ge=0)
+
+    def seconds(self, network: Network, patch: Shape, batch: int) -> float:
+        """Seconds of one training step. Feeding is added although it overlaps: a CPU's cores have to do it too."""
+        gigaelements, teraflops = network.work(patch, batch)
+        megavoxels = batch * network.in_channels * math.prod(patch) / 1e6
+        return (
+            self.seconds_per_step
+            + self.seconds_per_gigaelement * gigaelements
+            + self.seconds_per_teraflop * teraflops
+            + self.seconds_per_megavoxel * megavoxels
+        )
+
+
 class Budget(Record):
     """What the plan may cost: memory and hours of the machine it is made for, and privacy.
 
-    `gflops` is the measured speed of the device on a training step of a small network; it is recorded so that the
-    same plan can be made again on another machine. `hours` is for all sites together, trained one after the other.
+    `hours` is for all sites together, trained one after the other, at the measured `speed` of the device.
     """
 
     memory_gb: float = Field(8.0, gt=0, le=1e6)
     hours: float | None = Field(None, gt=0, le=1e6)
     device: Literal["cpu", "cuda", "mps"] = "cpu"
-    gflops: float | None = Field(None, gt=0)
+    speed: Speed | None = None
     epsilon: float | None = Field(None, gt=0)
     delta: float | None = Field(None, gt=0, lt=1)
 
@@ -206,13 +233,17 @@ class Network(Record):
             voxels.append(math.prod(sizes))
         return voxels
 
-    def forward_gflops(self, patch: Shape) -> float:
-        """Multiply-adds of one forward pass over one patch, counted twice (as is usual), in 10^9."""
+    def work(self, patch: Shape, batch: int) -> tuple[float, float]:
+        """Of one training step: 10^9 output elements of all convolutions, and 10^12 operations.
+
+        A multiply-add is two operations; the backward pass costs twice the forward pass.
+        """
         voxels = self.stage_voxels(patch)
-        total = 0
+        elements = operations = 0
         for stage, before, width, kernel in self.convolutions():
-            total += 2 * before * width * kernel * voxels[stage]
-        return total / 1e9
+            elements += width * voxels[stage]
+            operations += 3 * 2 * before * width * kernel * voxels[stage]
+        return batch * elements / 1e9, batch * operations / 1e12
 
 
 class Training(Record):
@@ -229,6 +260,7 @@ class Training(Record):
     batch_dice: bool = False
     mirror_axes: tuple[int, ...] = ()
     rotate_in_plane_only: bool = False
+    precision: Precision = "float32"
     seed: int = 12345
 
 
@@ -350,7 +382,7 @@ _INSTEAD = {
     "memory_gb": "plan again with --memory",
     "hours": "plan again with --hours",
     "device": "plan again with --device",
-    "gflops": "it is measured when the plan is made",
+    "speed": "it is measured when the plan is made",
     "epsilon": "set agreement.privacy.epsilon",
     "delta": "set agreement.privacy.delta",
 }

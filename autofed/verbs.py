@@ -11,6 +11,7 @@ import numpy as np
 
 from autofed import algorithms, plans, privacy
 from autofed.case import Case, Dataset, declared_labels, find_images, open_dataset, open_datasets
+from autofed.devices import pick_device
 from autofed.exchange import Arrays
 from autofed.federation import rounds as loop
 from autofed.federation.inprocess import InProcess
@@ -19,7 +20,7 @@ from autofed.fingerprints import Fingerprint, measure, merge
 from autofed.images import PICTURE_SLICE_MM
 from autofed.images import Geometry as FileGeometry
 from autofed.inference import Prediction, Predictor
-from autofed.network import build, load_weights, measure_speed, pick_device, weights_of
+from autofed.network import build, load_weights, weights_of
 from autofed.parallel import Progress, silent
 from autofed.planner import make
 from autofed.plans import Budget, Plan
@@ -29,6 +30,7 @@ from autofed.prepared import preprocess as prepare_site
 from autofed.problems import Problems, refuse
 from autofed.runs import Identity, Run, read_weights
 from autofed.scores import Report, evaluate_folder
+from autofed.speed import measure_speed
 
 PathLike = Path | str
 POOLED = "pooled"
@@ -66,8 +68,10 @@ def plan(
     merged = merge(_fingerprints(sources, processes, progress))
     if hours is None and device == "cpu":
         hours = 1.0
-    gflops = measure_speed(device, merged.declaration.dimension) if hours is not None else None
-    budget = Budget.parse({"memory_gb": memory_gb, "hours": hours, "device": device, "gflops": gflops}, "the budget")
+    wanted = {"memory_gb": memory_gb, "hours": hours, "device": device}
+    Budget.parse(wanted, "the budget")  # before the machine is kept busy
+    speed = measure_speed(device, merged.declaration.dimension, len(merged.declaration.channels))
+    budget = Budget.parse({**wanted, "speed": speed.model_dump()}, "the budget")
     made = make(merged, budget, algorithm)
     if settings:
         made = made.change(dict(settings))

@@ -126,7 +126,7 @@ def test_loss_is_small_for_a_perfect_answer_and_large_for_a_wrong_one(ground):
     label[..., 4:12] = 1
     right = torch.stack([(label[:, 0] == k).float() * 20 for k in range(2)], dim=1)
     coarse = right[..., ::2, ::2, ::2]
-    loss = make_loss(local, 2)
+    loss = make_loss(local.training, 2)
     assert loss([right, coarse], label) < 0.01
     assert loss([-right, -coarse], label) > 5
     # the finer resolution weighs twice as much as the coarser
@@ -144,7 +144,7 @@ def test_batch_dice_counts_all_patches_as_one(ground):
     logits = torch.stack([(answer == k).float() * 20 for k in range(2)], dim=1)
     training = local.training
     losses = {
-        batch: make_loss(local.model_copy(update={"training": training.model_copy(update={"batch_dice": batch})}), 1)(
+        batch: make_loss(training.model_copy(update={"batch_dice": batch}), 1)(
             [logits], label
         ).item()
         for batch in (False, True)

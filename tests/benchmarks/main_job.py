@@ -59,7 +59,7 @@ def run_federation(data: Path, out: Path, hours: float, arms: tuple[str, ...], d
     results = [run_arm(data, out, made, arm, device) for arm in arms]
     about = {
         "date": str(date.today()), "machine": f"{platform.machine()}, {made.budget.device}, "
-        f"{made.budget.gflops} Gflop/s measured", "seed": made.local.training.seed, "hours_planned": hours,
+        f"{made.local.training.precision}", "seed": made.local.training.seed, "hours_planned": hours,
     }  # fmt: skip
     write_json(out / "results.json", {"about": about, "arms": results})
     print(table(data.name, made, results, about), flush=True)

@@ -1,0 +1,84 @@
+"""How long a training step takes on a device: four costs, measured with the very step that `fit` takes."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import get_args
+
+import numpy as np
+from scipy.optimize import nnls
+
+from autofed.batches import Patches, augmentations, reading_patch
+from autofed.devices import seconds
+from autofed.fit import Learner
+from autofed.plans import Network, Precision, Speed, Training
+
+_BATCH = 2
+_EDGES = {"cpu": {2: (64, 192), 3: (16, 32)}, "accelerator": {2: (256, 512), 3: (32, 96)}}
+_WIDTHS = (8, 32)
+_FED = 24
+"""Patches augmented to see what one costs: rotation, the dearest part, meets one patch in five."""
+
+_WORTH = 0.9
+"""A coarser precision must take at most this share of the time, or float32 it stays."""
+
+
+def measure_speed(device: str, dimension: int, channels: int = 1) -> Speed:
+    """What a step costs on a device, in the precision that is faster there; takes a few seconds.
+
+    Three small U-Nets (narrow on a small and a large patch, wide on a large one) tell the cost of a step from that of
+    an output element and of an operation: the least squares of the relative errors with no cost below zero.
+    """
+    probes = [_probe(device, dimension, channels, width, edge) for width, edge in _probes(device, dimension)]
+    times = {precision: [_time(p, device, precision) for p in probes] for precision in get_args(Precision)}
+    chosen: Precision = "bfloat16" if times["bfloat16"][-1] < _WORTH * times["float32"][-1] else "float32"
+    costs = solve(probes, times[chosen])
+    return Speed(
+        precision=chosen,
+        seconds_per_step=costs[0],
+        seconds_per_gigaelement=costs[1],
+        seconds_per_teraflop=costs[2],
+        seconds_per_megavoxel=_feeding(probes[-1][1], channels),
+    )
+
+
+def solve(probes: list[tuple[Network, Training]], times: list[float]) -> tuple[float, float, float]:
+    """Costs of a step, of 10^9 output elements and of 10^12 operations that explain the times best, none negative."""
+    work = np.array([[1.0, *network.work(t.patch_size, t.batch_size)] for network, t in probes])
+    found, _ = nnls(work / np.array(times)[:, None], np.ones(len(times)))
+    return (float(found[0]), float(found[1]), float(found[2]))
+
+
+def _probes(device: str, dimension: int) -> list[tuple[int, int]]:
+    small, large = _EDGES["cpu" if device == "cpu" else "accelerator"][dimension]
+    narrow, wide = _WIDTHS
+    return [(narrow, small), (narrow, large), (wide, large)]
+
+
+def _probe(device: str, dimension: int, channels: int, width: int, edge: int) -> tuple[Network, Training]:
+    network = Network(
+        in_channels=channels, classes=2, features=tuple(width * 2**stage for stage in range(4)),
+        kernels=((3,) * dimension,) * 4, strides=((1,) * dimension, *((2,) * dimension,) * 3),
+    )  # fmt: skip
+    return network, Training(patch_size=(edge,) * dimension, batch_size=_BATCH, steps_per_round=1)
+
+
+def _time(probe: tuple[Network, Training], device: str, precision: Precision) -> float:
+    network, training = probe
+    training = training.model_copy(update={"precision": precision})
+    image, label = _pictures(training.patch_size, network.in_channels, training.batch_size)
+    learner = Learner(network, training, device)
+    return seconds(partial(learner.gradient, Patches(image, label), []), device)
+
+
+def _pictures(shape: tuple[int, ...], channels: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    image = np.random.default_rng(0).normal(size=(count, channels, *shape)).astype(np.float32)
+    return image, (image[:, :1] > 0).astype(np.int16)
+
+
+def _feeding(training: Training, channels: int) -> float:
+    """Seconds to augment 10^6 voxels of patches, all channels counted, in the one thread that feeds."""
+    image, label = _pictures(reading_patch(training), channels, _FED)
+    augment = partial(augmentations(training), data=image, seg=label.astype(np.float32))
+    return seconds(augment, "cpu", repeats=1) / (_FED * channels * math.prod(training.patch_size) / 1e6)
