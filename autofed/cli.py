@@ -30,6 +30,24 @@ class Device(StrEnum):
     mps = "mps"
 
 
+class Configuration(StrEnum):
+    """On which grid to learn."""
+
+    auto = "auto"
+    flat = "2d"
+    full = "3d_fullres"
+    low = "3d_lowres"
+
+
+class Preset(StrEnum):
+    """nnU-Net's networks."""
+
+    plain = "plain"
+    medium = "resenc-m"
+    large = "resenc-l"
+    largest = "resenc-xl"
+
+
 class Task(StrEnum):
     """Which of the two shipped federations the demo runs on."""
 
@@ -45,52 +63,59 @@ DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes
 def fingerprint(
     site: Annotated[Path, typer.Argument(help="A folder in nnU-Net's raw layout.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The fingerprint to hand over, a JSON file.")],
+    speed: Annotated[bool, typer.Option("--speed", help="Also how fast this machine trains.")] = False,
+    device: DeviceOption = Device.auto,
     processes: Processes = 0,
 ) -> None:
     """What a hospital can compute alone and hand over: counts and sums, never a case."""
     from autofed import verbs
 
+    options: dict[str, Any] = {"speed": speed, "device": device.value, "processes": _count(processes)}
     with _progress() as progress:
-        found = verbs.fingerprint(site, output, processes=_count(processes), progress=progress)
+        found = verbs.fingerprint(site, output, progress=progress, **options)
     counts = found.sites[site.resolve().name]
     typer.echo(f"{output}: {counts.cases} cases, {counts.labelled} with labels, of {counts.patients} patients")
 
 
 @app.command()
 def plan(
-    sources: Annotated[list[Path], typer.Argument(help="Sites' folders or their fingerprints.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The plan, a JSON file.")],
+    sources: Annotated[list[Path], typer.Argument(help="Sites' folders or their fingerprints; or a plan, to show it.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The plan, a JSON file.")] = None,
     hours: Annotated[
         float | None,
         typer.Option(
-            help="Training time on this machine for all sites together; "
-            "default 1 on a CPU, nnU-Net's full training elsewhere."
+            help="Training time from start to end; default 1 on a CPU, nnU-Net's full training elsewhere."
         ),
     ] = None,
-    memory: Annotated[float, typer.Option(help="Memory of the device in GB.")] = 8.0,
+    memory: Annotated[
+        float | None, typer.Option(help="Memory of the device in GB; default 8, more for larger presets.")
+    ] = None,
     device: DeviceOption = Device.auto,
     algorithm: Annotated[str, typer.Option(help="How the sites learn together.")] = "fedavg",
+    configuration: Annotated[Configuration, typer.Option(help="On which grid to learn.")] = Configuration.auto,
+    preset: Annotated[Preset, typer.Option(help="Which of nnU-Net's networks.")] = Preset.plain,
     set_: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE, set by hand; may be repeated.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show every decision with its reason.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON and nothing else.")] = False,
     processes: Processes = 0,
 ) -> None:
     """Network, patch size, rounds and all the rest, from the data of all sites; every decision has its reason."""
-    from autofed import verbs
+    from autofed import plans, verbs
 
-    settings = _settings(set_ or [])
-    with _progress() as progress:
-        made = verbs.plan(
-            sources,
-            output,
-            hours=hours,
-            memory_gb=memory,
-            device=device.value,
-            algorithm=algorithm,
-            settings=settings,
-            processes=_count(processes),
-            progress=progress,
-        )
-    _show_plan(made)
-    typer.echo(f"\nwritten to {output}; next: autofed preprocess {output} SITE... -o WORK")
+    if len(sources) == 1 and plans.is_plan(sources[0]):
+        made = plans.load(sources[0])
+        explain = not json
+    else:
+        options: dict[str, Any] = {"hours": hours, "memory_gb": memory, "device": device.value, "algorithm": algorithm}
+        options |= {"configuration": configuration.value, "preset": preset.value, "settings": _settings(set_ or [])}
+        with _progress() as progress:
+            made = verbs.plan(sources, output, processes=_count(processes), progress=progress, **options)
+    if json:
+        typer.echo(made.model_dump_json(indent=2))
+        return
+    _show_plan(made, explain)
+    following = f"written to {output}; next: autofed preprocess {output} SITE... -o WORK"
+    typer.echo("\n" + (following if output else "no file was written; -o plan.json writes one"))
 
 
 @app.command()
@@ -295,14 +320,28 @@ def _settings(assignments: list[str]) -> dict[str, Any]:
     return settings
 
 
-def _show_plan(made: Any) -> None:
+_MAIN_POINTS = (
+    "local.geometry.configuration",
+    "local.geometry.spacing_mm",
+    "local.training.patch_size",
+    "local.training.batch_size",
+    "local.network.features",
+    "agreement.training.rounds",
+)
+
+
+def _show_plan(made: Any, every: bool) -> None:
+    """The decisions as a table: all of them, or the main points and what was set by hand."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table("field", "value", "why", box=None, padding=(0, 2, 0, 0))
     for reason in made.reasons:
-        table.add_row(reason.field, reason.value, reason.why)
+        if every or reason.field in _MAIN_POINTS or reason.why == "set by hand":
+            table.add_row(reason.field, reason.value, reason.why)
     Console().print(table)
+    if not every:
+        typer.echo("\nadd --explain to see every decision")
 
 
 def _write_page(found: Any, predictions: Path, labels: Path, target: Path) -> Path:

@@ -12,28 +12,40 @@ from typing import Any, Self
 
 import numpy as np
 from pydantic import Field
+from scipy import ndimage
 
 from autofed.case import Case, Dataset, Declaration, disagreements, labels_problems, site_name_problem
 from autofed.files import Record
 from autofed.parallel import Progress, each, silent
+from autofed.plans import Speed
 from autofed.problems import refuse
 
 FIXED_POINT = 1 << 24
 """One unit in the fixed-point sums of intensities; a case's foreground has this mass in a histogram."""
 
 HOUNSFIELD_RANGE = (-1024, 3071)
-"""The agreed range of CT histograms, in bins of 1 HU; values outside count in the first and the last bin."""
+"""The agreed range of CT histograms, in bins of 1 HU; values outside count in the first and the last bin.
+
+Elsewhere a value counts in the bin of its nearest bfloat16 (8 significant bits, so within 0.4 %): every number of
+every scanner has such a bin, and sites need not agree on a range first.
+"""
+
+FLOAT_RANGE = (-3.4e38, 3.4e38)
 
 Counts = dict[str, int]
 """How many cases have a value; values are written so that they read back exactly."""
 
 
 class SiteCounts(Record):
-    """How much a site has; the number of patients is public. `patients` counts those with a labelled case."""
+    """How much a site has; the number of patients is public. `patients` counts those with a labelled case.
+
+    `speed` is that of the machine that will train there, if it was measured.
+    """
 
     patients: int = Field(ge=0)
     cases: int = Field(ge=0)
     labelled: int = Field(ge=0)
+    speed: Speed | None = None
 
 
 class AxisCounts(Record):
@@ -48,7 +60,7 @@ class ChannelSums(Record):
     """Foreground intensities of a channel. Each case counts alike, as nnU-Net draws equally from each.
 
     `total` and `squares` are sums over cases of the mean and the mean square, in units of 1 / FIXED_POINT;
-    `histogram` (CT only) maps a bin in HU to mass in the same units.
+    `histogram` maps a bin to mass in the same units (see HOUNSFIELD_RANGE).
     """
 
     cases: int = 0
@@ -58,11 +70,15 @@ class ChannelSums(Record):
 
 
 class ClassCounts(Record):
-    """One structure: the cases that have it, its voxels, and its volume in mm^3 (fixed point; pixels for pictures)."""
+    """One structure: the cases that have it, its voxels, its volume in mm^3 (fixed point; pixels for pictures).
+
+    `components` counts its connected pieces, corner to corner, over all cases; 0 for the background.
+    """
 
     cases: int = 0
     voxels: int = 0
     volume: int = 0
+    components: int = 0
 
 
 class Fingerprint(Record):
@@ -79,6 +95,11 @@ class Fingerprint(Record):
     def cases(self) -> int:
         """The number of cases over all sites."""
         return sum(site.cases for site in self.sites.values())
+
+    def with_speed(self, speed: Speed) -> Self:
+        """The same, with the speed of the machine that will train at its sites."""
+        sites = {name: site.model_copy(update={"speed": speed}) for name, site in self.sites.items()}
+        return self.model_copy(update={"sites": sites})
 
     @classmethod
     def parse(cls, value: Any, about: str) -> Self:
@@ -144,7 +165,7 @@ def _declaration_problems(found: Fingerprint) -> list[str]:
         problems.append(f"classes: found {sorted(found.classes)}, the declaration has {sorted(declaration.labels)}")
     most = max((c.cases for name, c in found.classes.items() if declaration.labels.get(name)), default=0)
     for name, sums in zip(declaration.channels, found.channels, strict=False):
-        if sums.cases < most or (is_ct(name) and sums.cases and not any(sums.histogram.values())):
+        if sums.cases < most or (sums.cases and not any(sums.histogram.values())):
             problems.append(f"channels.{name}: the intensities of {most} cases with a structure are expected")
     return problems
 
@@ -168,7 +189,7 @@ def _all_counts(found: Fingerprint) -> Iterator[tuple[str, Counts, float, float]
             yield f"axes.{name}.{field}", getattr(axis, field), tiny, huge
     yield "crop_ratio", found.crop_ratio, 0, 1
     for name, sums in zip(found.declaration.channels, found.channels, strict=False):
-        yield f"channels.{name}.histogram", sums.histogram, *HOUNSFIELD_RANGE
+        yield f"channels.{name}.histogram", sums.histogram, *(HOUNSFIELD_RANGE if is_ct(name) else FLOAT_RANGE)
 
 
 def _is_within(number: str, low: float, high: float) -> bool:
@@ -236,14 +257,29 @@ def _channel(voxels: np.ndarray, name: str) -> ChannelSums:
         cases=1,
         total=round(float(exact.mean()) * FIXED_POINT),
         squares=round(float(np.square(exact).mean()) * FIXED_POINT),
-        histogram=_histogram(voxels) if is_ct(name) else {},
+        histogram=_histogram(*(_hounsfield(voxels) if is_ct(name) else _bfloat16(voxels))),
     )
 
 
-def _histogram(voxels: np.ndarray) -> Counts:
-    bins, counts = np.unique(np.clip(np.round(voxels), *HOUNSFIELD_RANGE).astype(int), return_counts=True)
-    masses = np.round(counts * (FIXED_POINT / voxels.size)).astype(int)
-    return {str(b): int(m) for b, m in zip(bins, masses, strict=True)}
+def _histogram(bins: np.ndarray, counts: np.ndarray) -> Counts:
+    """Bins that hold something, with their share of a case's mass."""
+    masses = np.round(counts * (FIXED_POINT / counts.sum())).astype(int)
+    return {repr(b): m for b, m in zip(bins.tolist(), masses.tolist(), strict=True) if m}
+
+
+def _hounsfield(voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    low, high = HOUNSFIELD_RANGE
+    counts = np.bincount((np.clip(np.round(voxels), low, high) - low).astype(np.int64))
+    filled = np.flatnonzero(counts)
+    return filled + low, counts[filled]
+
+
+def _bfloat16(voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The upper half of a float32's bits, rounded; -0 is 0."""
+    bits = np.ascontiguousarray(voxels + np.float32(0), np.float32).view(np.uint32)
+    counts = np.bincount((bits + np.uint32(0x8000)) >> 16)
+    filled = np.flatnonzero(counts)
+    return (filled.astype(np.uint32) << 16).view(np.float32), counts[filled]
 
 
 def _classes(case: Case, labels: Mapping[str, int]) -> dict[str, ClassCounts]:
@@ -252,9 +288,20 @@ def _classes(case: Case, labels: Mapping[str, int]) -> dict[str, ClassCounts]:
     voxels = np.bincount(case.label.ravel(), minlength=len(labels))
     unit = case.geometry.voxel_mm3 * FIXED_POINT
     return {
-        name: ClassCounts(cases=int(voxels[v] > 0), voxels=int(voxels[v]), volume=round(int(voxels[v]) * unit))
+        name: ClassCounts(
+            cases=int(voxels[v] > 0),
+            voxels=int(voxels[v]),
+            volume=round(int(voxels[v]) * unit),
+            components=_components(case.label, v) if v and voxels[v] else 0,
+        )
         for name, v in labels.items()
     }
+
+
+def _components(label: np.ndarray, value: int) -> int:
+    """Connected pieces of one structure, within its bounding box; voxels that touch at a corner are one piece."""
+    mask = label == value
+    return int(ndimage.label(mask[crop_box(mask[None])], np.ones((3, 3, 3)))[1])
 
 
 def _add(a: Fingerprint, b: Fingerprint) -> Fingerprint:

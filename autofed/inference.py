@@ -132,7 +132,7 @@ class Predictor:
 def views(network: UNet, image: np.ndarray, plan: Plan, axes: Sequence[int], device: str) -> Iterator[torch.Tensor]:
     """Probabilities (K, *grid) of an image (C, *grid), once for each combination of mirrored axes."""
     whole = torch.from_numpy(image).to(device)[None]
-    flat = plan.agreement.dimension == 2
+    flat = plan.local.axes == 2
     for mirrored in chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1)):
         turned = [axis + (3 if flat else 2) for axis in mirrored]
         view = whole.flip(turned) if turned else whole

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetOutBlock, UnetUpBlock
+from monai.networks.blocks.dynunet_block import (
+    UnetBasicBlock,
+    UnetOutBlock,
+    UnetResBlock,
+    UnetUpBlock,
+    get_conv_layer,
+)
 from torch import nn
 
 from autofed.plans import Network
@@ -17,7 +23,7 @@ _ACT = ("leakyrelu", {"inplace": True, "negative_slope": 0.01})
 
 
 class UNet(nn.Module):
-    """nnU-Net's plain U-Net: two convolutions per stage, strided down, transposed up.
+    """nnU-Net's U-Nets, plain or with residual blocks on the way down; strided down, transposed up.
 
     Takes (B, C, *patch). Gives logits (B, K, *patch); in training mode a list of them, from the finest to the coarsest
     supervised stage. No submodule is held twice, so that `named_parameters` and `state_dict` name the same things.
@@ -25,18 +31,11 @@ class UNet(nn.Module):
 
     def __init__(self, plan: Network):
         super().__init__()
-        dims = len(plan.strides[0])
-        stages = list(zip(plan.features, plan.kernels, plan.strides, strict=True))
-        before = (plan.in_channels, *plan.features[:-1])
-        self.down = nn.ModuleList(
-            UnetBasicBlock(dims, channels, width, kernel, stride, _NORM, _ACT)
-            for channels, (width, kernel, stride) in zip(before, stages, strict=True)
-        )
-        last = len(stages) - 1
+        dims, last = len(plan.strides[0]), len(plan.features) - 1
+        down, up = (_plain_stage, UnetUpBlock) if plan.kind == "unet" else (_residual_stage, _SingleUpBlock)
+        self.down = nn.ModuleList(down(plan, stage) for stage in range(last + 1))
         self.up = nn.ModuleList(
-            UnetUpBlock(
-                dims, plan.features[s + 1], plan.features[s], plan.kernels[s], 1, plan.strides[s + 1], _NORM, _ACT
-            )
+            up(dims, plan.features[s + 1], plan.features[s], plan.kernels[s], 1, plan.strides[s + 1], _NORM, _ACT)
             for s in reversed(range(last))
         )
         self.supervised = [0, *range(1, last - 1)] if plan.deep_supervision else [0]
@@ -57,6 +56,49 @@ class UNet(nn.Module):
         return [head(decoded[stage]) for stage, head in zip(self.supervised, self.heads, strict=True)]
 
 
+def _channels_into(plan: Network, stage: int) -> int:
+    return plan.in_channels if stage == 0 else plan.features[stage - 1]
+
+
+def _plain_stage(plan: Network, stage: int) -> nn.Module:
+    kernel, stride = plan.kernels[stage], plan.strides[stage]
+    width, before = plan.features[stage], _channels_into(plan, stage)
+    return UnetBasicBlock(len(stride), before, width, kernel, stride, _NORM, _ACT)
+
+
+def _residual_stage(plan: Network, stage: int) -> nn.Module:
+    """Residual blocks, the first of which strides; before those of the finest stage a stem of one convolution."""
+    kernel, stride = plan.kernels[stage], plan.strides[stage]
+    width, before = plan.features[stage], _channels_into(plan, stage)
+    layers: list[nn.Module] = []
+    if stage == 0:
+        layers.append(_convolution(len(stride), before, width, kernel))
+        before = width
+    for block in range(plan.blocks[stage]):
+        step = stride if block == 0 else 1
+        layers.append(UnetResBlock(len(stride), before, width, kernel, step, _NORM, _ACT))
+        before = width
+    return nn.Sequential(*layers)
+
+
+def _convolution(dims: int, before: int, width: int, kernel: Sequence[int]) -> nn.Module:
+    return get_conv_layer(dims, before, width, kernel, 1, _ACT, _NORM, conv_only=False)
+
+
+class _SingleUpBlock(nn.Module):
+    """MONAI's UnetUpBlock with one convolution instead of two."""
+
+    def __init__(self, dims, before, width, kernel, _stride, upsampling, _norm, _act):
+        super().__init__()
+        self.transp_conv = get_conv_layer(
+            dims, before, width, upsampling, upsampling, None, None, conv_only=False, is_transposed=True
+        )
+        self.conv = _convolution(dims, 2 * width, width, kernel)
+
+    def forward(self, image: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        return self.conv(torch.cat((self.transp_conv(image), skip), dim=1))
+
+
 def build(plan: Network, seed: int | None = None) -> UNet:
     """The module of a plan's network. With a seed, its weights are He-initialised by it and by nothing else."""
     module = UNet(plan)
@@ -66,7 +108,7 @@ def build(plan: Network, seed: int | None = None) -> UNet:
             if parameter.ndim > 1:
                 nn.init.kaiming_normal_(parameter, a=0.01, generator=generator)
             else:
-                nn.init.constant_(parameter, 1.0 if ".norm" in name and name.endswith("weight") else 0.0)
+                nn.init.constant_(parameter, 1.0 if name.endswith("weight") else 0.0)  # of a norm, its scale
     return module
 
 

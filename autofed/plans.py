@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,8 @@ from autofed.problems import Problems, refuse
 VERSION: Literal[1] = 1
 
 Precision = Literal["float32", "bfloat16"]
+Configuration = Literal["2d", "3d_fullres", "3d_lowres"]
+PresetName = Literal["plain", "resenc-m", "resenc-l", "resenc-xl"]
 
 Positive = Annotated[int, Field(ge=1)]
 Shape = tuple[Positive, ...]
@@ -49,17 +51,38 @@ class Speed(Record):
 
 
 class Budget(Record):
-    """What the plan may cost: memory and hours of the machine it is made for, and privacy.
+    """What the plan may cost (memory, hours, privacy) and what was asked for: preset and configuration.
 
-    `hours` is for all sites together, trained one after the other, at the measured `speed` of the device.
+    `speed` is that of this machine, `site_speeds` those that sites measured on their own. `hours` is the time that the
+    training takes from start to end: sites with a speed of their own work at the same time, all others one after the
+    other on this machine. All speeds are recorded, so that the same plan can be made again anywhere.
     """
 
     memory_gb: float = Field(8.0, gt=0, le=1e6)
     hours: float | None = Field(None, gt=0, le=1e6)
     device: Literal["cpu", "cuda", "mps"] = "cpu"
     speed: Speed | None = None
+    site_speeds: dict[str, Speed] = Field(default_factory=dict)
+    preset: PresetName = "plain"
+    configuration: Configuration | Literal["auto"] = "auto"
     epsilon: float | None = Field(None, gt=0)
     delta: float | None = Field(None, gt=0, lt=1)
+
+    @property
+    def precision(self) -> Precision:
+        """The precision that was faster on every machine."""
+        speeds = [*self.site_speeds.values(), *([self.speed] if self.speed else [])]
+        return "bfloat16" if speeds and all(s.precision == "bfloat16" for s in speeds) else "float32"
+
+    def is_measured(self, sites: Collection[str]) -> bool:
+        """Whether the speed is known of every machine that trains one of the sites."""
+        return self.speed is not None or set(sites) <= set(self.site_speeds)
+
+    def seconds_per_step(self, network: Network, patch: Shape, batch: int, sites: Collection[str]) -> float:
+        """Seconds until every site has taken one step: the slowest site counts."""
+        remote = [self.site_speeds[s].seconds(network, patch, batch) for s in sites if s in self.site_speeds]
+        here = len(sites) - len(remote)
+        return max([*remote, *([here * self.speed.seconds(network, patch, batch)] if here and self.speed else [])])
 
 
 class Algorithm(Record):
@@ -132,7 +155,7 @@ class Agreement(Record):
 class Geometry(Record):
     """The grid of the prepared data. Axes are in the plan's order, which is `transpose` of the file's (z, y, x)."""
 
-    configuration: Literal["2d", "3d_fullres"]
+    configuration: Configuration
     transpose: tuple[int, int, int]
     spacing_mm: tuple[Millimetres, Millimetres, Millimetres]
     median_shape: tuple[Positive, Positive, Positive]
@@ -163,15 +186,41 @@ class Intensity(Record):
     inside_mask: bool = False
 
 
-class Network(Record):
-    """A U-Net stage by stage: features, kernel sizes and strides, and what it costs in parameters and memory."""
+class Convolution(NamedTuple):
+    """One convolution: the stage whose grid its output lies on, its channels, the voxels of its kernel, its role."""
 
-    kind: Literal["unet"] = "unet"
+    stage: int
+    channels_in: int
+    channels_out: int
+    kernel: int
+    role: Literal["normalised", "bare", "head"] = "normalised"
+
+    @property
+    def is_head(self) -> bool:
+        """Whether its output are logits."""
+        return self.role == "head"
+
+    @property
+    def parameters(self) -> int:
+        """Weights; a scale and a shift per channel where it is normalised; biases of a head."""
+        extra = {"normalised": 2, "bare": 0, "head": 1}[self.role]
+        return self.channels_out * (self.channels_in * self.kernel + extra)
+
+
+class Network(Record):
+    """A U-Net stage by stage: features, kernel sizes and strides, and what it costs in parameters and memory.
+
+    "unet" has two convolutions per stage on both ways. "resenc" has residual `blocks` of two convolutions on the way
+    down, behind a stem of one, and one convolution on the way up.
+    """
+
+    kind: Literal["unet", "resenc"] = "unet"
     in_channels: int = Field(ge=1)
     classes: int = Field(ge=2)
     features: Shape
     kernels: tuple[Shape, ...]
     strides: tuple[Shape, ...]
+    blocks: tuple[Positive, ...] = ()
     deep_supervision: bool = True
 
     @model_validator(mode="after")
@@ -182,6 +231,8 @@ class Network(Record):
                 f"features, kernels and strides need one entry per stage and at least two stages, found "
                 f"{stages}, {len(self.kernels)} and {len(self.strides)}"
             )
+        if len(self.blocks) != (stages if self.kind == "resenc" else 0):
+            raise ValueError(f"blocks: a resenc needs {stages} figures, a unet none; found {list(self.blocks)}")
         even = [kernel for kernel in self.kernels if any(edge % 2 == 0 for edge in kernel)]
         if even:
             raise ValueError(f"kernels must be odd, so that they have a middle, found {even}")
@@ -196,34 +247,41 @@ class Network(Record):
         """What the patch size must be a multiple of, per axis."""
         return tuple(math.prod(s) for s in zip(*self.strides, strict=True))
 
-    def convolutions(self) -> Iterator[tuple[int, int, int, int]]:
-        """Every convolution as (stage whose grid its output lies on, channels in, channels out, kernel voxels).
-
-        Two per stage on the way down, one transposed and two on the way up, one 1 x 1 x 1 head per stage that is
-        supervised.
-        """
+    def convolutions(self) -> Iterator[Convolution]:
+        """Every convolution, in the order in which a patch passes them."""
+        for stage, kernel in enumerate(self.kernels):
+            yield from self._encoder(stage, math.prod(kernel))
         last = len(self.features) - 1
-        for stage, (width, kernel) in enumerate(zip(self.features, self.kernels, strict=True)):
-            before = self.in_channels if stage == 0 else self.features[stage - 1]
-            yield stage, before, width, math.prod(kernel)
-            yield stage, width, width, math.prod(kernel)
         for stage in reversed(range(last)):
             width, volume = self.features[stage], math.prod(self.kernels[stage])
-            yield stage, self.features[stage + 1], width, math.prod(self.strides[stage + 1])
-            yield stage, 2 * width, width, volume
-            yield stage, width, width, volume
+            yield Convolution(stage, self.features[stage + 1], width, math.prod(self.strides[stage + 1]), "bare")
+            yield Convolution(stage, 2 * width, width, volume)
+            if self.kind == "unet":
+                yield Convolution(stage, width, width, volume)
             if stage == 0 or (self.deep_supervision and stage < last - 1):
-                yield stage, width, self.classes, 1
+                yield Convolution(stage, width, self.classes, 1, "head")
+
+    def _encoder(self, stage: int, volume: int) -> Iterator[Convolution]:
+        width = self.features[stage]
+        before = self.in_channels if stage == 0 else self.features[stage - 1]
+        if self.kind == "unet":
+            yield Convolution(stage, before, width, volume)
+            yield Convolution(stage, width, width, volume)
+            return
+        if stage == 0:
+            yield Convolution(0, before, width, volume)  # the stem
+            before = width
+        for block in range(self.blocks[stage]):
+            yield Convolution(stage, before, width, volume)
+            yield Convolution(stage, width, width, volume)
+            if before != width or (block == 0 and math.prod(self.strides[stage]) > 1):
+                yield Convolution(stage, before, width, 1)  # the shortcut
+            before = width
 
     @property
     def parameters(self) -> int:
-        """The number of trainable parameters: convolutions without bias, two per normalised channel, biased heads."""
-        count = 0
-        for _, before, width, kernel in self.convolutions():
-            is_head = kernel == 1 and width == self.classes
-            count += before * width * kernel + (width if is_head else 0)
-        norms = sum(2 * 2 * f for f in self.features) + sum(2 * 2 * f for f in self.features[:-1])
-        return count + norms
+        """The number of trainable parameters."""
+        return sum(convolution.parameters for convolution in self.convolutions())
 
     def stage_voxels(self, patch: Shape) -> list[int]:
         """Voxels of one patch at each stage."""
@@ -240,9 +298,9 @@ class Network(Record):
         """
         voxels = self.stage_voxels(patch)
         elements = operations = 0
-        for stage, before, width, kernel in self.convolutions():
-            elements += width * voxels[stage]
-            operations += 3 * 2 * before * width * kernel * voxels[stage]
+        for c in self.convolutions():
+            elements += c.channels_out * voxels[c.stage]
+            operations += 3 * 2 * c.channels_in * c.channels_out * c.kernel * voxels[c.stage]
         return batch * elements / 1e9, batch * operations / 1e12
 
 
@@ -271,6 +329,11 @@ class Local(Record):
     intensity: Intensity
     network: Network
     training: Training
+
+    @property
+    def axes(self) -> int:
+        """Of how many axes patches have an edge: two where learning goes slice by slice."""
+        return 2 if self.geometry.configuration == "2d" else 3
 
     def preparation_digest(self) -> str:
         """Names the prepared data: it changes when the grid or the normalisation does, and with nothing else."""
@@ -382,6 +445,7 @@ _INSTEAD = {
     "memory_gb": "plan again with --memory",
     "hours": "plan again with --hours",
     "device": "plan again with --device",
+    "preset": "plan again with --preset",
     "speed": "it is measured when the plan is made",
     "epsilon": "set agreement.privacy.epsilon",
     "delta": "set agreement.privacy.delta",
@@ -411,14 +475,19 @@ def _problems(plan: Plan) -> list[str]:
 def _axes_problems(plan: Plan) -> list[str]:
     network, patch, dimension = plan.local.network, plan.local.training.patch_size, plan.agreement.dimension
     problems = []
-    if (plan.local.geometry.configuration == "2d") != (dimension == 2):
-        problems.append(f"local.geometry.configuration is {plan.local.geometry.configuration} in a {dimension}D plan")
-    if len(patch) != dimension:
-        problems.append(f"local.training.patch_size has {len(patch)} axes in a {dimension}D plan")
-    elif any(len(s) != dimension for s in (*network.strides, *network.kernels)):
-        problems.append(f"local.network.strides and kernels need {dimension} axes each")
+    configuration = plan.local.geometry.configuration
+    axes = plan.local.axes
+    if axes > dimension:
+        problems.append(f"local.geometry.configuration is {configuration}, but the data are pictures; write 2d")
+    if len(patch) != axes:
+        problems.append(f"local.training.patch_size has {len(patch)} axes in a {configuration} plan; write {axes}")
+    elif any(len(s) != axes for s in (*network.strides, *network.kernels)):
+        problems.append(f"local.network.strides and kernels need {axes} axes each in a {configuration} plan")
     elif any(p % d for p, d in zip(patch, network.divisor, strict=True)):
-        problems.append(f"local.training.patch_size {patch} must be a multiple of {network.divisor}")
+        nearest = [max(d, round(p / d) * d) for p, d in zip(patch, network.divisor, strict=True)]
+        problems.append(
+            f"local.training.patch_size {list(patch)} must be a multiple of {list(network.divisor)}; write {nearest}"
+        )
     return problems
 
 
@@ -438,14 +507,22 @@ def _count_problems(plan: Plan) -> list[str]:
 def _mirror_problems(plan: Plan) -> list[str]:
     trained, predicted = set(plan.local.training.mirror_axes), set(plan.inference.mirror_axes)
     problems = []
-    if not trained <= set(range(plan.agreement.dimension)):
-        problems.append(f"mirror_axes may hold 0 to {plan.agreement.dimension - 1}, found {sorted(trained)}")
+    if not trained <= set(range(plan.local.axes)):
+        problems.append(f"mirror_axes may hold 0 to {plan.local.axes - 1}, found {sorted(trained)}")
     if not predicted <= trained:
         problems.append(
             f"inference.mirror_axes {sorted(predicted)} must be among local.training.mirror_axes {sorted(trained)}: "
             "a network knows only the mirror images that it was trained on; set training.mirror_axes, and both follow"
         )
     return problems
+
+
+def is_plan(path: Path) -> bool:
+    """Whether a file looks like a plan, and not like a fingerprint."""
+    if path.suffix != ".json" or not path.is_file():
+        return False
+    value = read_json(path)
+    return isinstance(value, dict) and "agreement" in value
 
 
 def load(path: Path | str) -> Plan:

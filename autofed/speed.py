@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import get_args
 
 import numpy as np
 from scipy.optimize import nnls
@@ -31,9 +30,12 @@ def measure_speed(device: str, dimension: int, channels: int = 1) -> Speed:
     an output element and of an operation: the least squares of the relative errors with no cost below zero.
     """
     probes = [_probe(device, dimension, channels, width, edge) for width, edge in _probes(device, dimension)]
-    times = {precision: [_time(p, device, precision) for p in probes] for precision in get_args(Precision)}
-    chosen: Precision = "bfloat16" if times["bfloat16"][-1] < _WORTH * times["float32"][-1] else "float32"
-    costs = solve(probes, times[chosen])
+    times = [_time(p, device, "float32") for p in probes]
+    chosen: Precision = "float32"
+    rival = _rival(probes, device)
+    if rival and rival[-1] < _WORTH * times[-1]:
+        times, chosen = rival, "bfloat16"
+    costs = solve(probes, times)
     return Speed(
         precision=chosen,
         seconds_per_step=costs[0],
@@ -41,6 +43,14 @@ def measure_speed(device: str, dimension: int, channels: int = 1) -> Speed:
         seconds_per_teraflop=costs[2],
         seconds_per_megavoxel=_feeding(probes[-1][1], channels),
     )
+
+
+def _rival(probes: list[tuple[Network, Training]], device: str) -> list[float]:
+    """The times with bfloat16; none where the device does not know it."""
+    try:
+        return [_time(p, device, "bfloat16") for p in probes]
+    except RuntimeError:
+        return []
 
 
 def solve(probes: list[tuple[Network, Training]], times: list[float]) -> tuple[float, float, float]:

@@ -22,8 +22,8 @@ from autofed.images import Geometry as FileGeometry
 from autofed.inference import Prediction, Predictor
 from autofed.network import build, load_weights, weights_of
 from autofed.parallel import Progress, silent
-from autofed.planner import make
-from autofed.plans import Budget, Plan
+from autofed.planner import PRESETS, check_memory, make
+from autofed.plans import Budget, Plan, Speed
 from autofed.predictions import ABOUT, Predictions
 from autofed.prepared import Store, open_store, pool
 from autofed.prepared import preprocess as prepare_site
@@ -37,10 +37,21 @@ POOLED = "pooled"
 
 
 def fingerprint(
-    site: PathLike, output: PathLike | None = None, *, processes: int = 1, progress: Progress = silent
+    site: PathLike,
+    output: PathLike | None = None,
+    *,
+    speed: bool = False,
+    device: str = "auto",
+    processes: int = 1,
+    progress: Progress = silent,
 ) -> Fingerprint:
-    """What a hospital can compute alone and hand over: counts and sums, no case. Written to `output` if given."""
+    """What a hospital can compute alone and hand over: counts and sums, no case. Written to `output` if given.
+
+    With `speed`, for a site that will train on its own machine, also how fast that is.
+    """
     found = measure(open_dataset(site), processes=processes, progress=progress)
+    if speed:
+        found = found.with_speed(_speed(found, pick_device(device)))
     if output is not None:
         found.save(Path(output))
     return found
@@ -51,30 +62,33 @@ def plan(
     output: PathLike | None = None,
     *,
     hours: float | None = None,
-    memory_gb: float = 8.0,
+    memory_gb: float | None = None,
     device: str = "auto",
     algorithm: str = "fedavg",
+    configuration: str = "auto",
+    preset: str = "plain",
     settings: Mapping[str, Any] | None = None,
     processes: int = 1,
     progress: Progress = silent,
 ) -> Plan:
     """The plan for several sites, each given as its folder or as the fingerprint it handed over.
 
-    `hours` is for all sites together on this machine; without it a CPU gets one hour and an accelerator nnU-Net's full
-    training. `settings` maps fields of the plan to values set by hand. `Problems` names everything at once.
+    `hours` is for all sites together on this machine, and for each at the same time if it handed over the speed of its
+    own; without it a CPU gets one hour and an accelerator nnU-Net's full training. `memory_gb` defaults to what the
+    preset was made for. `settings` maps fields of the plan to values set by hand. `Problems` names everything at once.
     """
     algorithms.find(algorithm, trusted=(algorithm,))
     device = pick_device(device)
     merged = merge(_fingerprints(sources, processes, progress))
     if hours is None and device == "cpu":
         hours = 1.0
-    wanted = {"memory_gb": memory_gb, "hours": hours, "device": device}
-    Budget.parse(wanted, "the budget")  # before the machine is kept busy
-    speed = measure_speed(device, merged.declaration.dimension, len(merged.declaration.channels))
-    budget = Budget.parse({**wanted, "speed": speed.model_dump()}, "the budget")
-    made = make(merged, budget, algorithm)
+    wanted = {"hours": hours, "device": device, "configuration": configuration, "preset": preset}
+    wanted["memory_gb"] = memory_gb or (PRESETS[preset].memory_gb if preset in PRESETS else None)
+    budget = Budget.parse({k: v for k, v in wanted.items() if v is not None}, "the budget")
+    made = make(merged, _with_speeds(budget, merged), algorithm)
     if settings:
         made = made.change(dict(settings))
+        check_memory(made)
     algorithms.make(made.agreement.algorithm, trusted=(algorithm,))
     if output is not None:
         made.save(Path(output))
@@ -209,6 +223,17 @@ def _label_names(predictions: Path, labels: Path) -> dict[str, int]:
             or [f"nothing says what the label values mean; expected {about}, or a dataset.json beside {labels}"],
         )
     return declared_labels(source)
+
+
+def _with_speeds(budget: Budget, merged: Fingerprint) -> Budget:
+    """The budget with the speeds that sites handed over; where one handed over none, this machine is measured."""
+    speeds = {name: site.speed for name, site in merged.sites.items() if site.speed}
+    here = _speed(merged, budget.device) if len(speeds) < len(merged.sites) else None
+    return budget.model_copy(update={"site_speeds": speeds, "speed": here})
+
+
+def _speed(found: Fingerprint, device: str) -> Speed:
+    return measure_speed(device, found.declaration.dimension, len(found.declaration.channels))
 
 
 def _plan(source: PathLike | Plan) -> Plan:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from autofed.case import Declaration
 from autofed.fingerprints import AxisCounts, ChannelSums, ClassCounts, Fingerprint, SiteCounts
 from autofed.planner import make
-from autofed.plans import Budget, Plan
+from autofed.plans import Budget, Plan, Speed
+
+
+SPEED = Speed(
+    seconds_per_step=0.001, seconds_per_gigaelement=0.5, seconds_per_teraflop=5.0, seconds_per_megavoxel=0.05
+)
 
 
 def fingerprint(
@@ -23,7 +28,7 @@ def fingerprint(
                for s in sites},
         axes=axes,
         crop_ratio={"1.0000": cases},
-        channels=tuple(ChannelSums(cases=cases) for _ in channels),
+        channels=tuple(ChannelSums(cases=cases, histogram={"0": cases << 24}) for _ in channels),
         classes={name: ClassCounts(cases=cases, voxels=10, volume=10) for name in names},
     )  # fmt: skip
 
@@ -31,7 +36,7 @@ def fingerprint(
 def small_plan(shape=(16, 16, 16), channels=("MRI",), labels=2, sites=("alpha", "bravo"), cases=8, **settings) -> Plan:
     """A plan whose network is small enough to train inside a test: 4 features, one step a round, three rounds."""
     made = make(fingerprint(shape, (999.0, 1.0, 1.0) if shape[0] == 1 else (1.0,) * 3, cases, channels, labels, sites),
-                Budget(hours=0.01, gflops=100))  # fmt: skip
+                Budget(hours=0.01, speed=SPEED))  # fmt: skip
     stages = len(made.local.network.features)
     chosen = {
         "network.features": [4] * stages,

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from autofed import network
-from autofed.network import build, load_weights, measure_speed, pick_device, weights_of
+from autofed.network import build, load_weights, weights_of
 from autofed.plans import Network
 from autofed.problems import Problems
 from tests.plans_made import small_plan
@@ -15,6 +14,8 @@ PLANS = {
     "pictures": small_plan((1, 64, 64), ("R", "G", "B")).local.network,
     "flat slices": Network(in_channels=2, classes=4, features=(4, 8, 16), kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
                            strides=((1, 1, 1), (1, 2, 2), (2, 2, 2))),
+    "residual": Network(kind="resenc", in_channels=2, classes=3, features=(4, 8, 8), blocks=(1, 3, 2),
+                        kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)), strides=((1, 1, 1), (1, 2, 2), (2, 2, 2))),
     "two stages": Network(in_channels=1, classes=2, features=(4, 8), kernels=((3, 3),) * 2, strides=((1, 1), (2, 2))),
 }  # fmt: skip
 
@@ -39,8 +40,9 @@ def test_logits_have_the_patch_size_and_halve_from_head_to_head(name):
     assert module(torch.zeros(1, plan.in_channels, *patch)).shape == (1, plan.classes, *patch)
 
 
-def test_every_parameter_learns():
-    plan = PLANS["volumes"]
+@pytest.mark.parametrize("name", ["volumes", "residual"])
+def test_every_parameter_learns(name):
+    plan = PLANS[name]
     module = build(plan, seed=1)
     logits = module(torch.randn(1, plan.in_channels, *(d * 4 for d in plan.divisor)))
     sum(x.square().sum() for x in logits).backward()
@@ -57,8 +59,11 @@ def test_a_seed_decides_the_weights():
     assert any(not np.array_equal(first[n], other[n]) for n in first)
 
 
-def test_normalisation_starts_as_the_identity():
-    norms = {n: w for n, w in weights_of(build(PLANS["volumes"], seed=1)).items() if "norm" in n}
+@pytest.mark.parametrize("name", ["volumes", "residual"])
+def test_normalisation_starts_as_the_identity(name):
+    heads = "heads."
+    arrays = weights_of(build(PLANS[name], seed=1))
+    norms = {n: w for n, w in arrays.items() if w.ndim == 1 and not n.startswith(heads)}
     assert norms
     assert all((w == (1 if n.endswith("weight") else 0)).all() for n, w in norms.items())
 
@@ -73,33 +78,3 @@ def test_weights_that_do_not_fit_are_named_all_at_once():
         load_weights(build(PLANS["volumes"]), weights)
     assert len(error.value.problems) == 3
     assert all(name in str(error.value) for name in (missing, wrong, "stranger"))
-
-
-def test_devices():
-    assert pick_device("cpu") == "cpu"
-    assert pick_device("auto") in ("cpu", "cuda", "mps")
-    if not torch.cuda.is_available():
-        with pytest.raises(Problems, match="cuda is not here"):
-            pick_device("cuda")
-
-
-@pytest.mark.parametrize("device", ["cuda", "mps"])
-def test_an_accelerator_is_waited_for(monkeypatch, device):
-    waits = []
-    monkeypatch.setattr(getattr(torch, device), "synchronize", lambda: waits.append(device))
-    network._wait(device)
-    network._wait("cpu")
-    assert waits == [device]
-
-
-def test_the_clock_starts_and_stops_when_the_device_is_idle(monkeypatch):
-    seen = []
-    monkeypatch.setattr(network, "_wait", lambda device: seen.append("wait"))
-    monkeypatch.setattr(network, "_step", lambda module, image: seen.append("step"))
-    monkeypatch.setattr(network.time, "perf_counter", lambda: float(seen.append("clock") or len(seen)))
-    network._seconds(torch.nn.Identity(), torch.zeros(1))
-    assert seen == ["wait", "clock", "step", "wait", "clock"]
-
-
-def test_speed_is_a_positive_number():
-    assert measure_speed("cpu", 2, repeats=1) > 0

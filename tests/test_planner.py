@@ -7,14 +7,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autofed import planner
-from autofed.plans import Budget
+from autofed.planner import grids, hours, topology
+from autofed.planner.grids import Grid
+from autofed.planner.presets import PRESETS
+from autofed.planner.topology import Task
+from autofed.plans import Budget, Speed
 from autofed.problems import Problems
-from tests.plans_made import fingerprint
+from tests.plans_made import SPEED, fingerprint
+
+PLAIN = Task(1, 2, PRESETS["plain"])
+
+
+def plan(shape, spacing=(1.0, 1.0, 1.0), cases=20, channels=("MRI",), labels=2, sites=("all",), **budget):
+    return planner.make(fingerprint(shape, spacing, cases, channels, labels, sites), Budget(**budget))
+
+
+def grid(spacing, shape, configuration="3d_fullres"):
+    return Grid(configuration, (0, 1, 2), spacing, shape)
+
+
+def reason(made, field):
+    return next(r.why for r in reversed(made.reasons) if r.field == field)
+
+
+# --- golden vectors: plans that nnU-Net's users published --------------------------------------------------------------
 
 
 def test_hippocampus_as_nnunet_plans_it():
     """nnU-Net issue 148: 1 mm, median 36 x 50 x 35, 260 cases, 3 labels with background."""
-    made = planner.make(fingerprint((36, 50, 35), (1.0, 1.0, 1.0), 260, labels=2, sites=("all",)))
+    made = plan((36, 50, 35), cases=260)
     assert made.local.training.patch_size == (40, 56, 40)
     assert made.local.training.batch_size == 9
     assert made.local.network.divisor == (8, 8, 8)
@@ -23,14 +44,14 @@ def test_hippocampus_as_nnunet_plans_it():
 
 def test_ct_as_nnunet_plans_it():
     """nnU-Net issue 1838: 1.0 x 0.787 x 0.787 mm, 388 x 512 x 512."""
-    made = planner.make(fingerprint((388, 512, 512), (1.0, 0.787, 0.787), 100, labels=1, sites=("all",)))
+    made = plan((388, 512, 512), (1.0, 0.787, 0.787), 100, labels=1)
     assert made.local.training.patch_size == (112, 160, 128)
     assert made.local.training.batch_size == 2
 
 
 def test_large_pictures_as_nnunet_plans_them():
     """nnU-Net issue 2251: RGB pictures of 2848 x 4288."""
-    made = planner.make(fingerprint((1, 2848, 4288), (999.0, 1.0, 1.0), 100, ("R", "G", "B"), 1, sites=("all",)))
+    made = plan((1, 2848, 4288), (999.0, 1.0, 1.0), 100, ("R", "G", "B"), 1)
     assert made.local.training.patch_size == (1024, 1536)
     assert made.local.training.batch_size == 2
 
@@ -39,17 +60,27 @@ def test_large_pictures_as_nnunet_plans_them():
     ("spacing", "shape", "patch"),
     [
         ((2.357, 1.841, 1.841), (177, 217, 217), (128, 128, 128)),  # nnU-Net issue 2227
-        ((1.545, 0.8067, 0.8067), (139, 497, 497), (56, 224, 192)),  # nnU-Net issue 1768
+        ((1.545, 0.8067, 0.8067), (139, 497, 497), (56, 224, 192)),  # nnU-Net issue 1768, one step of its search
     ],
 )
 def test_low_resolution_grids_get_the_patches_that_nnunet_gives_them(spacing, shape, patch):
-    found, batch = planner.patch_for_memory(fingerprint(shape, spacing, 100, labels=1), spacing, shape, 8)
-    assert (found.patch, batch) == (patch, 2)
+    at = grid(spacing, shape, "3d_lowres")
+    found = topology.patch_for_memory(at, PLAIN, 8)
+    assert (found.patch, topology.batch_for_memory(found, at, 100, PLAIN, 8)) == (patch, 2)
 
 
-def test_small_pictures_fit_whole_as_in_nnunet():
-    """nnU-Net issue 2983, a residual network: only what comes before the memory is counted is the same."""
-    assert planner.topology((1.0, 1.0), planner.first_patch((1.0, 1.0), (167, 133))).patch == (192, 160)
+def test_slices_of_volumes_as_nnunet_plans_them_with_residual_blocks():
+    """nnU-Net issue 2983: ResEncUNetPlanner, 2d, 1 mm, median 138 x 167 x 133, 1000 cases; its lowres was dropped."""
+    made = plan((138, 167, 133), cases=1000, labels=1, configuration="2d", preset="resenc-m")
+    assert made.local.training.patch_size == (192, 160)
+    assert made.local.training.batch_size == 108
+    assert made.local.network.kind == "resenc" and made.local.network.blocks[:5] == (1, 3, 4, 6, 6)
+    assert made.local.training.batch_dice
+    with pytest.raises(Problems, match="3d_fullres"):
+        plan((138, 167, 133), cases=1000, labels=1, configuration="3d_lowres", preset="resenc-m")
+
+
+# --- grid --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_half_of_a_median_size_is_kept_until_the_patch_is_padded():
@@ -63,10 +94,225 @@ def test_the_half_of_a_median_size_is_kept_until_the_patch_is_padded():
 
 @pytest.mark.parametrize("spacing", [(1.0, 2.0, 2.0), (1.0, 0.5, 4.0)])
 def test_the_slice_of_a_flat_volume_comes_first_whatever_its_thickness(spacing):
-    made = planner.make(fingerprint((1, 64, 96), spacing))
+    made = plan((1, 64, 96), spacing)
     assert made.local.geometry.transpose == (0, 1, 2)
     assert made.local.geometry.median_shape == (1, 64, 96)
     assert len(made.local.training.patch_size) == 2
+
+
+def test_coarse_thin_axis_takes_its_tenth_percentile():
+    print_ = fingerprint((20, 256, 256), (5.0, 1.0, 1.0), 10)
+    thick = print_.axes[0].model_copy(update={"spacing_mm": {"3.0": 2, "5.0": 8}})
+    spacing = grids.target_spacing(print_.model_copy(update={"axes": (thick, *print_.axes[1:])}))
+    assert spacing == pytest.approx((3.0, 1.0, 1.0))
+
+
+def test_coarse_axis_of_a_long_scan_keeps_the_median():
+    assert grids.target_spacing(fingerprint((200, 256, 256), (5.0, 1.0, 1.0)))[0] == 5.0
+
+
+def test_coarsest_axis_comes_first():
+    assert grids.transposition((1.0, 1.0, 3.0)) == (2, 0, 1)
+    assert plan((64, 64, 20), (1.0, 1.0, 3.0)).local.geometry.spacing_mm == (3.0, 1.0, 1.0)
+
+
+# --- configuration -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spacing", "shape", "configuration"),
+    [
+        ((1.0, 1.0, 1.0), (128, 128, 128), "3d_fullres"),
+        ((5.0, 1.0, 1.0), (20, 256, 256), "3d_fullres"),
+        ((5.0, 1.0, 1.0), (6, 256, 256), "2d"),
+        ((10.0, 1.25, 1.25), (20, 256, 256), "2d"),
+        ((2.0, 1.0, 1.0), (6, 64, 64), "3d_fullres"),
+    ],
+)
+def test_thick_or_few_slices_are_learned_one_by_one(spacing, shape, configuration):
+    made = plan(shape, spacing)
+    assert made.local.geometry.configuration == configuration
+    assert len(made.local.training.patch_size) == made.local.axes == (2 if configuration == "2d" else 3)
+
+
+def test_a_configuration_asked_for_is_taken_and_the_own_choice_told():
+    made = plan((64, 64, 64), configuration="2d")
+    assert made.local.geometry.configuration == "2d" and made.agreement.dimension == 3
+    assert "by itself the plan takes 3d_fullres" in reason(made, "local.geometry.configuration")
+
+
+def test_pictures_have_no_other_configuration():
+    with pytest.raises(Problems, match="pictures"):
+        plan((1, 64, 64), (999.0, 1.0, 1.0), configuration="3d_fullres")
+
+
+def test_a_patch_that_sees_little_brings_a_low_resolution():
+    full = plan((388, 512, 512), (1.0, 0.787, 0.787), 100, labels=1)
+    assert full.local.training.batch_dice
+    assert "3d_lowres would be" in reason(full, "local.geometry.configuration")
+    low = plan((388, 512, 512), (1.0, 0.787, 0.787), 100, labels=1, configuration="3d_lowres")
+    geometry, training = low.local.geometry, low.local.training
+    assert geometry.configuration == "3d_lowres" and not training.batch_dice
+    assert all(a > b for a, b in zip(geometry.spacing_mm, (1.0, 0.787, 0.787), strict=True))
+    assert math.prod(training.patch_size) / math.prod(geometry.median_shape) >= 0.25
+    extent = [n * mm for n, mm in zip(geometry.median_shape, geometry.spacing_mm, strict=True)]
+    assert extent == pytest.approx([388.0, 512 * 0.787, 512 * 0.787], rel=0.01)
+
+
+def test_the_finest_axes_are_widened_alone_while_they_are_twice_as_fine():
+    found = grids.low_resolution(grid((5.0, 1.0, 1.0), (100, 800, 800)), lambda _: (64, 256, 256))
+    assert found.spacing_mm[0] == 5.0 and 1.9 < found.spacing_mm[1] < 2.1
+
+
+def test_a_low_resolution_that_halves_nothing_is_dropped():
+    assert grids.low_resolution(grid((1.0, 1.0, 1.0), (100, 100, 100)), lambda _: (60, 60, 60)) is None
+    assert grids.low_resolution(grid((1.0, 1.0, 1.0), (105, 105, 105)), lambda _: (64, 64, 60)) is None
+
+
+def test_a_patch_that_sees_enough_needs_no_low_resolution():
+    made = plan((36, 50, 35))
+    assert not made.local.training.batch_dice
+    with pytest.raises(Problems, match="a quarter"):
+        plan((36, 50, 35), configuration="3d_lowres")
+
+
+# --- network -----------------------------------------------------------------------------------------------------------
+
+
+def test_kernel_stays_flat_while_slices_are_coarse():
+    found = topology.topology((5.0, 1.0, 1.0), (16, 128, 128))
+    assert found.kernels[0] == (1, 3, 3) and found.kernels[-1] == (3, 3, 3)
+    assert found.strides[1] == (1, 2, 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(*[st.floats(0.3, 6)] * 3),
+    st.tuples(*[st.integers(16, 300)] * 3),
+    st.sampled_from([2.0, 8.0, 24.0]),
+    st.sampled_from(sorted(PRESETS)),
+)
+def test_every_patch_fits_its_network_and_memory(spacing, shape, memory, preset):
+    task = Task(1, 3, PRESETS[preset])
+    try:
+        found = topology.patch_for_memory(grid(spacing, shape), task, memory)
+    except Problems as error:
+        assert "expected --memory" in str(error) and memory < PRESETS[preset].memory_gb
+        return
+    assert all(p % d == 0 and p // d >= topology.SMALLEST_EDGE for p, d in zip(found.patch, found.divisor, strict=True))
+    assert topology.memory_needed(task.network(found), found.patch, 2, task.preset) <= memory
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_more_memory_and_larger_presets_see_no_less(preset):
+    task, at = Task(1, 3, PRESETS[preset]), grid((1.0, 1.0, 1.0), (300, 300, 300))
+    patches = [math.prod(topology.patch_for_memory(at, task, gb).patch) for gb in (6, 12, 24, 48)]
+    assert patches == sorted(patches) and patches[0] < patches[-1]
+
+
+def test_images_too_small_for_any_network_are_refused():
+    with pytest.raises(Problems, match="too small"):
+        plan((8, 8, 8), (1.0, 2.0, 2.0))
+
+
+def test_memory_too_small_for_any_patch_is_refused_with_what_would_do():
+    with pytest.raises(Problems, match="GB are too little.*--memory"):
+        plan((64, 64, 64), memory_gb=1e-4)
+
+
+def test_batch_cap_counts_all_sites():
+    """5 % of one site's voxels would allow less than 5 % of the federation's."""
+    few = plan((36, 50, 35), cases=60).local.training.batch_size
+    many = plan((36, 50, 35), cases=240, sites=("a", "b", "c", "d")).local.training.batch_size
+    assert many > few
+
+
+def test_residual_presets_put_no_cap_of_five_percent():
+    plain, residual = plan((36, 50, 35), cases=60), plan((36, 50, 35), cases=60, preset="resenc-m")
+    assert residual.local.training.batch_size > plain.local.training.batch_size
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [({"batch_size": 400}, "batch_size"), ({"features": [320, 320, 320, 320]}, "features")],
+)
+def test_what_a_hand_set_must_fit_the_memory(change, field):
+    made = plan((36, 50, 35), cases=260)
+    planner.check_memory(made)
+    with pytest.raises(Problems, match=field):
+        planner.check_memory(made.change(change))
+
+
+# --- hours -------------------------------------------------------------------------------------------------------------
+
+
+def test_fewer_hours_make_a_narrower_network_and_say_why():
+    widths = []
+    for given_hours in (100, 0.4, 0.1):
+        made = plan((40, 56, 40), cases=100, sites=("a", "b"), hours=given_hours, speed=SPEED)
+        widths.append(made.local.network.features[0])
+        why = reason(made, "local.network.features")
+        assert f"{given_hours:g} h" in why and "cpu" in why
+    assert widths[0] > widths[1] > widths[2]
+
+
+@pytest.mark.parametrize("sites", [("a",), ("a", "b", "c")])
+@pytest.mark.parametrize("given_hours", [0.02, 0.5, 3.0])
+def test_steps_fit_the_hours(sites, given_hours):
+    budget = Budget(hours=given_hours, speed=SPEED)
+    made = planner.make(fingerprint((40, 56, 40), cases=102, sites=sites), budget)
+    training = made.local.training
+    steps = made.agreement.training.rounds * training.steps_per_round * len(sites)
+    seconds = SPEED.seconds(made.local.network, training.patch_size, training.batch_size) * steps
+    assert 0.5 * hours.USEFUL_SHARE * given_hours * 3600 <= seconds <= given_hours * 3600
+
+
+def test_the_batch_shrinks_before_the_network_narrows():
+    data = fingerprint((40, 56, 40), cases=300)
+    full = planner.make(data).local.training.batch_size
+    made = [planner.make(data, Budget(hours=h, speed=SPEED)) for h in (30, 3, 1.5, 0.7)]
+    sizes = [(m.local.network.features[0], m.local.training.batch_size) for m in made]
+    assert sizes[0] == (32, full)
+    assert any(base == 32 and batch < full for base, batch in sizes)
+    assert all(batch == 2 for base, batch in sizes if base < 32)
+
+
+def test_sites_on_machines_of_their_own_work_at_the_same_time_and_the_slowest_counts():
+    data = fingerprint((40, 56, 40), cases=100, sites=("a", "b"))
+    slow = SPEED.model_copy(update={"seconds_per_teraflop": 10 * SPEED.seconds_per_teraflop})
+    here = Budget(hours=1, speed=SPEED)
+    network = planner.make(data).local.network
+    both = Budget(hours=1, site_speeds={"a": SPEED, "b": SPEED})
+    uneven = Budget(hours=1, site_speeds={"a": SPEED, "b": slow})
+    mixed = Budget(hours=1, site_speeds={"a": SPEED}, speed=slow)
+    one = SPEED.seconds(network, (40, 56, 40), 2)
+    times = [b.seconds_per_step(network, (40, 56, 40), 2, ("a", "b")) / one for b in (here, both, uneven, mixed)]
+    slowest = slow.seconds(network, (40, 56, 40), 2) / one
+    assert times == pytest.approx([2, 1, slowest, slowest])
+
+
+def test_one_machine_without_the_precision_makes_all_do_without():
+    half = SPEED.model_copy(update={"precision": "bfloat16"})
+    data = fingerprint((40, 56, 40), cases=100, sites=("a", "b"))
+    for speeds, precision in (({"a": half, "b": half}, "bfloat16"), ({"a": half, "b": SPEED}, "float32")):
+        made = planner.make(data, Budget(hours=1, site_speeds=speeds))
+        assert made.local.training.precision == precision
+
+
+def test_no_hours_mean_the_full_training():
+    training = plan((40, 56, 40), cases=300, sites=("a", "b")).local.training
+    assert (training.learning_rate, training.momentum, training.mirror_axes) == (0.01, 0.99, (0, 1, 2))
+
+
+def test_a_speed_is_the_sum_of_its_costs():
+    network = plan((40, 56, 40)).local.network
+    elements, operations = network.work((40, 56, 40), 2)
+    speed = Speed(seconds_per_step=1, seconds_per_gigaelement=10, seconds_per_teraflop=100, seconds_per_megavoxel=1000)
+    voxels = 2 * 40 * 56 * 40 / 1e6
+    assert speed.seconds(network, (40, 56, 40), 2) == pytest.approx(1 + 10 * elements + 100 * operations + 1000 * voxels)
+
+
+# --- intensities -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -77,74 +323,18 @@ def test_scores_are_taken_inside_the_mask_where_cropping_removes_much(kept, chan
     assert planner.make(data).local.intensity.inside_mask is inside
 
 
-def test_coarse_thin_axis_takes_its_tenth_percentile():
-    print_ = fingerprint((20, 256, 256), (5.0, 1.0, 1.0), 10)
-    thick = print_.axes[0].model_copy(update={"spacing_mm": {"3.0": 2, "5.0": 8}})
-    spacing = planner.target_spacing(print_.model_copy(update={"axes": (thick, *print_.axes[1:])}))
-    assert spacing == pytest.approx((3.0, 1.0, 1.0))
-
-
-def test_coarse_axis_of_a_long_scan_keeps_the_median():
-    assert planner.target_spacing(fingerprint((200, 256, 256), (5.0, 1.0, 1.0)))[0] == 5.0
-
-
-def test_coarsest_axis_comes_first():
-    assert planner.transposition((1.0, 1.0, 3.0)) == (2, 0, 1)
-    assert planner.make(fingerprint((64, 64, 20), (1.0, 1.0, 3.0))).local.geometry.spacing_mm == (3.0, 1.0, 1.0)
-
-
-def test_kernel_stays_flat_while_slices_are_coarse():
-    found = planner.topology((5.0, 1.0, 1.0), (16, 128, 128))
-    assert found.kernels[0] == (1, 3, 3) and found.kernels[-1] == (3, 3, 3)
-    assert found.strides[1] == (1, 2, 2)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.tuples(*[st.floats(0.3, 6)] * 3), st.tuples(*[st.integers(16, 300)] * 3), st.sampled_from([2.0, 8.0, 24.0]))
-def test_every_patch_fits_its_network_and_memory(spacing, shape, memory):
-    data = fingerprint(shape, spacing)
-    found, batch = planner.patch_for_memory(data, spacing, shape, memory)
-    assert all(p % d == 0 and p // d >= planner.SMALLEST_EDGE for p, d in zip(found.patch, found.divisor, strict=True))
-    assert batch >= 2
-    proxy = planner.memory_proxy(planner._network(data, found), found.patch)
-    assert proxy <= 560e6 * memory / 8 or math.prod(found.patch) <= 32**3
-
-
-def test_images_too_small_for_any_network_are_refused():
-    with pytest.raises(Problems, match="too small"):
-        planner.make(fingerprint((8, 8, 8), (1.0, 2.0, 2.0)))
-
-
-def test_fewer_hours_make_a_narrower_network_and_say_why():
-    data = fingerprint((40, 56, 40), cases=100)
-    widths = []
-    for hours in (100, 1, 0.1):
-        made = planner.make(data, Budget(hours=hours, gflops=100))
-        widths.append(made.local.network.features[0])
-        why = next(r.why for r in made.reasons if r.field == "local.network.features")
-        assert f"{hours:g} h" in why and "cpu" in why
-    assert widths[0] > widths[1] > widths[2]
-
-
-def test_steps_fit_the_hours():
-    budget = Budget(hours=0.5, gflops=100)
-    made = planner.make(fingerprint((40, 56, 40), cases=100), budget)
-    training = made.local.training
-    steps = made.agreement.training.rounds * training.steps_per_round * 2
-    gflops = 3 * made.local.network.forward_gflops(training.patch_size) * training.batch_size * steps
-    assert gflops / budget.gflops <= 0.5 * 3600
-
-
-def test_batch_cap_counts_all_sites():
-    """5 % of one site's voxels would allow less than 5 % of the federation's."""
-    few = planner.make(fingerprint((36, 50, 35), cases=60, sites=("a",))).local.training.batch_size
-    many = planner.make(fingerprint((36, 50, 35), cases=240, sites=("a", "b", "c", "d"))).local.training.batch_size
-    assert many > few
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [("CT", "ct"), ("ct", "ct"), ("MRI", "zscore"), ("anything", "zscore"), ("RGB_to_0_1", "rgb_to_0_1"),
+     ("rescale_to_0_1", "rescale_to_0_1"), ("noNorm", "nonorm")],
+)  # fmt: skip
+def test_the_channels_name_says_how_it_is_normalised(name, scheme):
+    assert planner.make(fingerprint(channels=(name,))).local.intensity.channels[0].scheme == scheme
 
 
 def test_ct_takes_its_numbers_from_the_federation():
     data = fingerprint(channels=("CT",), cases=2)
-    unit = planner.FIXED_POINT
+    unit = 1 << 24
     # two cases of one value each: 0 HU and 100 HU; their mixture has mean 50 and standard deviation 50
     sums = data.channels[0].model_copy(
         update={"total": 100 * unit, "squares": 10_000 * unit, "histogram": {"0": unit, "100": unit}}
@@ -154,18 +344,32 @@ def test_ct_takes_its_numbers_from_the_federation():
     assert (channel.percentile_00_5, channel.percentile_99_5) == (0, 100)
 
 
+# --- the plan as a whole -----------------------------------------------------------------------------------------------
+
+
 def test_every_section_of_the_plan_has_a_reason():
-    made = planner.make(fingerprint(), Budget(hours=1, gflops=100))
+    made = plan((32, 32, 32), hours=1, speed=SPEED)
     fields = {r.field for r in made.reasons}
     for field in (
+        "local.geometry.configuration",
         "local.geometry.spacing_mm",
+        "local.geometry.transpose",
+        "local.geometry.median_shape",
+        "local.intensity.channels.MRI",
+        "local.intensity.inside_mask",
         "local.training.patch_size",
         "local.training.batch_size",
+        "local.training.batch_dice",
+        "local.training.precision",
+        "local.training.momentum",
+        "local.training.mirror_axes",
         "local.network.features",
+        "local.network.strides",
         "agreement.training.rounds",
+        "agreement.training.snapshots",
         "agreement.privacy.mechanism",
     ):
-        assert field in fields  # fmt: skip
+        assert field in fields, field
 
 
 def test_what_cannot_be_planned_is_refused_all_at_once():

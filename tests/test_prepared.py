@@ -28,7 +28,7 @@ from autofed.prepared import (
     restore_labels,
 )
 from autofed.problems import Problems
-from tests.plans_made import small_plan
+from tests.plans_made import SPEED, small_plan
 from tests.synthetic import blobs, make_site
 
 RAW = Intensity(channels=(Channel(scheme="nonorm"),))
@@ -168,7 +168,7 @@ def test_a_flat_volume_whose_slice_is_thin_goes_all_the_way(tmp_path):
         open_dataset(make_site(tmp_path / name, cases=2, shape=(1, 40, 48), spacing_mm=mm))
         for name, mm in (("alpha", (1.0, 2.0, 1.5)), ("bravo", (1.0, 1.5, 1.0)))
     ]
-    plan = make(merge([measure(site) for site in sites]), Budget(hours=0.01, gflops=100))
+    plan = make(merge([measure(site) for site in sites]), Budget(hours=0.01, speed=SPEED))
     assert plan.local.geometry.configuration == "2d" and len(plan.local.training.patch_size) == 2
     for site in sites:
         preprocess(site, plan.local, tmp_path / "work")

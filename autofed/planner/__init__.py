@@ -1,0 +1,139 @@
+"""From a fingerprint and a budget to a plan: every heuristic, pure and without torch.
+
+The rules are those of nnU-Net (Isensee et al., Nat Methods 18:203, 2021; version 2.8.1). What differs is also written
+into the plan's reasons: one configuration is chosen by a rule, the batch cap counts the whole federation, and network,
+batch and number of steps shrink to what the machine can do in the given hours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from autofed.fingerprints import Fingerprint
+from autofed.planner.grids import ANISOTROPY, Grid, full_resolution, low_resolution, preferred
+from autofed.planner.hours import size
+from autofed.planner.intensities import intensity
+from autofed.planner.presets import PRESETS
+from autofed.planner.reasons import Reasons, short
+from autofed.planner.schedules import meetings, training
+from autofed.planner.topology import Task, Topology, batch_for_memory, memory_needed, patch_for_memory
+from autofed.plans import Agreement, Algorithm, Budget, Geometry, Inference, Local, Plan, Privacy
+from autofed.problems import Problems, refuse
+
+__all__ = ["ANISOTROPY", "PRESETS", "check_memory", "make"]
+
+
+def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str = "fedavg") -> Plan:
+    """The plan for the data described by a (merged) fingerprint, within a budget.
+
+    `Problems` if there is nothing to learn from, or if the budget asks for what cannot be planned.
+    """
+    budget = budget or Budget()
+    _refuse_what_cannot_be_planned(fingerprint, budget)
+    reasons, preset = Reasons(), PRESETS[budget.preset]
+    declaration, sites = fingerprint.declaration, tuple(fingerprint.sites)
+    task = Task(len(declaration.channels), len(declaration.labels), preset)
+    full = full_resolution(fingerprint, reasons)
+    grid, batch_dice = _configuration(full, task, budget, reasons)
+    found = patch_for_memory(grid, task, budget.memory_gb)
+    _say_geometry(grid, found, budget, reasons)
+    batch = batch_for_memory(found, grid, fingerprint.cases, task, budget.memory_gb)
+    chosen = size(task, found, batch, sites, budget, reasons)
+    rounds, per_round = meetings(chosen.steps, len(sites), reasons)
+    recipe = training(grid, found, chosen, per_round, batch_dice, budget, reasons)
+    normalisation = intensity(fingerprint, reasons)
+    reasons.say("agreement.privacy.mechanism", "none", "no epsilon was asked for: nothing is promised")
+    return Plan(
+        budget=budget,
+        agreement=Agreement(
+            channels=declaration.channels,
+            labels=declaration.labels,
+            dimension=declaration.dimension,
+            patients={name: site.patients for name, site in fingerprint.sites.items()},
+            algorithm=Algorithm(name=algorithm),
+            training=rounds,
+            privacy=Privacy(),
+        ),
+        local=Local(
+            geometry=_geometry(grid), intensity=normalisation, network=task.network(found, chosen.base), training=recipe
+        ),
+        inference=Inference(mirror_axes=recipe.mirror_axes),
+        reasons=reasons.lines,
+    )
+
+
+def check_memory(plan: Plan) -> None:
+    """`Problems` if a plan, changed by hand, needs more memory than its budget has, with what would fit."""
+    training, network, budget = plan.local.training, plan.local.network, plan.budget
+    preset = replace(PRESETS[budget.preset], kind=network.kind)
+    # nnU-Net rounds the batch to the nearest whole number, so half a patch more than fits is in order
+    needed = memory_needed(network, training.patch_size, 1, preset) * (training.batch_size - 0.5)
+    if needed > budget.memory_gb:
+        raise Problems(
+            "the plan",
+            [
+                f"{training.batch_size} patches of {short(training.patch_size)} with {network.features[0]} features in "
+                f"the first stage need about {needed:.2g} GB, the budget has {budget.memory_gb:g}; expected a smaller "
+                "training.batch_size, training.patch_size or network.features, or a larger --memory"
+            ],
+        )
+
+
+def _configuration(full: Grid, task: Task, budget: Budget, reasons: Reasons) -> tuple[Grid, bool]:
+    """The grid to learn on, and whether Dice is taken over the batch: in 2d, and where a patch sees little (nnU-Net)."""
+    chosen, why = preferred(full)
+    if budget.configuration != "auto":
+        chosen, why = budget.configuration, f"asked for; by itself the plan takes {chosen} ({why})"
+    where = "local.geometry.configuration"
+    if chosen == "2d":
+        reasons.say(where, "2d", why)
+        return replace(full, configuration="2d"), True
+    coarse = low_resolution(full, lambda grid: patch_for_memory(grid, task, budget.memory_gb).patch)
+    if chosen == "3d_fullres":
+        hint = f"; 3d_lowres would be {short(coarse.spacing_mm)} mm" if coarse else ""
+        reasons.say(where, "3d_fullres", why + hint)
+        return full, coarse is not None
+    if coarse is None:
+        found = "3d_lowres was asked for, but a patch at full resolution sees a quarter of the median case or more"
+        raise Problems("the plan", [f"{found}; expected --configuration 3d_fullres"])
+    reasons.say(where, "3d_lowres", why)
+    why = "coarser, until a patch sees a quarter of a case"
+    reasons.say("local.geometry.spacing_mm", short(coarse.spacing_mm), why)
+    return coarse, False
+
+
+def _say_geometry(grid: Grid, found: Topology, budget: Budget, reasons: Reasons) -> None:
+    shape = _geometry(grid).median_shape
+    reasons.say("local.geometry.median_shape", shape, "median size of the cases on that grid")
+    reasons.say(
+        "local.training.patch_size",
+        found.patch,
+        f"the largest patch of the median image {shape[-grid.axes :]} that fits {budget.memory_gb:g} GB "
+        f"({budget.preset}), a multiple of {found.divisor}",
+    )
+    reasons.say("local.network.strides", found.strides, "pool the finest axes while edges stay at 4 or more")
+
+
+def _geometry(grid: Grid) -> Geometry:
+    z, y, x = (max(1, round(size)) for size in grid.median_shape)
+    return Geometry(
+        configuration=grid.configuration,
+        transpose=grid.transpose,
+        spacing_mm=grid.spacing_mm,
+        median_shape=(z, y, x),
+    )
+
+
+def _refuse_what_cannot_be_planned(fingerprint: Fingerprint, budget: Budget) -> None:
+    problems = [] if fingerprint.sites else ["the fingerprint names no site; merge those that the sites handed over"]
+    if budget.epsilon is not None:
+        problems.append("private training is not planned yet; plan without --epsilon")
+    for name, site in fingerprint.sites.items():
+        if site.labelled == 0:
+            problems.append(f"the site {name} has no labelled case; leave it out")
+    for name, counts in fingerprint.classes.items():
+        if counts.cases == 0:
+            problems.append(f"no case of any site has the structure {name}; remove it from `labels`")
+    if fingerprint.declaration.dimension == 2 and budget.configuration not in ("auto", "2d"):
+        problems.append(f"{budget.configuration} was asked for, but the data are pictures; expected --configuration 2d")
+    refuse("the plan", problems)

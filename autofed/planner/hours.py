@@ -1,0 +1,72 @@
+"""What fits the hours: the width of the network, the batch and the number of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from autofed.planner.presets import BASE_FEATURES
+from autofed.planner.reasons import Reasons
+from autofed.planner.topology import Task, Topology
+from autofed.plans import Budget
+
+NARROWER = (32, 24, 16, 12, 8)
+"""Widths of the first stage, tried from the left until enough steps fit into the hours."""
+
+FULL_TRAINING = 250_000
+"""Steps of a full training (nnU-Net: 1000 epochs of 250)."""
+
+ENOUGH_STEPS = 1000
+"""Fewer steps than this at a site, and a narrower network or a smaller batch learns more in the same hours."""
+
+SMALLEST_BATCH = 2
+
+USEFUL_SHARE = 0.8
+"""Share of the hours that is planned; the rest is for averaging, saving and whatever else the machine does."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What was chosen: features of the first stage, patches in a batch, steps of each site."""
+
+    base: int
+    batch: int
+    steps: int
+
+
+def size(task: Task, found: Topology, batch: int, sites: tuple[str, ...], budget: Budget, reasons: Reasons) -> Size:
+    """The widest network that gets enough steps in the hours; nnU-Net's own width and steps where no hours are given.
+
+    `batch` is what memory allows. A batch is made smaller before the network is made narrower.
+    """
+    cap = f"memory and {task.preset.dataset_share:.0%} of the voxels of all sites' cases allow {batch}"
+    if budget.hours is None or not budget.is_measured(sites):
+        reasons.say("local.network.features", BASE_FEATURES, "no hours were given: nnU-Net's full width")
+        reasons.say("local.training.batch_size", batch, cap)
+        return Size(BASE_FEATURES, batch, FULL_TRAINING // len(sites))
+    for base, smaller in _candidates(batch):
+        seconds = budget.seconds_per_step(task.network(found, base), found.patch, smaller, sites)
+        steps = int(budget.hours * 3600 * USEFUL_SHARE / seconds)
+        if steps >= ENOUGH_STEPS:
+            break
+    reasons.say("local.network.features", base, _width_reason(steps, seconds, budget))
+    halved = "; smaller here, so that enough steps fit the hours" if smaller < batch else ""
+    reasons.say("local.training.batch_size", smaller, cap + halved)
+    return Size(base, smaller, max(1, min(steps, FULL_TRAINING // len(sites))))
+
+
+def _candidates(batch: int) -> Iterator[tuple[int, int]]:
+    """Width first, then batch: a smaller batch costs less quality than a narrower network."""
+    for base in NARROWER:
+        smaller = batch
+        while smaller > SMALLEST_BATCH:
+            yield base, smaller
+            smaller = max(SMALLEST_BATCH, smaller // 2)
+        yield base, smaller
+
+
+def _width_reason(steps: int, seconds: float, budget: Budget) -> str:
+    fits = f"{steps} steps at every site, {seconds:.2g} s for one at each, fit {budget.hours:g} h on {budget.device}"
+    if steps < ENOUGH_STEPS:
+        return f"{fits}; even the narrowest network gets fewer than the {ENOUGH_STEPS} wished for: give more hours"
+    return f"{fits}; of the first stages {NARROWER} the widest that leaves a site {ENOUGH_STEPS} steps"

@@ -1,0 +1,28 @@
+"""One line per decision: what was set, to what, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autofed.plans import Reason
+
+
+class Reasons:
+    """The decisions of one plan, in the order in which they were taken."""
+
+    def __init__(self) -> None:
+        self._lines: list[Reason] = []
+
+    def say(self, field: str, value: object, why: str) -> None:
+        """Note a decision; `field` is the full path in the plan."""
+        self._lines.append(Reason(field=field, value=str(value), why=why))
+
+    @property
+    def lines(self) -> tuple[Reason, ...]:
+        """All that was said."""
+        return tuple(self._lines)
+
+
+def short(numbers: Sequence[float]) -> str:
+    """Sizes or spacings as a person writes them: 1 x 0.78 x 0.78."""
+    return " x ".join(f"{n:g}" for n in numbers)

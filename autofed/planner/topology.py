@@ -1,0 +1,172 @@
+"""Patch, pooling and batch: the largest patch that fits the memory, after nnU-Net's rules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autofed.planner.grids import Grid
+from autofed.planner.presets import BASE_FEATURES, MOST_FEATURES, Preset
+from autofed.planner.reasons import short
+from autofed.plans import Network
+from autofed.problems import Problems
+
+SMALLEST_EDGE = 4
+"""No stage of the network gets a feature map with a shorter edge (nnU-Net)."""
+
+START_VOXELS = {2: 2048**2, 3: 256**3}
+RESIDUAL_BLOCKS = (1, 3, 4, 6)
+"""Residual blocks per stage of the encoder, the last figure for all further stages (nnU-Net's ResEnc planners)."""
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Where the network pools: patch size (a multiple of all strides), kernels and strides per stage."""
+
+    patch: tuple[int, ...]
+    kernels: tuple[tuple[int, ...], ...]
+    strides: tuple[tuple[int, ...], ...]
+
+    @property
+    def divisor(self) -> tuple[int, ...]:
+        """Product of the strides per axis."""
+        return tuple(math.prod(s) for s in zip(*self.strides, strict=True))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the network takes and gives, and of which kind it is: all that its size depends on beside the topology."""
+
+    channels: int
+    classes: int
+    preset: Preset
+
+    def network(self, shape: Topology, base: int = BASE_FEATURES) -> Network:
+        """The network of a topology, with `base` features in its first stage."""
+        stages = len(shape.strides)
+        blocks = tuple(RESIDUAL_BLOCKS[min(s, 3)] for s in range(stages)) if self.preset.kind == "resenc" else ()
+        return Network(
+            kind=self.preset.kind,
+            in_channels=self.channels,
+            classes=self.classes,
+            features=features(stages, len(shape.patch), base),
+            kernels=shape.kernels,
+            strides=shape.strides,
+            blocks=blocks,
+        )
+
+
+def topology(spacing_mm: Sequence[float], patch: Sequence[float]) -> Topology:
+    """Pool the finest axes while they are long enough; a kernel becomes 3 once its axis is among the finest."""
+    spacing, size = list(spacing_mm), list(patch)
+    kernel = [1] * len(size)
+    kernels: list[tuple[int, ...]] = []
+    strides = [(1,) * len(size)]
+    while pooled := _axes_to_pool(spacing, size):
+        kernel = [3 if k == 3 or s / min(spacing) < 2 else 1 for k, s in zip(kernel, spacing, strict=True)]
+        kernels.append(tuple(kernel))
+        strides.append(tuple(2 if axis in pooled else 1 for axis in range(len(size))))
+        spacing = [s * 2 if axis in pooled else s for axis, s in enumerate(spacing)]
+        size = [math.ceil(s / 2) if axis in pooled else s for axis, s in enumerate(size)]
+    kernels.append((3,) * len(size))
+    divisor = [math.prod(s) for s in zip(*strides, strict=True)]
+    padded = tuple(math.ceil(p / d) * d for p, d in zip(patch, divisor, strict=True))
+    return Topology(padded, tuple(kernels), tuple(strides))
+
+
+def _axes_to_pool(spacing: Sequence[float], size: Sequence[float]) -> list[int]:
+    long_enough = [axis for axis in range(len(size)) if size[axis] >= 2 * SMALLEST_EDGE]
+    if not long_enough:
+        return []
+    finest = min(spacing[axis] for axis in long_enough)
+    pooled = [axis for axis in long_enough if spacing[axis] / finest < 2]
+    return [] if len(pooled) == 1 and size[pooled[0]] < 3 * SMALLEST_EDGE else pooled
+
+
+def features(stages: int, dimension: int, base: int = BASE_FEATURES) -> tuple[int, ...]:
+    """Channels per stage: doubling from `base`, up to ten (3D) or sixteen (2D) times it."""
+    most = MOST_FEATURES[dimension] * base // BASE_FEATURES
+    return tuple(min(base * 2**stage, most) for stage in range(stages))
+
+
+def memory_proxy(network: Network, patch: Sequence[int]) -> int:
+    """Output elements of all convolutions for one patch, lower heads not counted: nnU-Net's stand-in for memory."""
+    voxels = network.stage_voxels(tuple(patch))
+    counted = [c for c in network.convolutions() if not c.is_head or c.stage == 0]
+    return sum(c.channels_out * voxels[c.stage] for c in counted)
+
+
+def first_patch(spacing_mm: Sequence[float], shape: Sequence[float]) -> list[float]:
+    """A patch of the same extent in mm along every axis, as large as nnU-Net starts with, within the median image."""
+    inverse = 1 / np.asarray(spacing_mm, float)
+    scale = (START_VOXELS[len(inverse)] / np.prod(inverse)) ** (1 / len(inverse))
+    return [min(round(edge), size) for edge, size in zip(inverse * scale, shape, strict=True)]
+
+
+def patch_for_memory(grid: Grid, task: Task, memory_gb: float) -> Topology:
+    """The largest patch that fits the memory with the smallest batch (nnU-Net's shrink loop).
+
+    `Problems` if the cases are too small for any network, or the memory for the smallest one.
+    """
+    preset, spacing, shape = task.preset, grid.patch_spacing_mm, grid.patch_median
+    found = topology(spacing, first_patch(spacing, shape))
+    if len(found.strides) < 2:
+        raise Problems("the plan", [_too_small(shape)])
+    while not _fits(found, task, memory_gb):
+        smaller = _shrink(found, spacing, shape)
+        if smaller.patch == found.patch or len(smaller.strides) < 2:
+            raise Problems("the plan", [_too_little(found, task, preset.least_batch[grid.axes], memory_gb)])
+        found = smaller
+    return found
+
+
+def _fits(found: Topology, task: Task, memory_gb: float) -> bool:
+    dimension = len(found.patch)
+    per_patch = memory_proxy(task.network(found), found.patch) / task.preset.batch[dimension]
+    return per_patch * task.preset.least_batch[dimension] <= task.preset.allowed(dimension, memory_gb)
+
+
+def batch_for_memory(found: Topology, grid: Grid, cases: int, task: Task, memory_gb: float) -> int:
+    """As many patches as fill the memory, but no more than a share of the voxels of all cases; two at least."""
+    dimension = len(found.patch)
+    allowed = task.preset.allowed(dimension, memory_gb)
+    fills = round(allowed / memory_proxy(task.network(found), found.patch) * task.preset.batch[dimension])
+    voxels = math.prod(grid.median_shape) * cases
+    return max(2, min(fills, round(voxels * task.preset.dataset_share / math.prod(found.patch))))
+
+
+def memory_needed(network: Network, patch: Sequence[int], batch: int, preset: Preset) -> float:
+    """GB that a training takes by nnU-Net's measure, in which `preset.memory_gb` hold the reference."""
+    dimension = len(patch)
+    share = memory_proxy(network, patch) * batch / (preset.elements[dimension] * preset.batch[dimension])
+    return share * preset.memory_gb
+
+
+def _shrink(found: Topology, spacing_mm: Sequence[float], shape: Sequence[float]) -> Topology:
+    """Shorten the axis that is longest beside the median image, by the divisor that it has after shortening."""
+    ratios = np.asarray(found.patch) / np.asarray(shape)
+    axis = len(ratios) - 1 - int(np.argmax(ratios[::-1]))
+    tried = list(found.patch)
+    tried[axis] -= found.divisor[axis]
+    step = topology(spacing_mm, tried).divisor[axis]
+    patch = list(found.patch)
+    patch[axis] = max(SMALLEST_EDGE, patch[axis] - step)
+    return topology(spacing_mm, patch)
+
+
+def _too_small(shape: Sequence[float]) -> str:
+    return (
+        f"the median image ({short(shape)}) is too small for a network that halves it even once; "
+        f"expected an axis of at least {3 * SMALLEST_EDGE} voxels among the finest"
+    )
+
+
+def _too_little(found: Topology, task: Task, batch: int, memory_gb: float) -> str:
+    needed = memory_needed(task.network(found), found.patch, batch, task.preset)
+    return (
+        f"{memory_gb:g} GB are too little even for {batch} of the smallest patches ({short(found.patch)}); "
+        f"expected --memory {needed:.2g} or more"
+    )
