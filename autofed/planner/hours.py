@@ -16,7 +16,7 @@ NARROWER = (32, 24, 16, 12, 8)
 FULL_TRAINING = 250_000
 """Steps of a full training (nnU-Net: 1000 epochs of 250)."""
 
-ENOUGH_STEPS = 1000
+ENOUGH_STEPS = 2000
 """Fewer steps than this at a site, and a narrower network or a smaller batch learns more in the same hours."""
 
 SMALLEST_BATCH = 2
