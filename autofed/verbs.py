@@ -82,8 +82,10 @@ def plan(
     merged = merge(_fingerprints(sources, processes, progress))
     if hours is None and device == "cpu":
         hours = 1.0
-    wanted = {"hours": hours, "device": device, "configuration": configuration, "preset": preset}
-    wanted["memory_gb"] = memory_gb or (PRESETS[preset].memory_gb if preset in PRESETS else None)
+    wanted: dict[str, Any] = {"hours": hours, "device": device, "configuration": configuration, "preset": preset}
+    if memory_gb is None and preset in PRESETS:
+        memory_gb = PRESETS[preset].memory_gb
+    wanted["memory_gb"] = memory_gb
     budget = Budget.parse({k: v for k, v in wanted.items() if v is not None}, "the budget")
     made = make(merged, _with_speeds(budget, merged), algorithm)
     if settings:

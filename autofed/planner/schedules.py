@@ -55,7 +55,7 @@ def training(
         f"above {ANISOTROPY:g} it is augmented slice by slice",
         "batch_dice": "slices, and patches that see little of a case, often miss a structure: their Dice is taken "
         "over the batch; other patches count one by one",
-        "precision": "the faster one where the speed was measured" if budget.precision != "float32" else "as in memory",
+        "precision": "the faster one where the speed was measured; float32 where it was not",
     }
     for field, why in whys.items():
         reasons.say("local.training." + field, getattr(made, field), why)

@@ -1,0 +1,46 @@
+"""Make the gallery anew from a folder of federations: fingerprints, and the plans that follow from them.
+
+    python plans/make.py DATA [--task hippocampus]
+
+DATA holds <task>/sites/<site>/ in nnU-Net's raw layout. The speed in the CPU plans is that of the machine that runs this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from autofed import planner, verbs
+from autofed.fingerprints import merge
+from autofed.plans import Budget
+
+GALLERY = Path(__file__).parent
+TASKS = ("dermoscopy", "breast-ultrasound", "histology", "kidney-ct-simulated", "brain-mri", "hippocampus")
+CPU_HOURS = {"hippocampus": 0.2, "dermoscopy": 0.35}
+"""As the benchmarks plan them; one hour elsewhere."""
+
+
+def main() -> None:
+    """Write plans/<task>/{fingerprint,plan,plan-cpu}.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--task", action="append", choices=TASKS)
+    args = parser.parse_args()
+    for task in args.task or TASKS:
+        make_task(args.data / task, GALLERY / task)
+        print(task, flush=True)
+
+
+def make_task(data: Path, folder: Path) -> None:
+    """One task: the merged fingerprint, the full plan for 8 GB of an accelerator, and one for a CPU."""
+    sites = sorted(p.parent for p in data.glob("sites/*/dataset.json"))
+    merged = merge([verbs.fingerprint(site, processes=os.cpu_count() or 1) for site in sites])
+    merged.save(folder / "fingerprint.json")
+    planner.make(merged, Budget(device="cuda")).save(folder / "plan.json")
+    hours = CPU_HOURS.get(data.name, 1.0)
+    verbs.plan([folder / "fingerprint.json"], folder / "plan-cpu.json", device="cpu", hours=hours)
+
+
+if __name__ == "__main__":
+    main()
