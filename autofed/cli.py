@@ -83,9 +83,7 @@ def plan(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The plan, a JSON file.")] = None,
     hours: Annotated[
         float | None,
-        typer.Option(
-            help="Training time from start to end; default 1 on a CPU, nnU-Net's full training elsewhere."
-        ),
+        typer.Option(help="Training time from start to end; default 1 on a CPU, nnU-Net's full training elsewhere."),
     ] = None,
     memory: Annotated[
         float | None, typer.Option(help="Memory of the device in GB; default 8, more for larger presets.")

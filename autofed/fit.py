@@ -69,8 +69,9 @@ class Learner:
     """A network and its loss on a device, in the precision of the plan: one backward pass at a time."""
 
     def __init__(self, network: Network, training: Training, device: str):
-        self.module = place(build(network), network, device).train()
-        self._loss = make_loss(training, len(self.module.heads))
+        module = build(network)
+        self.module = place(module, network, device).train()
+        self._loss = make_loss(training, len(module.heads))
         self._network, self._training, self._device = network, training, device
 
     def gradient(self, patches: batches.Patches, losses: list[float]) -> list[torch.Tensor]:

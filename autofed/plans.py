@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -389,21 +389,20 @@ class Plan(Record):
         A field is named by its path or by any ending of it that is unique: `training.rounds`, `batch_size`.
         `Problems` names every field that does not exist, is ambiguous, or takes another kind of value.
         """
+        refuse("--set", unknown_fields(assignments))
         tree = self.model_dump(mode="json")
-        problems, chosen = [], {}
-        for name, value in assignments.items():
-            path, problem = _resolve(name)
-            if problem:
-                problems.append(problem)
-            else:
-                chosen[path] = value
-        refuse("--set", problems)
+        chosen = {_resolve(name)[0]: value for name, value in assignments.items()}
         reasons = [(path, value, "set by hand") for path, value in chosen.items()]
         reasons += [(path, value, why) for path, value, why in _followers(chosen) if path not in chosen]
         for path, value, _ in reasons:
             _assign(tree, path, value)
         tree["reasons"] += [{"field": path, "value": str(value), "why": why} for path, value, why in reasons]
         return Plan.parse(tree, "the plan with --set")
+
+
+def unknown_fields(names: Iterable[str]) -> list[str]:
+    """What is wrong with names of fields that are to be set by hand: unknown, ambiguous, or part of the budget."""
+    return [problem for name in names if (problem := _resolve(name)[1])]
 
 
 def spaced_snapshots(rounds: Any, count: int = 3) -> list[int]:

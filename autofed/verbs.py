@@ -78,15 +78,9 @@ def plan(
     preset was made for. `settings` maps fields of the plan to values set by hand. `Problems` names everything at once.
     """
     algorithms.find(algorithm, trusted=(algorithm,))
-    device = pick_device(device)
+    refuse("--set", plans.unknown_fields(settings or {}))
+    budget = _budget(hours, memory_gb, pick_device(device), configuration, preset)
     merged = merge(_fingerprints(sources, processes, progress))
-    if hours is None and device == "cpu":
-        hours = 1.0
-    wanted: dict[str, Any] = {"hours": hours, "device": device, "configuration": configuration, "preset": preset}
-    if memory_gb is None and preset in PRESETS:
-        memory_gb = PRESETS[preset].memory_gb
-    wanted["memory_gb"] = memory_gb
-    budget = Budget.parse({k: v for k, v in wanted.items() if v is not None}, "the budget")
     made = make(merged, _with_speeds(budget, merged), algorithm)
     if settings:
         made = made.change(dict(settings))
@@ -225,6 +219,18 @@ def _label_names(predictions: Path, labels: Path) -> dict[str, int]:
             or [f"nothing says what the label values mean; expected {about}, or a dataset.json beside {labels}"],
         )
     return declared_labels(source)
+
+
+def _budget(hours: float | None, memory_gb: float | None, device: str, configuration: str, preset: str) -> Budget:
+    """What was asked for, with the defaults that depend on the device and on the preset."""
+    wanted: dict[str, Any] = {"device": device, "configuration": configuration, "preset": preset}
+    if hours is not None or device == "cpu":
+        wanted["hours"] = 1.0 if hours is None else hours
+    if memory_gb is not None:
+        wanted["memory_gb"] = memory_gb
+    elif preset in PRESETS:
+        wanted["memory_gb"] = PRESETS[preset].memory_gb
+    return Budget.parse(wanted, "the budget")
 
 
 def _with_speeds(budget: Budget, merged: Fingerprint) -> Budget:

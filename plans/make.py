@@ -2,7 +2,7 @@
 
     python plans/make.py DATA [--task hippocampus]
 
-DATA holds <task>/sites/<site>/ in nnU-Net's raw layout. The speed in the CPU plans is that of the machine that runs this.
+DATA holds <task>/sites/<site>/ in nnU-Net's raw layout. The CPU plans are for the speed of the machine that runs this.
 """
 
 from __future__ import annotations

@@ -7,10 +7,7 @@ from autofed.fingerprints import AxisCounts, ChannelSums, ClassCounts, Fingerpri
 from autofed.planner import make
 from autofed.plans import Budget, Plan, Speed
 
-
-SPEED = Speed(
-    seconds_per_step=0.001, seconds_per_gigaelement=0.5, seconds_per_teraflop=5.0, seconds_per_megavoxel=0.05
-)
+SPEED = Speed(seconds_per_step=0.001, seconds_per_gigaelement=0.5, seconds_per_teraflop=5.0, seconds_per_megavoxel=0.05)
 
 
 def fingerprint(

@@ -36,7 +36,10 @@ def test_the_verbs_from_the_shell(tmp_path, monkeypatch, capsys):
                 "--set", "training.rounds=2", "--set", "network.features=[4,4,4]",
                 "--set", "training.steps_per_round=1", "--device", "cpu")  # fmt: skip
     assert "set by hand" in text
-    assert json.loads((tmp_path / "plan.json").read_text())["agreement"]["training"]["rounds"] == 2
+    value = json.loads((tmp_path / "plan.json").read_text())
+    assert value["agreement"]["training"]["rounds"] == 2
+    assert "batch_dice" not in text and "batch_dice" in good("plan", tmp_path / "plan.json", "--explain")
+    assert json.loads(good("plan", tmp_path / "plan.json", "--json")) == value
     assert "2 cases prepared" in good("preprocess", tmp_path / "plan.json", *sites, "-o", tmp_path / "work")
     assert "prepared before" in good("preprocess", tmp_path / "plan.json", *sites, "-o", tmp_path / "work")
     text = good("train", tmp_path / "plan.json", tmp_path / "work", "-o", tmp_path / "run", "--rounds", "1",
@@ -55,6 +58,10 @@ def test_the_verbs_from_the_shell(tmp_path, monkeypatch, capsys):
         (["plan", ".", "-o", "plan.json", "--set", "rounds"], 2, "FIELD=VALUE"),
         (["plan", ".", "-o", "plan.json", "--algorithm", "magic"], 2, "the algorithms are"),
         (["plan", ".", "-o", "plan.json", "--device", "abacus"], 2, "abacus"),
+        (["plan", ".", "-o", "plan.json", "--preset", "huge"], 2, "resenc-xl"),
+        (["plan", ".", "-o", "plan.json", "--configuration", "4d"], 2, "3d_lowres"),
+        (["plan", ".", "-o", "plan.json", "--hours", "-1", "--memory", "0"], 2, "memory_gb"),
+        (["plan", ".", "-o", "plan.json", "--set", "training.round=3"], 2, "no field training.round"),
         (["train", "plan.json", "WORK", "-o", "RUN"], 2, "no such file"),
         (["predict", "RUN", "-i", "x", "-o", "OUT"], 2, "not a run"),
         (["evaluate", "OUT", "LABELS"], 2, "no such folder"),
@@ -66,6 +73,22 @@ def test_bad_input_is_a_message_and_exit_code_two(tmp_path, monkeypatch, capsys,
     found, text = call(monkeypatch, capsys, *arguments)
     assert found == code and says in text and "Traceback" not in text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_site_hands_over_its_speed_only_if_it_says_so(tmp_path, monkeypatch, capsys):
+    sites = [make_site(tmp_path / name, cases=2) for name in ("alpha", "bravo")]
+    prints = []
+    for site in sites:
+        for options in ((), ("--speed", "--device", "cpu")):
+            prints.append(tmp_path / f"{site.name}{len(options)}.json")
+            assert call(monkeypatch, capsys, "fingerprint", site, "-o", prints[-1], *options)[0] == 0
+    quiet, speedy = prints[::2], prints[1::2]
+    values = [json.loads(call(monkeypatch, capsys, "plan", *p, "--hours", "1", "--device", "cpu", "--json")[1])
+              for p in (quiet, speedy)]  # fmt: skip
+    assert [sorted(v["budget"]["site_speeds"]) for v in values] == [[], ["alpha", "bravo"]]
+    assert [v["budget"]["speed"] is None for v in values] == [False, True]
+    alone, together = (v["agreement"]["training"]["rounds"] for v in values)
+    assert together > alone or values[0]["local"]["network"] != values[1]["local"]["network"]
 
 
 def test_help_names_every_verb(monkeypatch, capsys):

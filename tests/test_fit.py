@@ -144,9 +144,7 @@ def test_batch_dice_counts_all_patches_as_one(ground):
     logits = torch.stack([(answer == k).float() * 20 for k in range(2)], dim=1)
     training = local.training
     losses = {
-        batch: make_loss(training.model_copy(update={"batch_dice": batch}), 1)(
-            [logits], label
-        ).item()
+        batch: make_loss(training.model_copy(update={"batch_dice": batch}), 1)([logits], label).item()
         for batch in (False, True)
     }
     cross_entropy = torch.nn.functional.cross_entropy(logits, label[:, 0].long()).item()

@@ -30,7 +30,7 @@ def reason(made, field):
     return next(r.why for r in reversed(made.reasons) if r.field == field)
 
 
-# --- golden vectors: plans that nnU-Net's users published --------------------------------------------------------------
+# --- golden vectors: plans that nnU-Net's users published ----------
 
 
 def test_hippocampus_as_nnunet_plans_it():
@@ -80,7 +80,7 @@ def test_slices_of_volumes_as_nnunet_plans_them_with_residual_blocks():
         plan((138, 167, 133), cases=1000, labels=1, configuration="3d_lowres", preset="resenc-m")
 
 
-# --- grid --------------------------------------------------------------------------------------------------------------
+# --- grid ----------
 
 
 def test_the_half_of_a_median_size_is_kept_until_the_patch_is_padded():
@@ -116,7 +116,7 @@ def test_coarsest_axis_comes_first():
     assert plan((64, 64, 20), (1.0, 1.0, 3.0)).local.geometry.spacing_mm == (3.0, 1.0, 1.0)
 
 
-# --- configuration -----------------------------------------------------------------------------------------------------
+# --- configuration ----------
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_patch_that_sees_enough_needs_no_low_resolution():
         plan((36, 50, 35), configuration="3d_lowres")
 
 
-# --- network -----------------------------------------------------------------------------------------------------------
+# --- network ----------
 
 
 def test_kernel_stays_flat_while_slices_are_coarse():
@@ -243,7 +243,7 @@ def test_what_a_hand_set_must_fit_the_memory(change, field):
         planner.check_memory(made.change(change))
 
 
-# --- hours -------------------------------------------------------------------------------------------------------------
+# --- hours ----------
 
 
 def test_fewer_hours_make_a_narrower_network_and_say_why():
@@ -307,12 +307,13 @@ def test_no_hours_mean_the_full_training():
 def test_a_speed_is_the_sum_of_its_costs():
     network = plan((40, 56, 40)).local.network
     elements, operations = network.work((40, 56, 40), 2)
-    speed = Speed(seconds_per_step=1, seconds_per_gigaelement=10, seconds_per_teraflop=100, seconds_per_megavoxel=1000)
-    voxels = 2 * 40 * 56 * 40 / 1e6
-    assert speed.seconds(network, (40, 56, 40), 2) == pytest.approx(1 + 10 * elements + 100 * operations + 1000 * voxels)
+    costs = {"step": 1, "gigaelement": 10, "teraflop": 100, "megavoxel": 1000}
+    speed = Speed(**{f"seconds_per_{unit}": cost for unit, cost in costs.items()})
+    expected = 1 + 10 * elements + 100 * operations + 1000 * 2 * 40 * 56 * 40 / 1e6
+    assert speed.seconds(network, (40, 56, 40), 2) == pytest.approx(expected)
 
 
-# --- intensities -------------------------------------------------------------------------------------------------------
+# --- intensities ----------
 
 
 @pytest.mark.parametrize(
@@ -344,7 +345,7 @@ def test_ct_takes_its_numbers_from_the_federation():
     assert (channel.percentile_00_5, channel.percentile_99_5) == (0, 100)
 
 
-# --- the plan as a whole -----------------------------------------------------------------------------------------------
+# --- the plan as a whole ----------
 
 
 def test_every_section_of_the_plan_has_a_reason():

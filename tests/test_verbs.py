@@ -85,6 +85,22 @@ def test_the_main_job(federation, tmp_path):
     assert 0 <= report.mean.dice <= 1
 
 
+@pytest.mark.parametrize(
+    ("options", "axes"), [({"configuration": "2d"}, 2), ({"preset": "resenc-m"}, 3)], ids=["slices", "residual"]
+)
+def test_other_configurations_go_the_whole_way(volumes, tmp_path, options, axes):
+    made = autofed.plan(volumes.sites, hours=0.01, device="cpu", **options)
+    stages = len(made.local.network.features)
+    made = autofed.plan(volumes.sites, tmp_path / "plan.json", hours=0.01, device="cpu", **options,
+                        settings={**SMALL, "network.features": [8] * stages})  # fmt: skip
+    assert made.local.axes == len(made.local.training.patch_size) == axes
+    autofed.preprocess(made, volumes.sites, tmp_path / "work")
+    run = autofed.train(tmp_path / "plan.json", tmp_path / "work", tmp_path / "run", device="cpu", rounds=1)
+    autofed.predict(run.folder, volumes.test / "imagesTs", tmp_path / "out", mirroring=False)
+    found = images.read_labels(tmp_path / "out" / "test_000.nii.gz")[0]
+    assert found.shape == images.read_labels(volumes.test / "labelsTs" / "test_000.nii.gz")[0].shape
+
+
 def test_predicting_again_leaves_finished_cases_alone(volumes, tmp_path):
     out = tmp_path / "out"
     autofed.predict(volumes.run, volumes.test / "imagesTs", out)

@@ -80,7 +80,7 @@ def check_memory(plan: Plan) -> None:
 
 
 def _configuration(full: Grid, task: Task, budget: Budget, reasons: Reasons) -> tuple[Grid, bool]:
-    """The grid to learn on, and whether Dice is taken over the batch: in 2d, and where a patch sees little (nnU-Net)."""
+    """The grid to learn on, and whether Dice is taken over the batch: in 2d, or if a patch sees little (nnU-Net)."""
     chosen, why = preferred(full)
     if budget.configuration != "auto":
         chosen, why = budget.configuration, f"asked for; by itself the plan takes {chosen} ({why})"
