@@ -12,11 +12,12 @@ import numpy as np
 
 from autofed import images
 from autofed.files import Record, digest, read_json
-from autofed.images import Geometry
+from autofed.images import Geometry, Header
 from autofed.problems import Problems, refuse
 
 # Float headers differ in the last digits between tools; nnU-Net forgives as much.
 _SPACING_TOLERANCE = 1e-3
+_DIRECTION_TOLERANCE = 1e-2
 
 RESERVED_SITES = ("pooled", "global")
 """What all sites' data together and their common model are called; no site may take these names."""
@@ -52,6 +53,17 @@ class Files:
     images: tuple[Path, ...]
     label: Path | None = None
 
+    @property
+    def maps(self) -> tuple[Path, ...]:
+        """The images, and then the label if there is one."""
+        return (*self.images, self.label) if self.label else self.images
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files that the case is read from: also those that say the spacing of its TIFFs."""
+        beside = (images.spacing_file(path) for path in self.maps)
+        return (*self.maps, *dict.fromkeys(path for path in beside if path))
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -73,13 +85,15 @@ class Dataset:
         return self.patients.get(case, case)
 
     def read(self, case: str) -> Case:
-        """Read a case and check every voxel; `Problems` names all that is wrong with its image and its label."""
+        """Read a case and check every voxel; `Problems` names all that is wrong with its image and its label.
+
+        That they lie on each other was seen in their headers; see `open_dataset`.
+        """
         files = self.cases[case]
         problems: list[str] = []
         scan = _attempt(read_channels, files.images, problems)
         truth = _attempt(images.read_labels, files.label, problems) if files.label else None
-        problems += _image_problems(scan[0]) if scan else []
-        problems += _misfits(truth, scan) if scan and truth else []
+        problems += _image_problems(scan[0], self.channels) if scan else []
         problems += _value_problems(truth[0], self.labels) if truth else []
         refuse(f"{self.name}/{case}", problems)
         assert scan is not None, "an image that cannot be read is a problem"
@@ -95,7 +109,7 @@ class Dataset:
     def raw_digest(self) -> str:
         """Changes when a raw file is added, removed, resized or written again."""
         paths = [self.folder / "dataset.json"]
-        paths += [p for f in self.cases.values() for p in (*f.images, *([f.label] if f.label else []))]
+        paths += [path for files in self.cases.values() for path in files.paths]
         stats = [(str(p.relative_to(self.folder)), p.stat()) for p in sorted(paths)]
         return digest([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
@@ -111,6 +125,7 @@ def open_dataset(folder: Path | str) -> Dataset:
     ending = str(description["file_ending"]).lower()
     channels = tuple(str(v) for _, v in sorted(_channel_names(description).items(), key=lambda kv: int(kv[0])))
     cases, problems = _find_cases(folder, ending)
+    problems += _number_problems(description, cases)
     patients = description.get("patients", {})
     problems += [f"`patients` names the case {c!r}, which is not in imagesTr" for c in patients if c not in cases]
     labels = dict(sorted(description["labels"].items(), key=lambda label: label[1]))
@@ -129,7 +144,7 @@ def open_datasets(folders: Iterable[Path | str]) -> list[Dataset]:
             datasets.append(open_dataset(folder))
         except Problems as error:
             problems += [f"{error.about}: {p}" for p in error.problems]
-    names = [d.name for d in datasets]
+    names = [d.name.casefold() for d in datasets]  # the names of folders, which some file systems take for one
     problems += [
         f"two sites are called {n!r}; rename one of the folders" for n in sorted(set(names)) if names.count(n) > 1
     ]
@@ -197,16 +212,10 @@ def read_channels(paths: tuple[Path, ...]) -> tuple[np.ndarray, Geometry]:
     problems: list[str] = []
     parts = [part for part in (_attempt(images.read, path, problems) for path in paths) if part]
     refuse(str(paths[0].parent), problems)
-    first = parts[0]
-    for path, part in zip(paths[1:], parts[1:], strict=True):
-        if part.array.shape[1:] != first.array.shape[1:]:
-            problems.append(f"{path.name} has the shape {part.array.shape[1:]}, channel 0 {first.array.shape[1:]}")
-        if not _same_spacing(part.geometry.spacing_mm, first.geometry.spacing_mm):
-            problems.append(
-                f"{path.name} has the spacing {part.geometry.spacing_mm} mm, channel 0 {first.geometry.spacing_mm} mm"
-            )
+    heads = [(path.name, p.geometry.header(p.array.shape)) for path, p in zip(paths, parts, strict=True)]
+    problems += [problem for other in heads[1:] for problem in _misfits(heads[0], other)]
     refuse(str(paths[0].parent), problems)
-    return np.concatenate([p.array for p in parts]), first.geometry
+    return np.concatenate([p.array for p in parts]), parts[0].geometry
 
 
 def _attempt(read: Callable[[Source], Found], source: Source, problems: list[str]) -> Found | None:
@@ -309,83 +318,128 @@ def _count_channels(paths: tuple[Path, ...]) -> tuple[int, list[str]]:
 
 
 def _find_cases(folder: Path, ending: str) -> tuple[dict[str, Files], list[str]]:
-    found, problems = _group(_named(folder / "imagesTr", ending))
+    scans, problems = _named(folder / "imagesTr", ending)
+    found, more = _group(scans)
+    problems += more
     if not found:
         return {}, [f"imagesTr holds no {ending} files; expected files such as case_0000{ending}"]
     label_ending = images.label_ending(ending)
-    maps = _named(folder / "labelsTr", label_ending)
+    maps, more = _named(folder / "labelsTr", label_ending)
+    problems += more
     labels = {_stem(p): p for p in maps}
-    twice = [(p.name, labels[_stem(p)].name) for p in maps if p != labels[_stem(p)]]
-    problems += [f"labelsTr holds {one} and {other} for one case; keep one of them" for one, other in twice]
     problems += [f"labelsTr/{p.name} belongs to no image in imagesTr" for c, p in labels.items() if c not in found]
     if not labels:
         problems.append(f"labelsTr holds no {label_ending} files; at least one case needs a label")
     return {case: Files(files.images, labels.get(case)) for case, files in found.items()}, problems
 
 
-def _named(folder: Path, ending: str) -> list[Path]:
-    """The files of one ending, .PNG like .png; a leading dot is what file systems leave behind ("._case.nii.gz")."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(p for p in found if images.ending_of(p) == ending and not p.name.startswith("."))
+def _named(folder: Path, ending: str) -> tuple[list[Path], list[str]]:
+    """The files of one ending, .PNG like .png, a name once; and which others have the same name.
+
+    A leading dot is what file systems leave behind ("._case.nii.gz").
+    """
+    alike: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if images.ending_of(path) and not path.name.startswith("."):
+            alike.setdefault(_stem(path).casefold(), []).append(path)
+    chosen = {_stem(p): p for paths in alike.values() for p in paths if images.ending_of(p) == ending}
+    problems = [
+        f"{folder.name} holds {' and '.join(p.name for p in paths)}, one name but for endings and capitals; keep one"
+        for paths in alike.values()
+        if len(paths) > 1 and any(p in chosen.values() for p in paths)
+    ]
+    return list(chosen.values()), problems
+
+
+def _number_problems(description: Mapping[str, Any], cases: Mapping[str, Files]) -> list[str]:
+    """nnU-Net's numTraining is never needed here, but where it is wrong, files were lost or forgotten."""
+    labelled = sum(files.label is not None for files in cases.values())
+    said = description.get("numTraining", len(cases))
+    if not cases or said in (len(cases), labelled):
+        return []
+    found = f"imagesTr holds {len(cases)} cases, {labelled} of them with a label"
+    return [f"`numTraining` is {said!r}, but {found}; correct the number, or look for what is missing"]
 
 
 def _header_problems(dataset: Dataset) -> list[str]:
-    """What the headers alone give away: shapes and spacings that differ, 3D among 2D, too many channels in a file."""
+    """What the headers alone give away, over all cases."""
     problems: list[str] = []
-    depths: dict[int, list[str]] = {2: [], 3: []}
+    firsts: dict[str, Header] = {}
     for case, files in dataset.cases.items():
-        try:
-            heads = [images.header(p) for p in files.images]
-            label = images.header(files.label) if files.label else heads[0]
-        except Problems as error:
-            problems += [f"{case}: {p}" for p in error.problems]
-            continue
-        depths[2 if heads[0].shape[1] == 1 else 3].append(case)
-        count = sum(head.shape[0] for head in heads)
-        if count != len(dataset.channels):
-            problems.append(f"{case}: found {count} channels, dataset.json declares {_say(dataset.channels)}")
-        for head in (*heads[1:], label):
-            if head.shape[1:] != heads[0].shape[1:]:
-                problems.append(
-                    f"{case}: image and label (or two channels) differ in shape, "
-                    f"{heads[0].shape[1:]} and {head.shape[1:]}"
-                )
-            elif not _same_spacing(head.spacing_mm, heads[0].spacing_mm):
-                problems.append(
-                    f"{case}: image and label (or two channels) differ in spacing, "
-                    f"{heads[0].spacing_mm} and {head.spacing_mm} mm"
-                )
-    if depths[2] and depths[3]:
-        few = min(depths.items(), key=lambda kv: len(kv[1]))
-        problems.append(
-            f"2D and 3D cases are mixed: {', '.join(few[1][:5])} are {few[0]}D, the others are not; "
-            "make two datasets of them"
-        )
-    return problems
+        found: list[str] = []
+        heads = [(path.name, head) for path in files.maps if (head := _attempt(images.header, path, found))]
+        if not found:
+            firsts[case] = heads[0][1]
+            found = _case_problems(heads, len(files.images), dataset.channels)
+        problems += [f"{case}: {p}" for p in found]
+    return [*problems, *_mixture_problems(firsts)]
 
 
-def _image_problems(image: np.ndarray) -> list[str]:
-    bad = int(np.count_nonzero(~np.isfinite(image)))
-    return [f"{bad} voxels are NaN or infinite; replace them before planning"] if bad else []
+def _case_problems(heads: list[tuple[str, Header]], scans: int, channels: tuple[str, ...]) -> list[str]:
+    """What is wrong with the headers of a case; the first so many `scans` are those of its images."""
+    count = sum(head.shape[0] for _, head in heads[:scans])
+    misfits = [problem for other in heads[1:] for problem in _misfits(heads[0], other)]
+    if count == len(channels):
+        return misfits
+    return [f"found {count} channels, dataset.json declares {_say(channels)}", *misfits]
 
 
-def _misfits(truth: tuple[np.ndarray, Geometry], scan: tuple[np.ndarray, Geometry]) -> list[str]:
-    """Where a label does not lie on its image."""
-    (label, label_geometry), (image, geometry) = truth, scan
+def _mixture_problems(heads: Mapping[str, Header]) -> list[str]:
+    """Flat cases among volumes, and volumes (of TIFF) without a spacing among others."""
+    volumes = {case: head for case, head in heads.items() if head.shape[1] > 1}
+    flat = [case for case in heads if case not in volumes]
+    unknown = [case for case, head in volumes.items() if not head.direction]
     problems = []
-    if label.shape != image.shape[1:]:
-        problems.append(f"the label has the shape {label.shape}, the image {image.shape[1:]}")
-    if not _same_spacing(label_geometry.spacing_mm, geometry.spacing_mm):
-        problems.append(f"the label has the spacing {label_geometry.spacing_mm} mm, the image {geometry.spacing_mm} mm")
+    if flat and volumes:
+        few, kind = min((flat, "2D"), (list(volumes), "3D"), key=lambda group: len(group[0]))
+        found = f"{', '.join(few[:5])} are {kind}, the others are not"
+        problems.append(f"2D and 3D cases are mixed: {found}; make two datasets of them")
+    if 0 < len(unknown) < len(volumes):
+        found = f"the spacing of {', '.join(unknown[:5])} is not known, that of other cases is"
+        problems.append(f'{found}; write {unknown[0]}.json beside it, like {{"spacing": [3, 1, 1]}} (z, y, x in mm)')
     return problems
+
+
+def _image_problems(image: np.ndarray, channels: tuple[str, ...]) -> list[str]:
+    problems = []
+    for number, voxels in enumerate(image):
+        bad = int(np.count_nonzero(~np.isfinite(voxels)))
+        if bad:
+            where = f"channel {number} ({', '.join(channels[number : number + 1])})"
+            problems.append(f"{bad} voxels of {where} are NaN or infinite; replace them before planning")
+    if all(voxels.min() == voxels.max() for voxels in image):  # one channel may be: an alpha, a sequence not taken
+        found = ", ".join(f"{voxels.min():g}" for voxels in image)
+        problems.append(f"the image is {found} everywhere; export it again, or take the case out")
+    return problems
+
+
+def _misfits(first: tuple[str, Header], other: tuple[str, Header]) -> list[str]:
+    """Where a label, or a further channel, does not lie on the first channel.
+
+    Origins may differ: tools lose them, and what counts is voxel on voxel. A turned axis means turned voxels.
+    """
+    (name, head), (other_name, found) = first, other
+    problems = []
+    if found.shape[1:] != head.shape[1:]:
+        problems.append(f"{other_name} has the shape {found.shape[1:]}, {name} {head.shape[1:]}")
+    if not np.allclose(found.spacing_mm, head.spacing_mm, rtol=_SPACING_TOLERANCE):
+        problems.append(f"{other_name} has the spacing {found.spacing_mm} mm, {name} {head.spacing_mm} mm")
+    if _are_turned(found.direction, head.direction):
+        problems.append(f"{other_name} has the direction {_round(found.direction)}, {name} {_round(head.direction)}")
+    return [f"{problem}; write both on one grid" for problem in problems]
+
+
+def _are_turned(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return len(a) == len(b) and not np.allclose(a, b, atol=_DIRECTION_TOLERANCE)
+
+
+def _round(numbers: tuple[float, ...]) -> str:
+    return " ".join(f"{round(v, 2) + 0:g}" for v in numbers)
 
 
 def _value_problems(label: np.ndarray, labels: Mapping[str, int]) -> list[str]:
     unknown = sorted({int(v) for v in np.unique(label)} - set(labels.values()))
     if not unknown:
         return []
-    return [f"the label holds the values {unknown}, but dataset.json declares only {_say(dict(labels))}"]
-
-
-def _same_spacing(a: Iterable[float], b: Iterable[float]) -> bool:
-    return bool(np.allclose(list(a), list(b), rtol=_SPACING_TOLERANCE))
+    found = f"{unknown[:10]}" + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
+    return [f"the label holds the values {found}, but dataset.json declares only {_say(dict(labels))}"]

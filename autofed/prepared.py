@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import blosc2
 import numpy as np
-from scipy import ndimage
 
 from autofed.case import Case, Dataset, open_dataset
 from autofed.files import Record, digest, whole_folder, write_json
@@ -26,11 +25,20 @@ from autofed.planner import ANISOTROPY
 from autofed.plans import Channel, Geometry, Intensity, Local
 from autofed.problems import Problems, refuse
 
+if TYPE_CHECKING:
+    import blosc2
+
 LOCATIONS_PER_CLASS = 10_000
 """So many voxels of each class are remembered as centres for patches (nnU-Net)."""
 
 _EPSILON = 1e-8
-_CHUNK = {2: (1, 128, 128), 3: (32, 32, 32)}
+_POLE = math.sqrt(3) - 2  # of the filter that turns values into coefficients of a cubic B-spline
+_SLAB = 1 << 20  # voxels that are resampled together
+
+# At most so many voxels in a chunk and in a block along (z, y, x): a patch reads whole blocks; few chunks are soon
+# written.
+_CHUNK = {2: (1, 256, 256), 3: (64, 64, 64)}
+_BLOCK = {2: (1, 128, 128), 3: (32, 32, 32)}
 
 
 class WayBack(Record):
@@ -69,18 +77,21 @@ class Prepared:
 def prepare(case: Case, geometry: Geometry, intensity: Intensity) -> Prepared:
     """Crop to what is not zero, normalise, then resample onto the plan's grid (nnU-Net's order)."""
     box = crop_box(case.image)
-    image = case.image[(slice(None), *box)]
-    label = None if case.label is None else case.label[box]
-    mask = ndimage.binary_fill_holes((image != 0).any(axis=0)) if intensity.inside_mask else None
-    pairs = zip(image, intensity.channels, strict=True)
-    image = np.stack([normalise(voxels, channel, mask, about=case.id) for voxels, channel in pairs])
+    cropped = case.image[(slice(None), *box)]
+    mask = _filled(cropped) if intensity.inside_mask else None
     order = geometry.transpose
-    image = image.transpose(0, *(axis + 1 for axis in order))
     spacing = [case.spacing_mm[axis] for axis in order]
-    grid, coarse = _grid(image.shape[1:], spacing, geometry), _coarse_axis(spacing, geometry)
-    image = np.stack([resample(voxels, grid, order=3, coarse_axis=coarse) for voxels in image])
-    if label is not None:
-        label = resample_labels(label.transpose(order), grid, coarse_axis=coarse).astype(np.int16)
+    grid = _grid([cropped.shape[1:][axis] for axis in order], spacing, geometry)
+    coarse = _coarse_axis(spacing, geometry)
+    label = None
+    if case.label is not None:
+        label = case.label[box].astype(np.int16).transpose(order)
+        label = np.ascontiguousarray(resample_labels(label, grid, coarse_axis=coarse))
+    image = np.empty((len(cropped), *grid), np.float32)
+    for part, voxels, channel in zip(image, cropped, intensity.channels, strict=True):
+        part[...] = resample(
+            normalise(voxels, channel, mask, about=case.id).transpose(order), grid, order=3, coarse_axis=coarse
+        )
     file = case.geometry
     way_back = WayBack(
         shape=case.image.shape[1:],
@@ -94,7 +105,7 @@ def prepare(case: Case, geometry: Geometry, intensity: Intensity) -> Prepared:
         direction=file.direction,
         affine=file.affine,
     )
-    return Prepared(image.astype(np.float32), label, way_back)
+    return Prepared(image, label, way_back)
 
 
 def restore(values: np.ndarray, way: WayBack, fill: float = 0.0) -> np.ndarray:
@@ -130,22 +141,31 @@ def normalise(voxels: np.ndarray, channel: Channel, mask: np.ndarray | None, abo
         case "ct":
             assert channel.mean is not None and channel.std is not None
             np.clip(values, channel.percentile_00_5, channel.percentile_99_5, out=values)
-            return (values - channel.mean) / max(channel.std, _EPSILON)
+            values -= channel.mean
+            values /= max(channel.std, _EPSILON)
         case "zscore":
             inside = values if mask is None else values[mask]
-            scaled = (inside - inside.mean()) / max(float(inside.std()), _EPSILON)
-            if mask is None:
-                return scaled
-            values[mask] = scaled
-            return values
+            inside -= inside.mean()
+            inside /= max(float(inside.std()), _EPSILON)
+            if mask is not None:
+                values[mask] = inside
         case "rescale_to_0_1":
             low, high = float(values.min()), float(values.max())
-            return (values - low) / max(high - low, _EPSILON)
+            values -= low
+            values /= max(high - low, _EPSILON)
         case "rgb_to_0_1":
             refuse(about, _colour_problems(values))
-            return values / 255
+            values /= 255
         case "nonorm":
-            return values
+            pass
+    return values
+
+
+def _filled(image: np.ndarray) -> np.ndarray:
+    """Where some channel of (C, Z, Y, X) is not zero, and what such voxels enclose."""
+    from scipy import ndimage
+
+    return ndimage.binary_fill_holes((image != 0).any(axis=0))
 
 
 def _colour_problems(values: np.ndarray) -> list[str]:
@@ -166,33 +186,134 @@ def resample(values: np.ndarray, shape: Sequence[int], *, order: int, coarse_axi
     """
     if tuple(values.shape) == tuple(shape):
         return values
-    exact = values.astype(np.float32, copy=False)
-    factor = [n / m for n, m in zip(shape, values.shape, strict=True)]
-    if coarse_axis is None:
-        resampled = _zoom(exact, factor, order)
-    else:
-        within = [f for axis, f in enumerate(factor) if axis != coarse_axis]
-        planes = [_zoom(plane, within, order) for plane in np.moveaxis(exact, coarse_axis, 0)]
-        across = [f if axis == coarse_axis else 1 for axis, f in enumerate(factor)]
-        resampled = _zoom(np.stack(planes, coarse_axis), across, 0)
-    return np.clip(resampled, exact.min(), exact.max()) if order > 1 else resampled
+    resampled = exact = values.astype(np.float32, copy=False)
+    centres = [_centres(n, m) for n, m in zip(exact.shape, shape, strict=True)]
+    orders = [0 if axis == coarse_axis else order for axis in range(3)]
+    for axis in sorted(range(3), key=lambda axis: len(centres[axis]) / exact.shape[axis]):  # the smaller, the sooner
+        if len(centres[axis]) != exact.shape[axis]:
+            resampled = _along(resampled, axis, centres[axis], orders[axis])
+    if order > 1:
+        _clip(resampled, exact, None if coarse_axis is None else (coarse_axis, centres[coarse_axis]))
+    return resampled
 
 
 def resample_labels(label: np.ndarray, shape: Sequence[int], *, coarse_axis: int | None) -> np.ndarray:
-    """A label map on another grid: each label linearly by itself, the strongest wins."""
+    """A label map on another grid: each label linearly by itself, the strongest wins, of equals the last."""
     if tuple(label.shape) == tuple(shape):
         return label
     found = np.zeros(shape, dtype=label.dtype)
-    best = np.zeros(shape, dtype=np.float32)
-    for value in np.unique(label):
-        share = resample((label == value).astype(np.float32), shape, order=1, coarse_axis=coarse_axis)
-        found[share > best] = value
-        np.maximum(best, share, out=best)
+    present = _present(label)
+    if not len(present):
+        return found
+    around, share = _share(label > 0, shape, coarse_axis)
+    best = 1 - share  # of the background
+    for value in present:
+        box, share = _share(label == value, shape, coarse_axis)
+        here = tuple(slice(b.start - a.start, b.stop - a.start) for a, b in zip(around, box, strict=True))
+        found[box][share >= best[here]] = value
+        np.maximum(best[here], share, out=best[here])
     return found
 
 
-def _zoom(values: np.ndarray, factor: Sequence[float], order: int) -> np.ndarray:
-    return ndimage.zoom(values, factor, order=order, mode="nearest", grid_mode=True)
+def _present(label: np.ndarray) -> np.ndarray:
+    """The values above 0 of a label map, slice by slice, so that memory stays small."""
+    most = int(label.max(initial=0)) + 1
+    counts = np.zeros(most, np.int64)
+    for plane in label:
+        counts += np.bincount(plane.ravel(), minlength=most)
+    return np.flatnonzero(counts[1:]) + 1
+
+
+def _share(
+    mask: np.ndarray, shape: Sequence[int], coarse_axis: int | None
+) -> tuple[tuple[slice, slice, slice], np.ndarray]:
+    """The part of another grid where a mask that is not empty can be, and its share of each voxel there."""
+    source, target, centres = [], [], []
+    for axis, size in enumerate(shape):
+        line = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        first, last = int(line[0]) - 1, int(line[-1]) + 1  # a linear share ends where the next voxel begins
+        every = _centres(mask.shape[axis], size)
+        near = slice(int(np.searchsorted(every, first, "right")), int(np.searchsorted(every, last, "left")))
+        source.append(slice(max(first, 0), last + 1))
+        target.append(near)
+        centres.append(every[near] - max(first, 0))
+    share = mask[tuple(source)].astype(np.float32)
+    for axis in range(3):
+        share = _along(share, axis, centres[axis], 0 if axis == coarse_axis else 1)
+    return (target[0], target[1], target[2]), share
+
+
+def _centres(count: int, size: int) -> np.ndarray:
+    """Where the centres of `size` voxels lie among `count` voxels of the same extent, counted from the first centre."""
+    return (np.arange(size) + 0.5) * (count / size) - 0.5
+
+
+def _clip(resampled: np.ndarray, exact: np.ndarray, slices: tuple[int, np.ndarray] | None) -> None:
+    """Take away, in place, what a spline overshoots: beyond the range of the volume, or of each slice by itself."""
+    within = tuple(axis for axis in range(3) if slices is None or axis != slices[0])
+    low, high = exact.min(axis=within, keepdims=True), exact.max(axis=within, keepdims=True)
+    if slices is not None:
+        low, high = (_along(bound, *slices, 0) for bound in (low, high))
+    np.clip(resampled, low, high, out=resampled)
+
+
+def _along(values: np.ndarray, axis: int, centres: np.ndarray, order: int) -> np.ndarray:
+    """A map at other places along one axis: the nearest voxel (order 0), a line (1) or a cubic spline (3).
+
+    In slabs, so that what is in between stays in the processor's cache and takes no memory to speak of.
+    """
+    if order == 0:
+        return np.take(values, np.floor(centres + 0.5).astype(int), axis=axis)
+    shape = [len(centres) if a == axis else n for a, n in enumerate(values.shape)]
+    resampled = np.empty(shape, np.float32)
+    across = 1 if axis == 0 else 0
+    thick = max(1, _SLAB * values.shape[across] // max(values.size, 1))
+    for start in range(0, values.shape[across], thick):
+        slab = (slice(None),) * across + (slice(start, start + thick),)
+        _interpolate(np.moveaxis(values[slab], axis, 0), np.moveaxis(resampled[slab], axis, 0), centres, order)
+    return resampled
+
+
+def _interpolate(values: np.ndarray, target: np.ndarray, centres: np.ndarray, order: int) -> None:
+    """Write to `target` the values at other places along the first axis."""
+    lines = np.concatenate([values[:1], values[:1], values, values[-1:], values[-1:]])  # edges repeated
+    if order == 3:
+        _to_coefficients(lines)
+    first = np.floor(centres).astype(int)
+    weights = (_cubic if order == 3 else _linear)(centres - first)
+    total, part = np.empty_like(lines[0]), np.empty_like(lines[0])
+    for at, line, shares in zip(range(len(target)), first + 2 - order // 2, weights.T.tolist(), strict=True):
+        np.multiply(lines[line], shares[0], out=total)
+        for step in range(1, order + 1):
+            np.multiply(lines[line + step], shares[step], out=part)
+            np.add(total, part, out=total)
+        target[at] = total
+
+
+def _to_coefficients(lines: np.ndarray) -> None:
+    """A sixth of the coefficients of the cubic B-spline through lines that go on for ever as they end, in place.
+
+    The recursions of Unser, Aldroubi and Eden, IEEE Trans. Signal Process. 41:834 (1993), figure 1; their start and
+    turn are geometric series here, since the lines are constant beyond both ends.
+    """
+    beyond = lines[-1] / (1 - _POLE)
+    lines[0] /= 1 - _POLE
+    part = np.empty_like(lines[0])
+    for before, line in pairwise(lines):
+        line += np.multiply(before, _POLE, out=part)
+    lines[-1] = -_POLE * (beyond / (1 - _POLE) + (lines[-1] - beyond) / (1 - _POLE**2))
+    for after, line in pairwise(lines[::-1]):
+        np.subtract(after, line, out=line)
+        line *= _POLE
+
+
+def _linear(t: np.ndarray) -> np.ndarray:
+    return np.stack([1 - t, t])
+
+
+def _cubic(t: np.ndarray) -> np.ndarray:
+    """Six times the cubic B-spline over the four nearest voxels, at the share `t` of the way between the inner two."""
+    return np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3])
 
 
 def _grid(shape: Sequence[int], spacing: Sequence[float], geometry: Geometry) -> tuple[int, int, int]:
@@ -251,11 +372,11 @@ class Store:
 
     def image(self, case: str) -> blosc2.NDArray:
         """The image (C, *grid), on disk; indexing reads only the part asked for."""
-        return blosc2.open(str(self.folders[case] / "image.b2nd"), mode="r")
+        return _open(self.folders[case] / "image.b2nd")
 
     def label(self, case: str) -> blosc2.NDArray:
         """The label map (*grid), on disk."""
-        return blosc2.open(str(self.folders[case] / "label.b2nd"), mode="r")
+        return _open(self.folders[case] / "label.b2nd")
 
     @cached_property
     def _locations(self) -> dict[str, dict[int, np.ndarray]]:
@@ -283,8 +404,8 @@ def preprocess(
         return folder, 0
     missing = [case for case in dataset.cases if not (folder / case / "case.json").is_file()]
     each(
-        partial(_prepare_one, dataset, local, folder),
-        missing,
+        partial(_prepare_one, local, folder),
+        [_alone(dataset, case) for case in missing],
         stage=f"preparing {dataset.name}",
         processes=processes,
         progress=progress,
@@ -354,24 +475,58 @@ def _raw_digest(index: Index) -> str | None:
         return "unreadable"
 
 
-def _prepare_one(dataset: Dataset, local: Local, folder: Path, case: str) -> None:
-    blosc2.set_nthreads(1)
+def _alone(dataset: Dataset, case: str) -> Dataset:
+    """A dataset of one of its cases: all that a worker is sent, however many cases there are."""
+    return replace(dataset, cases={case: dataset.cases[case]}, patients={case: dataset.patient(case)})
+
+
+def _prepare_one(local: Local, folder: Path, dataset: Dataset) -> None:
+    (case,) = dataset.cases
     ready = prepare(dataset.read(case), local.geometry, local.intensity)
-    chunk = _CHUNK[2 if ready.image.shape[1] == 1 else 3]
     with whole_folder(folder / case) as part:
-        chunks = [min(n, c) for n, c in zip(ready.image.shape[1:], chunk, strict=True)]
-        blosc2.asarray(ready.image, urlpath=str(part / "image.b2nd"), mode="w", chunks=(len(ready.image), *chunks))
+        _write(part / "image.b2nd", ready.image)
         if ready.label is not None:
-            blosc2.asarray(ready.label, urlpath=str(part / "label.b2nd"), mode="w", chunks=tuple(chunks))
+            _write(part / "label.b2nd", ready.label)
             locations: dict[str, Any] = dict(_find_locations(ready.label))
             np.savez(part / "locations.npz", **locations)
         write_json(part / "case.json", ready.way_back.model_dump(mode="json"))
 
 
+def _open(path: Path) -> blosc2.NDArray:
+    import blosc2  # it takes longer to import than a small case to prepare, and whoever reads no array needs it not
+
+    return blosc2.open(str(path), mode="r")
+
+
+def _write(path: Path, array: np.ndarray) -> None:
+    """Store ([C,] Z, Y, X) in chunks of blocks. Level 1: higher ones take much longer and make nothing smaller."""
+    import blosc2
+
+    blosc2.set_nthreads(1)
+    flat = 2 if array.shape[-3] == 1 else 3
+    chunks = [_even(n, most) for n, most in zip(array.shape[-3:], _CHUNK[flat], strict=True)]
+    blocks = [_even(n, most) for n, most in zip(chunks, _BLOCK[flat], strict=True)]
+    blosc2.asarray(
+        array,
+        urlpath=str(path),
+        mode="w",
+        chunks=(*array.shape[:-3], *chunks),
+        blocks=(*array.shape[:-3], *blocks),
+        cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1},
+    )
+
+
+def _even(size: int, most: int) -> int:
+    """The length of the fewest equal pieces that are no longer than `most`."""
+    return math.ceil(size / math.ceil(size / most))
+
+
 def _find_locations(label: np.ndarray) -> Iterable[tuple[str, np.ndarray]]:
     """Per class: all voxels if there are few, else 10 000 or 1 % of them, whichever is more (nnU-Net)."""
     generator = np.random.default_rng(1234)
-    for value in np.unique(label[label > 0]):
-        at = np.argwhere(label == value).astype(np.int32)
+    for value in _present(label):
+        at = np.flatnonzero(label == value)
         wanted = max(LOCATIONS_PER_CLASS, len(at) // 100)
-        yield str(value), at if len(at) <= wanted else generator.choice(at, wanted, replace=False, axis=0)
+        if len(at) > wanted:
+            at = generator.choice(at, wanted, replace=False)
+        yield str(value), np.stack(np.unravel_index(at, label.shape), axis=1).astype(np.int32)

@@ -100,7 +100,7 @@ def describe(
 
 
 def _geometry(dimension: int, ending: str, spacing_mm: tuple[float, ...]) -> Geometry:
-    if images.is_picture(ending):
+    if dimension == 2 and images.is_picture(ending):
         return Geometry(2, (PICTURE_SLICE_MM, 1.0, 1.0))
     if dimension == 2:
         y, x = spacing_mm or (1.0, 1.0)
@@ -110,7 +110,7 @@ def _geometry(dimension: int, ending: str, spacing_mm: tuple[float, ...]) -> Geo
 
 
 def _write_image(folder: Path, case: str, ending: str, image: np.ndarray, geometry: Geometry) -> None:
-    if images.is_picture(ending) and len(image) == 3:
+    if geometry.dimension == 2 and images.is_picture(ending) and len(image) == 3:
         write_rgb(folder / f"{case}_0000{ending}", np.round(image[:, 0]).astype(np.uint8))
         return
     for c, channel in enumerate(image):
@@ -118,6 +118,8 @@ def _write_image(folder: Path, case: str, ending: str, image: np.ndarray, geomet
         _write_map(
             folder / name, np.round(channel).astype(np.uint8 if images.is_picture(ending) else np.int16), geometry
         )
+        if (beside := images.spacing_file(folder / name)) is not None:
+            beside.replace(folder / f"{case}.json")  # one for all channels, as nnU-Net has it
 
 
 def write_rgb(path: Path, pixels: np.ndarray) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import struct
 import zlib
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -10,13 +12,15 @@ import SimpleITK as sitk
 from PIL import Image as Pillow
 
 from autofed import images
-from autofed.images import PICTURE_SLICE_MM, Geometry
+from autofed.images import PICTURE_SLICE_MM, Geometry, Header, Image
 from autofed.images.volumes import ENDINGS as VOLUMES
 from autofed.problems import Problems
 
 TURNED = (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0)
 SHEARED = np.array([[1, 0.4, 0, 3], [0, 1.3, 0, -4], [0, 0.2, 2, 5], [0, 0, 0, 1.0]])
+UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 PICTURE = Geometry(2, (PICTURE_SLICE_MM, 1.0, 1.0))
+STACK = Geometry(3, (3.0, 0.75, 1.25), (0.0, 0.0, 0.0), UPRIGHT)
 
 
 def geometry(ending: str = ".nii.gz") -> Geometry:
@@ -33,6 +37,13 @@ def rng():
 @pytest.fixture
 def labels(rng):
     return rng.integers(0, 5, (4, 6, 7)).astype(np.int32)
+
+
+def assert_same_head(head: Header, image: Image) -> None:
+    """What the header says is what is read with the voxels."""
+    read = image.geometry.header(image.array.shape)
+    assert (head.shape, head.spacing_mm) == (read.shape, read.spacing_mm)
+    np.testing.assert_allclose(head.direction, read.direction, atol=1e-6)
 
 
 def close(a: Geometry, b: Geometry) -> bool:
@@ -54,8 +65,7 @@ def test_a_volume_goes_both_ways(tmp_path, labels, ending, dtype):
     assert image.array.shape == (1, 4, 6, 7)
     assert np.array_equal(image.array[0], array)
     assert close(image.geometry, geometry(ending))
-    head = images.header(path)
-    assert (head.shape, head.spacing_mm) == ((1, 4, 6, 7), image.geometry.spacing_mm)
+    assert_same_head(images.header(path), image)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
@@ -110,8 +120,8 @@ def test_a_fourth_axis_counts_as_channels(tmp_path, rng, affine):
     nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / "a.nii.gz")
     image, head = images.read(tmp_path / "a.nii.gz"), images.header(tmp_path / "a.nii.gz")
     assert np.array_equal(image.array, np.transpose(array))
-    assert head.shape == image.array.shape == (3, 5, 6, 7)
-    assert head.spacing_mm == image.geometry.spacing_mm
+    assert image.array.shape == (3, 5, 6, 7)
+    assert_same_head(head, image)
     images.write(tmp_path / "b.nii.gz", image.array[0], image.geometry)
     assert images.read(tmp_path / "b.nii.gz").array.shape == (1, 5, 6, 7)
     assert close(images.read(tmp_path / "b.nii.gz").geometry, image.geometry)
@@ -134,7 +144,7 @@ def test_sheared_axes_go_both_ways(tmp_path, rng, dtype):
         sitk.ReadImage(str(tmp_path / "a.nii.gz"))
     image = images.read(tmp_path / "a.nii.gz")
     assert np.array_equal(image.array[0], array.T)
-    assert images.header(tmp_path / "a.nii.gz").shape == (1, 5, 6, 7)
+    assert_same_head(images.header(tmp_path / "a.nii.gz"), image)
     np.testing.assert_allclose(np.reshape(image.geometry.affine, (4, 4)), SHEARED, atol=1e-6)
     np.testing.assert_allclose(image.geometry.spacing_mm, np.linalg.norm(SHEARED[:3, :3], axis=0)[::-1], rtol=1e-6)
     assert image.geometry.in_millimetres
@@ -142,6 +152,24 @@ def test_sheared_axes_go_both_ways(tmp_path, rng, dtype):
     again = images.read(tmp_path / "b.nii.gz")
     assert np.array_equal(again.array, image.array)
     assert again.geometry == image.geometry
+
+
+def test_the_direction_of_sheared_axes_is_that_which_itk_gives_to_straight_ones(tmp_path, labels):
+    images.write(tmp_path / "a.nii.gz", labels, geometry())
+    straight = nibabel.load(tmp_path / "a.nii.gz")
+    affine = tuple(np.asarray(straight.affine).ravel())
+    np.testing.assert_allclose(
+        Geometry(3, STACK.spacing_mm, affine=affine).header((4, 6, 7)).direction, TURNED, atol=1e-6
+    )
+
+
+def test_a_spacing_below_zero_turns_the_axis(tmp_path, labels):
+    images.write(tmp_path / "a.mha", labels, STACK)
+    content = (tmp_path / "a.mha").read_bytes()
+    (tmp_path / "a.mha").write_bytes(content.replace(b"ElementSpacing = 1.25", b"ElementSpacing = -1.25"))
+    head = images.header(tmp_path / "a.mha")
+    assert (head.spacing_mm, head.direction) == (STACK.spacing_mm, (-1.0, *UPRIGHT[1:]))
+    assert_same_head(head, images.read(tmp_path / "a.mha"))
 
 
 def test_a_flat_sheared_nifti_is_read(tmp_path, rng):
@@ -246,13 +274,14 @@ def test_shares_are_stored_in_8_bits(tmp_path):
     assert images.read(tmp_path / "a.png").array.ravel().tolist() == [0, 128, 255, 255]
 
 
-def test_a_palette_png_is_read_as_its_numbers_and_a_palette_bmp_as_colours(tmp_path, rng):
+def test_a_palette_is_read_as_its_numbers_but_in_a_bmp_as_colours(tmp_path, rng):
     numbers = rng.integers(0, 3, (9, 11)).astype(np.uint8)
     picture = Pillow.fromarray(numbers).convert("P")
     picture.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
-    picture.save(tmp_path / "a.png")
-    picture.save(tmp_path / "a.bmp")
+    for ending in ("png", "tif", "bmp"):
+        picture.save(tmp_path / f"a.{ending}")
     assert np.array_equal(images.read_labels(tmp_path / "a.png")[0][0], numbers)
+    assert np.array_equal(images.read_labels(tmp_path / "a.tif")[0][0], numbers)
     assert images.read(tmp_path / "a.bmp").array.shape == (3, 1, 9, 11)
     assert images.read(tmp_path / "a.bmp").array[:, 0, 0, 0].max() == 200
 
@@ -269,12 +298,11 @@ def test_a_truncated_picture_is_refused(tmp_path, rng, ending):
             images.read(path)
 
 
-@pytest.mark.filterwarnings("error::ResourceWarning")
-def test_several_pages_are_refused(tmp_path):
+def test_several_pages_of_a_png_are_refused(tmp_path):
     page = Pillow.new("L", (5, 4))
-    page.save(tmp_path / "a.tif", save_all=True, append_images=[page, page])
+    page.save(tmp_path / "a.png", save_all=True, append_images=[Pillow.new("L", (5, 4), n) for n in (1, 2)])
     with pytest.raises(Problems, match="has one page, but this file has 3"):
-        images.header(tmp_path / "a.tif")
+        images.header(tmp_path / "a.png")
 
 
 def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path):
@@ -285,6 +313,151 @@ def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IEND", b""))
     with pytest.raises(Problems, match="cannot be read"):
         images.read(tmp_path / "a.png")
+
+
+# Pictures of several pages: TIFF volumes
+
+
+def save_pages(path: Path, *pages: Pillow.Image, **options) -> Path:
+    pages[0].save(path, save_all=True, append_images=pages[1:], **options)
+    return path
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning")
+@pytest.mark.parametrize("ending", [".tif", ".tiff"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "int64", "float32", "float64", "bool"])
+def test_a_tiff_of_several_pages_is_a_volume_that_goes_both_ways(tmp_path, labels, ending, dtype):
+    path = tmp_path / f"a{ending}"
+    array = (labels.astype(dtype) * (500 if dtype in ("uint16", "int64") else 1)) - (3 if dtype == "int32" else 0)
+    array = array * 0.3 if dtype.startswith("float") else array
+    images.write(path, array, STACK)
+    image = images.read(path)
+    assert image.array.dtype == np.float32
+    assert np.array_equal(image.array[0], array.astype(np.float32))
+    assert image.geometry == STACK
+    assert image.geometry.in_millimetres
+    assert_same_head(images.header(path), image)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", path.name]
+    assert json.loads((tmp_path / "a.json").read_text()) == {"spacing": [3.0, 0.75, 1.25]}
+    assert not images.is_picture(path)
+
+
+def test_a_volume_without_a_spacing_is_known_as_such(tmp_path, labels):
+    unknown = Geometry(3, (1.0, 1.0, 1.0))
+    images.write(tmp_path / "a.tif", labels, unknown)
+    (tmp_path / "b.json").write_text('{"spacing": [3, 1, 1]}')
+    read, where = images.read_labels(tmp_path / "a.tif")
+    assert np.array_equal(read, labels)
+    assert where == unknown
+    assert not where.in_millimetres
+    assert images.header(tmp_path / "a.tif").direction == ()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tif", "b.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "beside"),
+    [
+        ("case_0000.tif", "case.json"),
+        ("case_0001.tif", "case.json"),
+        ("case.tif", "case.json"),
+        ("scan_0001.tif", "scan_0001.json"),
+        ("scan_0001_0000.tif", "scan_0001.json"),
+        ("a.b_0000.TIF", "a.b.json"),
+    ],
+)
+def test_the_spacing_stands_where_nnunet_looks_for_it(tmp_path, name, beside):
+    page = Pillow.new("L", (5, 4))
+    path = save_pages(tmp_path / name, page, page, format="TIFF")
+    assert images.spacing_file(path) is None
+    (tmp_path / beside).write_text('{"spacing": [3, 0.5, 0.25], "scanner": "one"}')
+    assert images.header(path).spacing_mm == images.read(path).geometry.spacing_mm == (3.0, 0.5, 0.25)
+    assert images.spacing_file(path) == tmp_path / beside
+    assert images.spacing_file(path.with_suffix(".png")) is None
+
+
+def test_what_else_is_known_beside_a_volume_stays(tmp_path, labels):
+    (tmp_path / "a.json").write_text('{"scanner": "one", "spacing": [9, 9, 9]}')
+    images.write(tmp_path / "a.tif", labels, STACK)
+    assert json.loads((tmp_path / "a.json").read_text()) == {"scanner": "one", "spacing": [3.0, 0.75, 1.25]}
+
+
+@pytest.mark.parametrize(
+    "value", ["3", "[1, 1]", "[1, 0, 1]", "[1, -1, 1]", "[1, NaN, 1]", '["1", 1, 1]', "[true, 1, 1]"]
+)
+def test_a_spacing_that_is_none_is_refused(tmp_path, labels, value):
+    images.write(tmp_path / "a.tif", labels, STACK)
+    (tmp_path / "a.json").write_text(f'{{"spacing": {value}}}')
+    for verb in (images.header, images.read):
+        with pytest.raises(Problems, match="expected mm from voxel to voxel") as caught:
+            verb(tmp_path / "a.tif")
+        assert caught.value.about == str(tmp_path / "a.json")
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning")
+@pytest.mark.parametrize("odd", [Pillow.new("L", (5, 3)), Pillow.new("RGB", (5, 4))], ids=["size", "channels"])
+def test_pages_that_differ_are_refused(tmp_path, odd):
+    page = Pillow.new("L", (5, 4))
+    path = save_pages(tmp_path / "a.tif", page, page, odd)
+    for verb in (images.header, images.read):
+        with pytest.raises(Problems, match="page 0 is 4 x 5, page 2 is"):
+            verb(path)
+
+
+def test_pages_in_colours_are_a_volume_of_three_channels(tmp_path, rng):
+    pixels = rng.integers(0, 255, (2, 4, 5, 3)).astype(np.uint8)
+    image = images.read(save_pages(tmp_path / "a.tif", *map(Pillow.fromarray, pixels)))
+    assert np.array_equal(image.array, np.moveaxis(pixels, -1, 0))
+
+
+@pytest.mark.parametrize(
+    ("pages", "description"),
+    [
+        (4, "ImageJ=1.53\nimages=4\nchannels=2\nslices=2\n"),
+        (4, "ImageJ=1.53\nimages=4\nslices=2\nframes=2\n"),
+        (1, "ImageJ=1.53\nimages=4\nslices=4\n"),  # more than 4 GB: one page, and all voxels behind it
+        (4, '<OME><Pixels SizeC="2" SizeT="1" SizeZ="2"/></OME>'),
+    ],
+)
+def test_pages_that_are_more_than_slices_are_refused(tmp_path, pages, description):
+    page = Pillow.new("L", (5, 4))
+    path = save_pages(tmp_path / "a.tif", *[page] * pages, description=description)
+    with pytest.raises(Problems, match=f"found {pages} pages, while its description says"):
+        images.header(path)
+
+
+@pytest.mark.parametrize(
+    "description", ["ImageJ=1.53\nimages=3\nslices=3\nunit=mm\n", '<OME><Pixels SizeC="1"/></OME>']
+)
+def test_pages_that_are_described_as_slices_are_read(tmp_path, description):
+    page = Pillow.new("L", (5, 4))
+    assert images.header(save_pages(tmp_path / "a.tif", *[page] * 3, description=description)).shape == (1, 3, 4, 5)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_adobe_deflate", "tiff_lzw"])
+def test_a_truncated_tiff_volume_is_refused(tmp_path, rng, compression):
+    pages = rng.integers(0, 255, (7, 16, 18)).astype(np.uint8)
+    path = save_pages(tmp_path / "a.tif", *map(Pillow.fromarray, pages), compression=compression)
+    whole = path.read_bytes()
+    for share in np.linspace(0, 0.99, 40):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(Problems, match="copy it again"):
+            images.read(path)
+
+
+def test_the_header_of_a_tiff_volume_is_read_without_its_voxels(tmp_path, labels, monkeypatch):
+    images.write(tmp_path / "a.tif", labels, STACK)
+    monkeypatch.setattr(Pillow.Image, "load", None)
+    assert images.header(tmp_path / "a.tif").shape == (1, 4, 6, 7)
+    with pytest.raises(Problems):  # or this test tests nothing
+        images.read(tmp_path / "a.tif")
+
+
+def test_pictures_are_told_from_volumes(tmp_path, labels):
+    images.write(tmp_path / "flat.tif", labels[:1], PICTURE)
+    images.write(tmp_path / "deep.tif", labels, STACK)
+    images.write(tmp_path / "deep.nii.gz", labels, STACK)
+    assert [images.is_picture(tmp_path / n) for n in ("flat.tif", "deep.tif", "deep.nii.gz")] == [True, False, False]
+    assert [images.is_picture(ending) for ending in (".png", ".tif", ".nii.gz")] == [True, True, False]
 
 
 # Both

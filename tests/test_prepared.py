@@ -1,12 +1,18 @@
 """Onto the grid and exactly back; a store that is whole, complete and never stale."""
 
 import shutil
+import subprocess
+import sys
+import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
+from autofed import prepared
 from autofed.batches import draw_patch
 from autofed.case import Case, open_dataset
 from autofed.files import read_json
@@ -92,6 +98,65 @@ def test_resampling_knows_no_overshoot_and_keeps_a_ramp():
     ramp = np.broadcast_to(np.arange(16, dtype=np.float32), (4, 4, 16))
     middle = resample(ramp, (4, 4, 32), order=1, coarse_axis=None)[0, 0, 4:-4]
     assert np.allclose(np.diff(middle), 0.5, atol=1e-5)
+
+
+def by_scipy(values, shape, order, coarse_axis):
+    """The same map by scipy, slice by slice if there is a coarse axis, as nnU-Net does it."""
+    zoom = partial(ndimage.zoom, order=order, mode="nearest", grid_mode=True)
+    factor = [n / m for n, m in zip(shape, values.shape, strict=True)]
+    parts = [values] if coarse_axis is None else list(np.moveaxis(values, coarse_axis, 0))
+    within = [f for axis, f in enumerate(factor) if axis != coarse_axis]
+    done = [np.clip(zoom(part.astype(float), within), part.min(), part.max()) for part in parts]
+    if coarse_axis is None:
+        return done[0]
+    across = [f if axis == coarse_axis else 1 for axis, f in enumerate(factor)]
+    return ndimage.zoom(np.stack(done, coarse_axis), across, order=0, mode="nearest", grid_mode=True)
+
+
+SHAPES = st.tuples(*[st.integers(1, 24)] * 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SHAPES, SHAPES, st.sampled_from([1, 3]), st.sampled_from([None, 0, 1, 2]), st.integers(0, 1000))
+def test_resampling_is_scipys_spline(shape, target, order, coarse_axis, seed):
+    values = np.random.default_rng(seed).normal(0, 1, shape).astype(np.float32)
+    found = resample(values, target, order=order, coarse_axis=coarse_axis)
+    assert found.dtype == np.float32
+    assert np.allclose(found, by_scipy(values, target, order, coarse_axis), atol=1e-5)
+
+
+def test_a_volume_of_many_slabs_is_resampled_like_one(monkeypatch):
+    values = np.random.default_rng(0).normal(0, 1, (9, 14, 11)).astype(np.float32)
+    whole = resample(values, (13, 10, 17), order=3, coarse_axis=None)
+    monkeypatch.setattr(prepared, "_SLAB", 200)
+    assert np.array_equal(resample(values, (13, 10, 17), order=3, coarse_axis=None), whole)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SHAPES, SHAPES, st.sampled_from([None, 0, 1, 2]), st.integers(0, 1000))
+def test_the_label_with_the_largest_share_wins(shape, target, coarse_axis, seed):
+    generator = np.random.default_rng(seed)
+    label = np.where(generator.random(shape) < 0.3, generator.integers(0, 5, shape), 0).astype(np.int16)
+    found = resample_labels(label, target, coarse_axis=coarse_axis)
+    shares = np.stack([by_scipy((label == value).astype(float), target, 1, coarse_axis) for value in range(5)])
+    of_found = np.take_along_axis(shares, found[None].astype(int), axis=0)[0]
+    assert found.dtype == np.int16 and np.allclose(of_found, shares.max(axis=0), atol=1e-5)
+
+
+def test_of_two_labels_with_the_same_share_the_last_wins():
+    label = np.array([0, 2, 1, 0, 2, 1], np.int16).reshape(1, 1, 6)
+    assert resample_labels(label, (1, 1, 3), coarse_axis=None).tolist() == [[[2, 1, 2]]]
+
+
+def test_preparing_takes_few_copies_of_a_volume(monkeypatch):
+    monkeypatch.setattr(prepared, "_SLAB", 1 << 13)  # as small beside this volume as slabs are beside a large one
+    image = np.random.default_rng(0).uniform(1, 2, (1, 24, 64, 64)).astype(np.float32)
+    scan = case(image, (image[0] > 1.9).astype(np.int32), (2.0, 1.0, 1.0))
+    tracemalloc.start()
+    prepare(scan, grid((1.6, 1.1, 1.1)), Intensity(channels=(Channel(scheme="zscore"),)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 7 * image.nbytes
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -279,6 +344,30 @@ def test_numpy_is_handed_nothing_but_the_locations(tmp_path, site, monkeypatch):
     monkeypatch.setattr(np, "savez", lambda file, **arrays: handed.append(set(arrays)) or savez(file, **arrays))
     preprocess(open_dataset(site), small_plan().local, tmp_path / "work")
     assert handed == [{"1"}] * 3
+
+
+def test_a_worker_is_sent_nothing_of_other_cases(tmp_path, site, monkeypatch):
+    sent = []
+    monkeypatch.setattr(prepared, "each", lambda function, items, **_: sent.extend(items))
+    dataset = open_dataset(site)
+    preprocess(dataset, small_plan().local, tmp_path / "work")
+    assert [dict(one.cases) for one in sent] == [{case: files} for case, files in dataset.cases.items()]
+    assert [one.patient(case) for one in sent for case in one.cases] == list(map(dataset.patient, dataset.cases))
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks", "blocks"),
+    [((1, 36, 70, 200), (1, 36, 35, 50), (1, 18, 18, 25)), ((3, 1, 300, 100), (3, 1, 150, 100), (3, 1, 75, 100))],
+)
+def test_chunks_and_blocks_share_a_volume_evenly(tmp_path, shape, chunks, blocks):
+    prepared._write(tmp_path / "image.b2nd", np.zeros(shape, np.float32))
+    stored = prepared._open(tmp_path / "image.b2nd")
+    assert stored.shape == shape and stored.chunks == chunks and stored.blocks == blocks
+
+
+def test_whoever_reads_no_array_does_not_wait_for_blosc2():
+    script = "import sys, autofed.prepared; sys.exit('blosc2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_the_way_back_is_stored_with_the_case(tmp_path, site):

@@ -1,4 +1,4 @@
-"""Readers and writers of images: volumes (NIfTI, MHA, NRRD, GIPL) and pictures (PNG, JPEG, BMP, TIFF).
+"""Readers and writers of images: volumes (NIfTI, MHA, NRRD, GIPL, TIFF) and pictures (PNG, JPEG, BMP, TIFF).
 
 Inside autofed every image is (C, Z, Y, X) and every map (Z, Y, X); a picture is a volume of one slice.
 """
@@ -17,7 +17,7 @@ ENDINGS = tuple(sorted((*volumes.ENDINGS, *pictures.ENDINGS), key=len, reverse=T
 
 __all__ = [
     "ENDINGS", "PICTURE_SLICE_MM", "Geometry", "Header", "Image",
-    "ending_of", "header", "is_picture", "label_ending", "read", "read_labels", "write",
+    "ending_of", "header", "is_picture", "label_ending", "read", "read_labels", "spacing_file", "write",
 ]  # fmt: skip
 
 
@@ -27,9 +27,13 @@ def ending_of(name: str | Path) -> str:
     return next((e for e in ENDINGS if lower.endswith(e)), "")
 
 
-def is_picture(ending: str) -> bool:
-    """Whether files of this ending are 2D pictures without a spacing in millimetres."""
-    return ending in pictures.ENDINGS
+def is_picture(file: Path | str) -> bool:
+    """Whether a file is a 2D picture without a spacing in millimetres; told by its name, a TIFF by its pages.
+
+    Given an ending alone, a TIFF counts as the picture that it most often is.
+    """
+    path = Path(file)
+    return ending_of(path) in pictures.ENDINGS and not (path.is_file() and pictures.is_volume(path))
 
 
 def label_ending(ending: str) -> str:
@@ -37,23 +41,31 @@ def label_ending(ending: str) -> str:
     return ".png" if ending in pictures.LOSSY else ending
 
 
-def _room(path: Path):
-    ending = ending_of(path)
-    if not ending:
+def spacing_file(path: Path) -> Path | None:
+    """The file beside an image that says its spacing; None if the image says it itself, or nobody does."""
+    return pictures.spacing_file(Path(path))
+
+
+def _reader(path: Path):
+    if not ending_of(path):
         raise Problems(str(path), [f"files of this kind are not read; expected one of {' '.join(sorted(ENDINGS))}"])
     if not Path(path).is_file():
         raise Problems(str(path), ["there is no such file"])
-    return pictures if is_picture(ending) else volumes
+    return _room(path)
+
+
+def _room(path: Path):
+    return pictures if ending_of(path) in pictures.ENDINGS else volumes
 
 
 def header(path: Path) -> Header:
     """Shape and spacing of a file, without reading its voxels where the format allows it."""
-    return _room(path).header(Path(path))
+    return _reader(path).header(Path(path))
 
 
 def read(path: Path) -> Image:
     """An image as float32 (C, Z, Y, X) with its geometry; `Problems` if the file cannot be read whole."""
-    return _room(path).read(Path(path))
+    return _reader(path).read(Path(path))
 
 
 def read_labels(path: Path) -> tuple[np.ndarray, Geometry]:
@@ -63,11 +75,11 @@ def read_labels(path: Path) -> tuple[np.ndarray, Geometry]:
         raise Problems(str(path), [f"a label map has one channel, but this file has {image.array.shape[0]}"])
     labels = image.array[0]
     if not np.isfinite(labels).all() or not (labels == np.round(labels)).all():
-        raise Problems(str(path), ["a label map holds whole numbers only, but this file has fractions or NaN"])
+        found = "a label map holds whole numbers only, but this file has fractions or NaN"
+        raise Problems(str(path), [f"{found}; write the numbers that dataset.json declares"])
     return labels.astype(np.int32), image.geometry
 
 
 def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """Write a map (Z, Y, X) in the geometry of the image it belongs to, whole or not at all."""
-    room = pictures if is_picture(ending_of(path)) else volumes
-    room.write(Path(path), array, geometry)
+    _room(path).write(Path(path), array, geometry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ class Geometry:
 
     @property
     def in_millimetres(self) -> bool:
-        """Whether distances have a unit: pictures have none, there one pixel counts as 1."""
+        """Whether distances have a unit: pictures have none, nor TIFFs without a spacing; there a voxel counts as 1."""
         return bool(self.origin or self.affine)
 
     @property
@@ -35,13 +36,26 @@ class Geometry:
         spacing = self.spacing_mm if self.dimension == 3 else self.spacing_mm[1:]
         return float(np.prod(spacing))
 
+    def header(self, shape: tuple[int, ...]) -> Header:
+        """What the header of a file of this geometry says; the shape is that of an image or of a map."""
+        channels, z, y, x = (1, *shape)[-4:]
+        direction = self.direction or (directions(self.affine) if self.affine else ())
+        return Header((channels, z, y, x), self.spacing_mm, direction)
+
 
 @dataclass(frozen=True)
 class Header:
-    """Shape (C, Z, Y, X) and spacing (z, y, x) of a file."""
+    """Shape (C, Z, Y, X) and spacing (z, y, x) of a file; `direction` as ITK has it, () if the file has none."""
 
     shape: tuple[int, int, int, int]
     spacing_mm: tuple[float, float, float]
+    direction: tuple[float, ...] = ()
+
+
+def directions(affine: Sequence[float]) -> tuple[float, ...]:
+    """The axes of a NIfTI's 4 x 4 matrix as ITK's direction: unit columns, towards the left and the back (LPS)."""
+    axes = np.reshape(affine, (4, 4))[:3, :3] * [[-1], [-1], [1]]
+    return tuple((axes / np.linalg.norm(axes, axis=0)).ravel().tolist())
 
 
 @dataclass(frozen=True)

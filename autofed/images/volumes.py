@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from autofed.files import whole_file
-from autofed.images.geometry import PICTURE_SLICE_MM, Geometry, Header, Image
+from autofed.images.geometry import PICTURE_SLICE_MM, Geometry, Header, Image, directions
 from autofed.problems import Problems
 
 NIFTI = (".nii.gz", ".nii")
@@ -33,13 +33,16 @@ def header(path: Path) -> Header:
     except RuntimeError as error:
         return _sheared_header(path, error)
     size = tuple(reversed(reader.GetSize()))
-    return _header(size, reader.GetNumberOfComponents(), tuple(reversed(reader.GetSpacing())))
+    signs = np.where(np.array(reader.GetSpacing()) < 0, -1.0, 1.0)  # as ITK does it: a spacing below 0 turns the axis
+    axes = (np.reshape(reader.GetDirection(), (len(size), len(size))) * signs)[:3, :3]
+    spacing = tuple(abs(v) for v in reversed(reader.GetSpacing()))
+    return _header(size, reader.GetNumberOfComponents(), spacing, tuple(axes.ravel().tolist()))
 
 
-def _header(size: tuple[int, ...], components: int, spacing: tuple[float, ...]) -> Header:
+def _header(size: tuple[int, ...], components: int, spacing: tuple[float, ...], direction: tuple[float, ...]) -> Header:
     """Size and spacing in (.., y, x) order, of 2, 3 or 4 axes; a fourth axis counts as channels."""
     z, y, x = (1, *size)[-3:]
-    return Header((components * math.prod(size[:-3]), z, y, x), _three(spacing))
+    return Header((components * math.prod(size[:-3]), z, y, x), _three(spacing), direction)
 
 
 def _three(spacing: tuple[float, ...]) -> tuple[float, float, float]:
@@ -165,7 +168,8 @@ def _sheared(path: Path, error: RuntimeError) -> nibabel.Nifti1Image:
 
 def _sheared_header(path: Path, error: RuntimeError) -> Header:
     volume = _sheared(path, error)
-    return _header(tuple(reversed(volume.shape)), 1, tuple(reversed(volume.header.get_zooms())))
+    size, spacing = tuple(reversed(volume.shape)), tuple(reversed(volume.header.get_zooms()))
+    return _header(size, 1, spacing, directions(volume.affine))
 
 
 def _read_sheared(path: Path, error: RuntimeError) -> Image:
