@@ -19,7 +19,7 @@ from autofed.images import read_labels
 from autofed.planner import make
 
 NAMES = ("hippocampus", "dermoscopy", "breast-ultrasound", "histology", "nuclei", "kidney-ct-simulated", "brain-mri")
-SHORT = {"training.rounds": 6, "training.steps_per_round": 8, "training.batch_size": 2}
+SHORT = {"training.rounds": 8, "training.steps_per_round": 16, "training.batch_size": 2}
 SMALLEST = 8
 """Features of the first stage in a short training."""
 
