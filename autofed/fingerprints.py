@@ -123,7 +123,9 @@ def measure(dataset: Dataset, *, processes: int = 1, progress: Progress = silent
     counts = SiteCounts(
         patients=len({dataset.patient(case) for case in labelled}), cases=len(dataset.cases), labelled=len(labelled)
     )
-    return reduce(_add, parts).model_copy(update={"sites": {dataset.name: counts}})
+    found = reduce(_add, parts).model_copy(update={"sites": {dataset.name: counts}})
+    refuse(dataset.name, _foreground_problems(found))
+    return found
 
 
 def merge(fingerprints: Sequence[Fingerprint]) -> Fingerprint:
@@ -135,6 +137,14 @@ def merge(fingerprints: Sequence[Fingerprint]) -> Fingerprint:
     problems += disagreements({", ".join(f.sites): f.declaration for f in fingerprints})
     refuse("the fingerprints", problems)
     return reduce(_add, fingerprints)
+
+
+def _foreground_problems(found: Fingerprint) -> list[str]:
+    """A mask may be empty, but a site where all are has nothing to learn, or the wrong files."""
+    structures = [name for name, value in found.declaration.labels.items() if value]
+    if any(found.classes[name].cases for name in structures):
+        return []
+    return [f"no label map holds any {' or '.join(structures)}; look whether labelsTr is right, or leave the site out"]
 
 
 def _inconsistencies(found: Fingerprint) -> list[str]:

@@ -13,6 +13,7 @@ from monai.inferers.utils import sliding_window_inference
 
 from autofed.case import Case
 from autofed.exchange import Arrays
+from autofed.images import Geometry
 from autofed.network import UNet, build, load_weights
 from autofed.plans import Plan
 from autofed.prepared import WayBack, prepare, restore, restore_labels
@@ -26,9 +27,9 @@ _WINDOWS_AT_ONCE = 4
 class Structure:
     """One structure in one scan: its size, and the range of it over the sets of weights.
 
-    `measure` says what the size is: "volume_ml" (3D), "area_mm2" or, for pictures, "area_pixels". All three sizes are
-    on one scale (see `_structures`), but the range need not hold `size`: the structure that the ensemble finds
-    together may be smaller or larger than that of any single member.
+    `measure` says what the size is: "volume_ml" or "area_mm2", and without millimetres "volume_voxels" or
+    "area_pixels". All three sizes are on one scale (see `_structures`), but the range need not hold `size`: the
+    structure that the ensemble finds together may be smaller or larger than that of any single member.
     """
 
     voxels: int
@@ -202,6 +203,14 @@ def _class_counts(ensemble: Ensemble) -> np.ndarray:
     return np.bincount(mean.argmax(0).flatten().cpu().numpy(), minlength=len(mean))
 
 
+def _unit(geometry: Geometry) -> tuple[str, float]:
+    """What a structure's size is called, and the size of one voxel; without millimetres it is counted."""
+    solid = geometry.dimension == 3
+    if not geometry.in_millimetres:
+        return ("volume_voxels" if solid else "area_pixels"), 1.0
+    return ("volume_ml", geometry.voxel_mm3 / 1000) if solid else ("area_mm2", geometry.voxel_mm3)
+
+
 def _structures(
     found: np.ndarray, together: np.ndarray, counts: Sequence[np.ndarray], labels: Mapping[str, int], way: WayBack
 ) -> dict[str, Structure]:
@@ -213,8 +222,7 @@ def _structures(
     has no such structure on one of the grids, the factor is that of the volumes of a voxel.
     """
     geometry = way.geometry
-    measure = "volume_ml" if geometry.dimension == 3 else "area_mm2" if geometry.in_millimetres else "area_pixels"
-    voxel = geometry.voxel_mm3 / (1000 if geometry.dimension == 3 else 1)
+    measure, voxel = _unit(geometry)
     by_volume = np.prod([stop - start for start, stop in way.box]) / np.prod(way.grid)
     structures = {}
     for name, value in labels.items():

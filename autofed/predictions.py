@@ -87,7 +87,7 @@ class Predictions:
         problems = []
         for case in find_references(self.folder)[0]:
             summary = _read(self._summary(case))
-            if not summary:
+            if "asked" not in summary:
                 problems.append(f"{case}: its prediction is not finished; run `autofed predict` again")
             elif any(summary[key] != about[key] for key in _SAME_ENSEMBLE if key in summary and key in about):
                 problems.append(f"{case}: another ensemble predicted it than {ABOUT} says; run `autofed predict` again")
@@ -122,6 +122,7 @@ class Predictions:
                 "images": [str(p.resolve()) for p in files.images],
                 "labels": predictor.plan.agreement.labels,
                 "files": names,
+                **_spacing(geometry),
                 **_describe(found),
                 "mirroring": predictor.mirroring,
                 "asked": asked,
@@ -175,9 +176,14 @@ class Predictions:
 
     def _question(self, files: Files, predictor: Predictor) -> str:
         """A digest that changes with the scan, the ensemble, or what is asked for."""
-        scans = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files.images]
+        scans = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files.paths]
         ensemble = [predictor.weights_digest, predictor.plan.inference.digest(), predictor.mirroring]
         return digest([*ensemble, self.probabilities, scans])
+
+
+def _spacing(geometry: Geometry) -> dict[str, list[float]]:
+    """The spacing of a TIFF stands in the JSON beside it, which here is the case's own."""
+    return {"spacing": list(geometry.spacing_mm)} if geometry.in_millimetres else {}
 
 
 def _describe(found: Prediction) -> dict[str, Any]:

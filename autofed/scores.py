@@ -333,7 +333,7 @@ def _is_same_place(a: Geometry, b: Geometry) -> bool:
 
 
 def _is_picture(pair: _Pair) -> bool:
-    return images.is_picture(images.ending_of(pair.reference))
+    return images.is_picture(pair.reference)
 
 
 def _distance_unit(pairs: list[_Pair]) -> Unit:

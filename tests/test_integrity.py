@@ -210,6 +210,9 @@ VOXELS = [
      "alpha_001.nii.gz: a label map holds whole numbers only, but this file has fractions or NaN; write the numbers"),
     ("a label in colours", FLAT, lambda f: write_rgb(label_of(f), np.zeros((3, 32, 40), np.uint8)),
      "alpha_001.png: a label map has one channel, but this file has 3"),
+    ("no foreground at the whole site", PLAIN,
+     lambda f: [rewrite(label_of(f, case), np.zeros_like) for case in range(4)],
+     "no label map holds any tumour; look whether labelsTr is right, or leave the site out"),
 ]
 # fmt: on
 

@@ -78,4 +78,4 @@ def _read_share(path: Path | None) -> np.ndarray | None:
     if path is None or not path.is_file():
         return None
     array = images.read(path).array[0]
-    return array / 255 if images.is_picture(images.ending_of(path)) else array
+    return array / 255 if images.is_picture(path) else array
