@@ -8,8 +8,8 @@ on; what is finished is not run again. Prints a Markdown table and writes OUT/<f
 Every arm takes the same number of steps with the same batch in all: fedavg and local share them out evenly over the
 sites, pooled takes them all on the union. "local" is the mean over the sites' models, each on the whole test set.
 The arms are compared without mirrored views, which take four times as long; fedavg is also scored with them, as predict
-does it. "Undisturbed" is the time that the training would have taken if every round had been as fast as the fastest: other
-work on the machine lengthens the others.
+does it. "Undisturbed" is the time that the training would have taken if every round had been as fast as the fastest:
+other work on the machine lengthens the others.
 """
 
 from __future__ import annotations
