@@ -96,11 +96,15 @@ def _group(
     pairs = [draw_patch(store, patient, training, reading, generator) for patient in patients]
     data = np.stack([image for image, _ in pairs])
     seg = np.stack([label for _, label in pairs])[:, None]
-    # batchgenerators draws from Python's and numpy's global generators; only this thread does, and sets them here.
-    seed = int(generator.integers(2**32))
+    return augment(augmentation, data, seg, int(generator.integers(2**32)))
+
+
+def augment(augmentation: Callable[..., dict], image: np.ndarray, label: np.ndarray, seed: int) -> Patches:
+    """Patches (B, C, *reading) and their labels (B, 1, *reading), augmented and cut to the patch."""
+    # batchgenerators draws from the global generators of Python and numpy; only the feeding thread uses them
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
-    result = augmentation(data=data, seg=seg.astype(np.float32))
+    result = augmentation(data=image, seg=label.astype(np.float32))
     return Patches(
         np.ascontiguousarray(result["data"], dtype=np.float32),
         np.ascontiguousarray(np.round(result["seg"])).astype(np.int16),

@@ -14,6 +14,8 @@ from torch import nn
 from autofed.plans import Network, Precision
 from autofed.problems import refuse
 
+T = TypeVar("T", nn.Module, torch.Tensor)
+
 _NARROW = 16
 """Below so many features in the first stage a CPU is faster with channels last (1.5 times at 8), above it is not."""
 
@@ -37,9 +39,6 @@ def arithmetic(precision: Precision, device: str) -> AbstractContextManager:
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device, dtype=torch.bfloat16)
-
-
-T = TypeVar("T", nn.Module, torch.Tensor)
 
 
 def place(what: T, network: Network, device: str) -> T:

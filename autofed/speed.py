@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from scipy.optimize import nnls
 
-from autofed.batches import Patches, augmentations, reading_patch
+from autofed.batches import Patches, augment, augmentations, reading_patch
 from autofed.devices import seconds
 from autofed.fit import Learner
 from autofed.plans import Network, Precision, Speed, Training
@@ -90,5 +90,5 @@ def _pictures(shape: tuple[int, ...], channels: int, count: int) -> tuple[np.nda
 def _feeding(training: Training, channels: int) -> float:
     """Seconds to augment 10^6 voxels of patches, all channels counted, in the one thread that feeds."""
     image, label = _pictures(reading_patch(training), channels, _FED)
-    augment = partial(augmentations(training), data=image, seg=label.astype(np.float32))
-    return seconds(augment, "cpu", repeats=1) / (_FED * channels * math.prod(training.patch_size) / 1e6)
+    work = partial(augment, augmentations(training), image, label, 0)
+    return seconds(work, "cpu", repeats=1) / (_FED * channels * math.prod(training.patch_size) / 1e6)
