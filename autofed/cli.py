@@ -40,12 +40,13 @@ class Configuration(StrEnum):
 
 
 class Preset(StrEnum):
-    """nnU-Net's networks."""
+    """nnU-Net's networks, and that of DCFed."""
 
     plain = "plain"
     medium = "resenc-m"
     large = "resenc-l"
     largest = "resenc-xl"
+    dcfed = "dcfed"
 
 
 class Task(StrEnum):
@@ -91,7 +92,7 @@ def plan(
     device: DeviceOption = Device.auto,
     algorithm: Annotated[str, typer.Option(help="How the sites learn together.")] = "fedavg",
     configuration: Annotated[Configuration, typer.Option(help="On which grid to learn.")] = Configuration.auto,
-    preset: Annotated[Preset, typer.Option(help="Which of nnU-Net's networks.")] = Preset.plain,
+    preset: Annotated[Preset, typer.Option(help="Which network; nnU-Net's plain one by default.")] = Preset.plain,
     set_: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE, set by hand; may be repeated.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show every decision with its reason.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON and nothing else.")] = False,

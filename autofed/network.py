@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from monai.networks.blocks.aspp import SimpleASPP
 from monai.networks.blocks.dynunet_block import (
     UnetBasicBlock,
     UnetOutBlock,
@@ -15,6 +16,7 @@ from monai.networks.blocks.dynunet_block import (
 )
 from torch import nn
 
+from autofed.attention import CBAM
 from autofed.plans import Network
 from autofed.problems import refuse
 
@@ -23,7 +25,7 @@ _ACT = ("leakyrelu", {"inplace": True, "negative_slope": 0.01})
 
 
 class UNet(nn.Module):
-    """nnU-Net's U-Nets, plain or with residual blocks on the way down; strided down, transposed up.
+    """nnU-Net's U-Nets, plain or with residual blocks on the way down, and DCFed's; strided down, transposed up.
 
     Takes (B, C, *patch). Gives logits (B, K, *patch); in training mode a list of them, from the finest to the coarsest
     supervised stage. No submodule is held twice, so that `named_parameters` and `state_dict` name the same things.
@@ -78,7 +80,15 @@ def _residual_stage(plan: Network, stage: int) -> nn.Module:
         step = stride if block == 0 else 1
         layers.append(UnetResBlock(len(stride), before, width, kernel, step, _NORM, _ACT))
         before = width
+    if plan.kind == "dcfed":
+        coarsest = stage == len(plan.features) - 1
+        layers.append(_pyramid(len(stride), width) if coarsest else CBAM(len(stride), width))
     return nn.Sequential(*layers)
+
+
+def _pyramid(dims: int, width: int) -> nn.Module:
+    """Atrous spatial pyramid pooling: four convolutions of growing dilation side by side, then one across them."""
+    return SimpleASPP(dims, width, width // 4, norm_type=_NORM, acti_type=_ACT)
 
 
 def _convolution(dims: int, before: int, width: int, kernel: Sequence[int]) -> nn.Module:

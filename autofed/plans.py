@@ -17,7 +17,19 @@ VERSION: Literal[1] = 1
 
 Precision = Literal["float32", "bfloat16"]
 Configuration = Literal["2d", "3d_fullres", "3d_lowres"]
-PresetName = Literal["plain", "resenc-m", "resenc-l", "resenc-xl"]
+PresetName = Literal["plain", "resenc-m", "resenc-l", "resenc-xl", "dcfed"]
+
+SPATIAL_KERNEL = 7
+"""Edge of the kernel that weighs places in the attention blocks of a "dcfed" network."""
+
+_SQUEEZE = 16
+_PYRAMID = (1, 3, 3, 3)
+
+
+def squeezed(channels: int) -> int:
+    """Hidden units of the attention blocks' perceptron: a sixteenth of the channels, four at least."""
+    return max(4, channels // _SQUEEZE)
+
 
 Positive = Annotated[int, Field(ge=1)]
 Shape = tuple[Positive, ...]
@@ -193,7 +205,7 @@ class Convolution(NamedTuple):
     channels_in: int
     channels_out: int
     kernel: int
-    role: Literal["normalised", "bare", "head"] = "normalised"
+    role: Literal["normalised", "bare", "biased", "head", "pooled"] = "normalised"
 
     @property
     def is_head(self) -> bool:
@@ -202,8 +214,8 @@ class Convolution(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """Weights; a scale and a shift per channel where it is normalised; biases of a head."""
-        extra = {"normalised": 2, "bare": 0, "head": 1}[self.role]
+        """Weights; a scale and a shift per channel where it is normalised; biases."""
+        extra = {"normalised": 2, "biased": 1, "head": 1}.get(self.role, 0)
         return self.channels_out * (self.channels_in * self.kernel + extra)
 
 
@@ -211,10 +223,11 @@ class Network(Record):
     """A U-Net stage by stage: features, kernel sizes and strides, and what it costs in parameters and memory.
 
     "unet" has two convolutions per stage on both ways. "resenc" has residual `blocks` of two convolutions on the way
-    down, behind a stem of one, and one convolution on the way up.
+    down, behind a stem of one, and one convolution on the way up. "dcfed" is a resenc whose stages end in an attention
+    block (CBAM) each, the coarsest in atrous spatial pyramid pooling (ASPP), as in DCFed (JBHI 2025).
     """
 
-    kind: Literal["unet", "resenc"] = "unet"
+    kind: Literal["unet", "resenc", "dcfed"] = "unet"
     in_channels: int = Field(ge=1)
     classes: int = Field(ge=2)
     features: Shape
@@ -231,8 +244,10 @@ class Network(Record):
                 f"features, kernels and strides need one entry per stage and at least two stages, found "
                 f"{stages}, {len(self.kernels)} and {len(self.strides)}"
             )
-        if len(self.blocks) != (stages if self.kind == "resenc" else 0):
-            raise ValueError(f"blocks: a resenc needs {stages} figures, a unet none; found {list(self.blocks)}")
+        if len(self.blocks) != (0 if self.kind == "unet" else stages):
+            raise ValueError(f"blocks: a {self.kind} of {stages} stages found {list(self.blocks)}; a unet has none")
+        if self.kind == "dcfed" and self.features[-1] % len(_PYRAMID):
+            raise ValueError(f"the coarsest features of a dcfed must be a multiple of 4, found {self.features[-1]}")
         even = [kernel for kernel in self.kernels if any(edge % 2 == 0 for edge in kernel)]
         if even:
             raise ValueError(f"kernels must be odd, so that they have a middle, found {even}")
@@ -277,6 +292,20 @@ class Network(Record):
             if before != width or (block == 0 and math.prod(self.strides[stage]) > 1):
                 yield Convolution(stage, before, width, 1)  # the shortcut
             before = width
+        if self.kind == "dcfed":
+            yield from self._pyramid(stage) if stage == len(self.features) - 1 else self._attention(stage)
+
+    def _attention(self, stage: int) -> Iterator[Convolution]:
+        width = self.features[stage]
+        yield Convolution(stage, width, squeezed(width), 1, "pooled")
+        yield Convolution(stage, squeezed(width), width, 1, "pooled")
+        yield Convolution(stage, 2, 1, SPATIAL_KERNEL ** len(self.strides[0]), "bare")
+
+    def _pyramid(self, stage: int) -> Iterator[Convolution]:
+        width = self.features[stage]
+        for edge in _PYRAMID:
+            yield Convolution(stage, width, width // len(_PYRAMID), edge ** len(self.strides[0]), "biased")
+        yield Convolution(stage, width, width, 1)
 
     @property
     def parameters(self) -> int:
@@ -298,7 +327,7 @@ class Network(Record):
         """
         voxels = self.stage_voxels(patch)
         elements = operations = 0
-        for c in self.convolutions():
+        for c in (c for c in self.convolutions() if c.role != "pooled"):
             elements += c.channels_out * voxels[c.stage]
             operations += 3 * 2 * c.channels_in * c.channels_out * c.kernel * voxels[c.stage]
         return batch * elements / 1e9, batch * operations / 1e12

@@ -23,7 +23,7 @@ HOUSE = Path(__file__).parent.parent
 # has an order of its own within.
 FLOORS = (
     ("problems", "files", "parallel", "images", "case", "plans", "exchange"),
-    ("fingerprints", "privacy", "planner", "prepared", "batches", "devices", "network", "loss"),
+    ("fingerprints", "privacy", "planner", "prepared", "batches", "devices", "attention", "network", "loss"),
     ("uncertainty", "fit", "speed", "inference", "pseudo", "scores"),
     ("algorithms",),
     ("federation.site", "federation.rounds", "federation.inprocess", "federation.flower", "federation"),

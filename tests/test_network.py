@@ -16,6 +16,10 @@ PLANS = {
                            strides=((1, 1, 1), (1, 2, 2), (2, 2, 2))),
     "residual": Network(kind="resenc", in_channels=2, classes=3, features=(4, 8, 8), blocks=(1, 3, 2),
                         kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)), strides=((1, 1, 1), (1, 2, 2), (2, 2, 2))),
+    "attention": Network(kind="dcfed", in_channels=2, classes=3, features=(4, 8, 8), blocks=(1, 1, 1),
+                         kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)), strides=((1, 1, 1), (1, 2, 2), (2, 2, 2))),
+    "flat attention": Network(kind="dcfed", in_channels=3, classes=2, features=(4, 8), blocks=(1, 2),
+                              kernels=((3, 3),) * 2, strides=((1, 1), (2, 2))),
     "two stages": Network(in_channels=1, classes=2, features=(4, 8), kernels=((3, 3),) * 2, strides=((1, 1), (2, 2))),
 }  # fmt: skip
 
@@ -40,7 +44,7 @@ def test_logits_have_the_patch_size_and_halve_from_head_to_head(name):
     assert module(torch.zeros(1, plan.in_channels, *patch)).shape == (1, plan.classes, *patch)
 
 
-@pytest.mark.parametrize("name", ["volumes", "residual"])
+@pytest.mark.parametrize("name", ["volumes", "residual", "attention", "flat attention"])
 def test_every_parameter_learns(name):
     plan = PLANS[name]
     module = build(plan, seed=1)

@@ -86,7 +86,7 @@ def test_the_main_job(federation, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "axes"), [({"configuration": "2d"}, 2), ({"preset": "resenc-m"}, 3)], ids=["slices", "residual"]
+    ("options", "axes"), [({"configuration": "2d"}, 2), ({"preset": "resenc-m"}, 3), ({"preset": "dcfed"}, 3)]
 )
 def test_other_configurations_go_the_whole_way(volumes, tmp_path, options, axes):
     made = autofed.plan(volumes.sites, hours=0.01, device="cpu", **options)

@@ -20,7 +20,7 @@ class Preset:
     A patch must leave room for `least_batch` patches; `dataset_share` of the voxels of all cases may be in one batch.
     """
 
-    kind: Literal["unet", "resenc"]
+    kind: Literal["unet", "resenc", "dcfed"]
     memory_gb: float
     elements: Mapping[int, float]
     least_batch: Mapping[int, int]
@@ -38,5 +38,6 @@ PRESETS: dict[PresetName, Preset] = {
     "resenc-m": Preset("resenc", 8, {2: 135e6, 3: 680e6}, {2: 12, 3: 2}, 1.0),
     "resenc-l": Preset("resenc", 24, {2: 380e6, 3: 2.1e9}, {2: 12, 3: 2}, 1.0),
     "resenc-xl": Preset("resenc", 40, {2: 560e6, 3: 3.6e9}, {2: 12, 3: 2}, 1.0),
+    "dcfed": Preset("dcfed", 8, {2: 135e6, 3: 680e6}, {2: 2, 3: 2}, 0.05),
 }
-"""nnU-Net 2.8.1: ExperimentPlanner, nnUNetPlannerResEncM, L and XL."""
+"""nnU-Net 2.8.1: ExperimentPlanner, nnUNetPlannerResEncM, L and XL; DCFed's network counts like a ResEncM."""

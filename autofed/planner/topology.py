@@ -18,7 +18,7 @@ SMALLEST_EDGE = 4
 """No stage of the network gets a feature map with a shorter edge (nnU-Net)."""
 
 START_VOXELS = {2: 2048**2, 3: 256**3}
-RESIDUAL_BLOCKS = (1, 3, 4, 6)
+BLOCKS = {"unet": (), "resenc": (1, 3, 4, 6), "dcfed": (1,)}
 """Residual blocks per stage of the encoder, the last figure for all further stages (nnU-Net's ResEnc planners)."""
 
 
@@ -47,7 +47,8 @@ class Task:
     def network(self, shape: Topology, base: int = BASE_FEATURES) -> Network:
         """The network of a topology, with `base` features in its first stage."""
         stages = len(shape.strides)
-        blocks = tuple(RESIDUAL_BLOCKS[min(s, 3)] for s in range(stages)) if self.preset.kind == "resenc" else ()
+        per_stage = BLOCKS[self.preset.kind]
+        blocks = tuple(per_stage[min(stage, len(per_stage) - 1)] for stage in range(stages)) if per_stage else ()
         return Network(
             kind=self.preset.kind,
             in_channels=self.channels,
@@ -95,7 +96,7 @@ def features(stages: int, dimension: int, base: int = BASE_FEATURES) -> tuple[in
 def memory_proxy(network: Network, patch: Sequence[int]) -> int:
     """Output elements of all convolutions for one patch, lower heads not counted: nnU-Net's stand-in for memory."""
     voxels = network.stage_voxels(tuple(patch))
-    counted = [c for c in network.convolutions() if not c.is_head or c.stage == 0]
+    counted = [c for c in network.convolutions() if c.role != "pooled" and (not c.is_head or c.stage == 0)]
     return sum(c.channels_out * voxels[c.stage] for c in counted)
 
 
