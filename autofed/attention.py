@@ -12,7 +12,8 @@ from autofed.plans import SPATIAL_KERNEL, squeezed
 class CBAM(nn.Module):
     """Convolutional block attention: which channels matter, then where (Woo et al., ECCV 2018, arXiv:1807.06521).
 
-    (B, C, *shape) to the same. Channels: one two-layer perceptron on the mean and on the maximum of each, summed (eq. 2). Places: a convolution over the mean and the maximum across channels (eq. 3). Both scale by a sigmoid.
+    (B, C, *shape) to the same. Channels: one two-layer perceptron on the mean and on the maximum of each, summed
+    (eq. 2). Places: a convolution over the mean and the maximum across channels (eq. 3). Both scale by a sigmoid.
     """
 
     def __init__(self, dims: int, channels: int):
