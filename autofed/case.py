@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import field_validator
 
 from autofed import images
 from autofed.files import Record, digest, read_json
@@ -44,6 +45,12 @@ class Declaration(Record):
     channels: tuple[str, ...]
     labels: dict[str, int]
     dimension: int
+
+    @field_validator("labels")
+    @classmethod
+    def _by_value(cls, labels: dict[str, int]) -> dict[str, int]:
+        """In the order of their values: two sites that list them in another order say the same."""
+        return dict(sorted(labels.items(), key=lambda item: item[1]))
 
 
 @dataclass(frozen=True)

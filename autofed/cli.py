@@ -101,14 +101,18 @@ def plan(
     """Network, patch size, rounds and all the rest, from the data of all sites; every decision has its reason."""
     from autofed import plans, verbs
 
+    settings = _settings(set_ or [])
+    wanted: dict[str, Any] = {"hours": hours, "memory_gb": memory, "device": device.value, "algorithm": algorithm}
+    wanted |= {"configuration": configuration.value, "preset": preset.value}
     if len(sources) == 1 and plans.is_plan(sources[0]):
-        made = plans.load(sources[0])
-        explain = not json
+        _refuse_new_wishes(wanted)
+        made = verbs.change(sources[0], output, settings)
+        explain = explain or not output
     else:
-        options: dict[str, Any] = {"hours": hours, "memory_gb": memory, "device": device.value, "algorithm": algorithm}
-        options |= {"configuration": configuration.value, "preset": preset.value, "settings": _settings(set_ or [])}
         with _progress() as progress:
-            made = verbs.plan(sources, output, processes=_count(processes), progress=progress, **options)
+            made = verbs.plan(
+                sources, output, **wanted, settings=settings, processes=_count(processes), progress=progress
+            )
     if json:
         typer.echo(made.model_dump_json(indent=2))
         return
@@ -312,6 +316,8 @@ def _settings(assignments: list[str]) -> dict[str, Any]:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise typer.BadParameter(f"{assignment!r} is not of the form FIELD=VALUE", param_hint="--set")
+        if name in settings:
+            raise typer.BadParameter(f"{name} is set twice; set it once", param_hint="--set")
         try:
             settings[name] = json.loads(value)
         except json.JSONDecodeError:
@@ -329,15 +335,32 @@ _MAIN_POINTS = (
 )
 
 
+_DEFAULTS = {"device": "auto", "algorithm": "fedavg", "configuration": "auto", "preset": "plain"}
+
+
+def _refuse_new_wishes(wanted: dict[str, Any]) -> None:
+    """A finished plan can be shown and changed field by field; anything else means planning anew."""
+    from autofed.problems import refuse
+
+    asked = [name for name, value in wanted.items() if value != _DEFAULTS.get(name)]
+    problems = [f"{name} was asked for, but a plan is changed by --set alone; plan again from the fingerprints"
+                for name in asked]  # fmt: skip
+    refuse("plan", problems)
+
+
 def _show_plan(made: Any, every: bool) -> None:
     """The decisions as a table: all of them, or the main points and what was set by hand."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("field", "value", "why", box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("field", no_wrap=True, overflow="fold")
+    table.add_column("value", overflow="fold")
+    table.add_column("why", overflow="fold")
     for reason in made.reasons:
-        if every or reason.field in _MAIN_POINTS or reason.why == "set by hand":
-            table.add_row(reason.field, reason.value, reason.why)
+        if every or reason.field in _MAIN_POINTS or "set by hand" in reason.why:
+            table.add_row(*(Text(part) for part in (reason.field, reason.value, reason.why)))
     Console().print(table)
     if not every:
         typer.echo("\nadd --explain to see every decision")

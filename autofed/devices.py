@@ -6,12 +6,12 @@ import contextlib
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
 
-from autofed.plans import Network, Precision
+from autofed.plans import Device, Network, Precision
 from autofed.problems import refuse
 
 T = TypeVar("T", nn.Module, torch.Tensor)
@@ -20,18 +20,15 @@ _NARROW = 16
 """Below so many features in the first stage a CPU is faster with channels last (1.5 times at 8), above it is not."""
 
 
-def pick_device(wanted: str = "auto") -> str:
+def pick_device(wanted: str = "auto") -> Device:
     """cpu, cuda or mps; "auto" is the fastest there is. `Problems` if the wanted one is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    found: list[Device] = ["cuda"] if torch.cuda.is_available() else []
+    found += ["mps"] if torch.backends.mps.is_available() else []
+    found += ["cpu"]
     if wanted == "auto":
-        return next(name for name, found in there.items() if found)
-    refuse(
-        "--device",
-        []
-        if there.get(wanted)
-        else [f"{wanted} is not here; this machine has {', '.join(n for n, f in there.items() if f)}"],
-    )
-    return wanted
+        return found[0]
+    refuse("--device", [] if wanted in found else [f"{wanted} is not here; this machine has {', '.join(found)}"])
+    return cast("Device", wanted)
 
 
 def arithmetic(precision: Precision, device: str) -> AbstractContextManager:

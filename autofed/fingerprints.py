@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from autofed.case import Case, Dataset, Declaration, disagreements, labels_problems, site_name_problem
 from autofed.files import Record
-from autofed.parallel import Progress, each, silent
+from autofed.parallel import Progress, silent, total
 from autofed.plans import Speed
 from autofed.problems import refuse
 
@@ -112,9 +112,10 @@ class Fingerprint(Record):
 def measure(dataset: Dataset, *, processes: int = 1, progress: Progress = silent) -> Fingerprint:
     """The fingerprint of a site, in one pass over its cases; `Problems` names every case that is not in order."""
     declaration = dataset.declaration()
-    parts = each(
+    summed = total(
         partial(_measure, dataset, declaration),
         dataset.cases,
+        _add,
         stage=f"fingerprint of {dataset.name}",
         processes=processes,
         progress=progress,
@@ -123,7 +124,7 @@ def measure(dataset: Dataset, *, processes: int = 1, progress: Progress = silent
     counts = SiteCounts(
         patients=len({dataset.patient(case) for case in labelled}), cases=len(dataset.cases), labelled=len(labelled)
     )
-    found = reduce(_add, parts).model_copy(update={"sites": {dataset.name: counts}})
+    found = summed.model_copy(update={"sites": {dataset.name: counts}})
     refuse(dataset.name, _foreground_problems(found))
     return found
 
@@ -186,8 +187,8 @@ def _count_problems(found: Fingerprint) -> list[str]:
         wrong = [key for key, count in counts.items() if not _is_within(key, low, high) or count < 0]
         if wrong:
             problems.append(f"{where}: found {wrong[:3]}; expected numbers from {low:g} to {high:g}, counted 0 or more")
-        elif not where.startswith("channels") and not any(counts.values()):
-            problems.append(f"{where}: no case is counted")
+        elif not where.startswith("channels") and sum(counts.values()) != found.cases:
+            problems.append(f"{where}: {sum(counts.values())} cases are counted, but the sites have {found.cases}")
     return problems
 
 

@@ -35,41 +35,85 @@ def each(
     twice as many items under way, so that memory is bounded. Raises one `Problems` with the problems of all items.
     """
     work = list(items)
-    progress(stage, 0, len(work))
-    results, problems = (
-        _here(function, work, stage, progress)
-        if processes <= 1 or len(work) < 2
-        else _spread(function, work, stage, min(processes, len(work)), progress)
-    )
-    if problems:
-        raise Problems(stage, problems)
+    results: dict[int, Result] = {}
+    _run(function, work, results.__setitem__, stage=stage, processes=processes, progress=progress)
     return [results[i] for i in range(len(work))]
 
 
+def total(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    add: Callable[[Result, Result], Result],
+    *,
+    stage: str,
+    processes: int = 1,
+    progress: Progress = silent,
+) -> Result:
+    """The sum of `function` over one item or more, added up as they come, so that no list of results is held.
+
+    The order is that in which the items are finished: `add` must be exact. Otherwise like `each`.
+    """
+    found: list[Result] = []
+
+    def take(_: int, result: Result) -> None:
+        found[:] = [add(found[0], result) if found else result]
+
+    _run(function, list(items), take, stage=stage, processes=processes, progress=progress)
+    return found[0]
+
+
+def _run(
+    function: Callable[[Item], Result],
+    work: Sequence[Item],
+    take: Callable[[int, Result], None],
+    *,
+    stage: str,
+    processes: int,
+    progress: Progress,
+) -> None:
+    """Hand every result with the number of its item to `take`; `Problems` of all items in the end."""
+    progress(stage, 0, len(work))
+    problems = (
+        _here(function, work, take, stage, progress)
+        if processes <= 1 or len(work) < 2
+        else _spread(function, work, take, stage, min(processes, len(work)), progress)
+    )
+    if problems:
+        raise Problems(stage, problems)
+
+
 def _here(
-    function: Callable[[Item], Result], work: Sequence[Item], stage: str, progress: Progress
-) -> tuple[dict[int, Result], list[str]]:
-    results: dict[int, Result] = {}
+    function: Callable[[Item], Result],
+    work: Sequence[Item],
+    take: Callable[[int, Result], None],
+    stage: str,
+    progress: Progress,
+) -> list[str]:
     problems: list[str] = []
     for i, item in enumerate(work):
         try:
-            results[i] = function(item)
+            take(i, function(item))
         except Problems as error:
             problems += _named(error)
         progress(stage, i + 1, len(work))
-    return results, problems
+    return problems
 
 
 def _spread(
-    function: Callable[[Item], Result], work: Sequence[Item], stage: str, processes: int, progress: Progress
-) -> tuple[dict[int, Result], list[str]]:
-    results: dict[int, Result] = {}
+    function: Callable[[Item], Result],
+    work: Sequence[Item],
+    take: Callable[[int, Result], None],
+    stage: str,
+    processes: int,
+    progress: Progress,
+) -> list[str]:
     problems: dict[int, list[str]] = {}
     waiting = iter(enumerate(work))
     running: dict[Future, int] = {}
+    finished = 0
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            while len(results) + len(problems) < len(work):
+            while finished < len(work):
                 for i, item in waiting:
                     running[pool.submit(function, item)] = i
                     if len(running) >= 2 * processes:
@@ -78,15 +122,16 @@ def _spread(
                 for future in done:
                     i = running.pop(future)
                     try:
-                        results[i] = future.result()
+                        take(i, future.result())
                     except Problems as error:
                         problems[i] = _named(error)
-                    progress(stage, len(results) + len(problems), len(work))
+                    finished += 1
+                    progress(stage, finished, len(work))
         except BrokenProcessPool:
             raise Problems(stage, [_killed(processes)]) from None
         finally:
             pool.shutdown(cancel_futures=True)
-    return results, [p for i in sorted(problems) for p in problems[i]]
+    return [p for i in sorted(problems) for p in problems[i]]
 
 
 def _named(error: Problems) -> list[str]:

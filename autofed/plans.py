@@ -15,6 +15,7 @@ from autofed.problems import Problems, refuse
 
 VERSION: Literal[1] = 1
 
+Device = Literal["cpu", "cuda", "mps"]
 Precision = Literal["float32", "bfloat16"]
 Configuration = Literal["2d", "3d_fullres", "3d_lowres"]
 PresetName = Literal["plain", "resenc-m", "resenc-l", "resenc-xl", "dcfed"]
@@ -44,11 +45,18 @@ class Speed(Record):
     are augmented, all channels counted.
     """
 
+    device: Device = "cpu"
     precision: Precision = "float32"
     seconds_per_step: float = Field(ge=0)
     seconds_per_gigaelement: float = Field(ge=0)
     seconds_per_teraflop: float = Field(ge=0)
     seconds_per_megavoxel: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _not_free(self) -> Self:
+        if self.seconds_per_step + self.seconds_per_gigaelement + self.seconds_per_teraflop <= 0:
+            raise ValueError("a step costs nothing at this speed; expected one of its costs to be above 0")
+        return self
 
     def seconds(self, network: Network, patch: Shape, batch: int) -> float:
         """Seconds of one training step. Feeding is added although it overlaps: a CPU's cores have to do it too."""
@@ -72,7 +80,7 @@ class Budget(Record):
 
     memory_gb: float = Field(8.0, gt=0, le=1e6)
     hours: float | None = Field(None, gt=0, le=1e6)
-    device: Literal["cpu", "cuda", "mps"] = "cpu"
+    device: Device = "cpu"
     speed: Speed | None = None
     site_speeds: dict[str, Speed] = Field(default_factory=dict)
     preset: PresetName = "plain"
@@ -85,6 +93,12 @@ class Budget(Record):
         """The precision that was faster on every machine."""
         speeds = [*self.site_speeds.values(), *([self.speed] if self.speed else [])]
         return "bfloat16" if speeds and all(s.precision == "bfloat16" for s in speeds) else "float32"
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """What trains: the kinds of device of all machines whose speed is known, or the one asked for."""
+        speeds = [*self.site_speeds.values(), *([self.speed] if self.speed else [])]
+        return tuple(sorted({s.device for s in speeds})) or (self.device,)
 
     def is_measured(self, sites: Collection[str]) -> bool:
         """Whether the speed is known of every machine that trains one of the sites."""
@@ -176,8 +190,6 @@ class Geometry(Record):
     def _ordered(self) -> Self:
         if sorted(self.transpose) != [0, 1, 2]:
             raise ValueError(f"transpose must hold 0, 1 and 2 once each, found {list(self.transpose)}")
-        if self.configuration == "2d" and self.transpose[0] != 0:
-            raise ValueError(f"transpose must begin with 0, the slices, in a 2d plan, found {list(self.transpose)}")
         return self
 
 
@@ -189,6 +201,14 @@ class Channel(Record):
     std: float | None = None
     percentile_00_5: float | None = None
     percentile_99_5: float | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        needed = ("mean", "std", "percentile_00_5", "percentile_99_5") if self.scheme == "ct" else ()
+        missing = [name for name in needed if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f'the scheme "ct" needs {", ".join(missing)}')
+        return self
 
 
 class Intensity(Record):
@@ -205,12 +225,17 @@ class Convolution(NamedTuple):
     channels_in: int
     channels_out: int
     kernel: int
-    role: Literal["normalised", "bare", "biased", "head", "pooled"] = "normalised"
+    role: Literal["normalised", "bare", "biased", "head", "pooled", "transposed"] = "normalised"
 
     @property
     def is_head(self) -> bool:
         """Whether its output are logits."""
         return self.role == "head"
+
+    @property
+    def taps(self) -> int:
+        """Voxels of the kernel that each output voxel sees; a transposed kernel as large as its stride lends one."""
+        return 1 if self.role == "transposed" else self.kernel
 
     @property
     def parameters(self) -> int:
@@ -269,7 +294,7 @@ class Network(Record):
         last = len(self.features) - 1
         for stage in reversed(range(last)):
             width, volume = self.features[stage], math.prod(self.kernels[stage])
-            yield Convolution(stage, self.features[stage + 1], width, math.prod(self.strides[stage + 1]), "bare")
+            yield Convolution(stage, self.features[stage + 1], width, math.prod(self.strides[stage + 1]), "transposed")
             yield Convolution(stage, 2 * width, width, volume)
             if self.kind == "unet":
                 yield Convolution(stage, width, width, volume)
@@ -329,7 +354,7 @@ class Network(Record):
         elements = operations = 0
         for c in (c for c in self.convolutions() if c.role != "pooled"):
             elements += c.channels_out * voxels[c.stage]
-            operations += 3 * 2 * c.channels_in * c.channels_out * c.kernel * voxels[c.stage]
+            operations += 3 * 2 * c.channels_in * c.channels_out * c.taps * voxels[c.stage]
         return batch * elements / 1e9, batch * operations / 1e12
 
 
@@ -421,17 +446,28 @@ class Plan(Record):
         refuse("--set", unknown_fields(assignments))
         tree = self.model_dump(mode="json")
         chosen = {_resolve(name)[0]: value for name, value in assignments.items()}
-        reasons = [(path, value, "set by hand") for path, value in chosen.items()]
+        planned = {reason.field: reason.value for reason in self.reasons}
+        reasons = [(path, value, _by_hand(planned.get(path))) for path, value in chosen.items()]
         reasons += [(path, value, why) for path, value, why in _followers(chosen) if path not in chosen]
         for path, value, _ in reasons:
             _assign(tree, path, value)
+        changed = {path for path, _, _ in reasons}
+        tree["reasons"] = [reason for reason in tree["reasons"] if reason["field"] not in changed]
         tree["reasons"] += [{"field": path, "value": str(value), "why": why} for path, value, why in reasons]
         return Plan.parse(tree, "the plan with --set")
 
 
 def unknown_fields(names: Iterable[str]) -> list[str]:
-    """What is wrong with names of fields that are to be set by hand: unknown, ambiguous, or part of the budget."""
-    return [problem for name in names if (problem := _resolve(name)[1])]
+    """What is wrong with names of fields that are to be set by hand: unknown, ambiguous, of the budget, or twice."""
+    resolved = [_resolve(name) for name in names]
+    paths = [path for path, problem in resolved if not problem]
+    twice = [f"{path} is set {paths.count(path)} times; set it once" for path in dict.fromkeys(paths)
+             if paths.count(path) > 1]  # fmt: skip
+    return [problem for _, problem in resolved if problem] + twice
+
+
+def _by_hand(planned: str | None) -> str:
+    return "set by hand" if planned is None else f"set by hand; planned was {planned}"
 
 
 def spaced_snapshots(rounds: Any, count: int = 3) -> list[int]:
@@ -505,6 +541,9 @@ def _axes_problems(plan: Plan) -> list[str]:
     problems = []
     configuration = plan.local.geometry.configuration
     axes = plan.local.axes
+    if dimension == 2 and plan.local.geometry.transpose[0] != 0:
+        found = list(plan.local.geometry.transpose)
+        problems.append(f"local.geometry.transpose must begin with 0, the one slice of a picture, found {found}")
     if axes > dimension:
         problems.append(f"local.geometry.configuration is {configuration}, but the data are pictures; write 2d")
     if len(patch) != axes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 SHOWN = 20
 """So many problems are printed; `Problems.problems` holds them all."""
@@ -34,3 +35,15 @@ def refuse(about: str, problems: Iterable[str]) -> None:
     found = tuple(problems)
     if found:
         raise Problems(about, found)
+
+
+def gathered(about: str, calls: Iterable[Callable[[], Any]]) -> list[Any]:
+    """What the calls give, in their order; one `Problems` with those of all calls if any of them refuses."""
+    results, problems = [], []
+    for call in calls:
+        try:
+            results.append(call())
+        except Problems as error:
+            problems += [f"{error.about}: {problem}" for problem in error.problems]
+    refuse(about, problems)
+    return results

@@ -11,7 +11,7 @@ from scipy.optimize import nnls
 from autofed.batches import Patches, augment, augmentations, reading_patch
 from autofed.devices import seconds
 from autofed.fit import Learner
-from autofed.plans import Network, Precision, Speed, Training
+from autofed.plans import Device, Network, Precision, Speed, Training
 
 _BATCH = 2
 _EDGES = {"cpu": {2: (64, 192), 3: (16, 32)}, "accelerator": {2: (256, 512), 3: (32, 96)}}
@@ -23,7 +23,7 @@ _WORTH = 0.9
 """A coarser precision must take at most this share of the time, or float32 it stays."""
 
 
-def measure_speed(device: str, dimension: int, channels: int = 1) -> Speed:
+def measure_speed(device: Device, dimension: int, channels: int = 1) -> Speed:
     """What a step costs on a device, in the precision that is faster there; takes a few seconds.
 
     Three small U-Nets (narrow on a small and a large patch, wide on a large one) tell the cost of a step from that of
@@ -37,6 +37,7 @@ def measure_speed(device: str, dimension: int, channels: int = 1) -> Speed:
         times, chosen = rival, "bfloat16"
     costs = solve(probes, times)
     return Speed(
+        device=device,
         precision=chosen,
         seconds_per_step=costs[0],
         seconds_per_gigaelement=costs[1],

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from autofed import algorithms, plans, privacy
-from autofed.case import Case, Dataset, declared_labels, find_images, open_dataset, open_datasets
+from autofed.case import Case, Dataset, declared_labels, disagreements, find_images, open_dataset, open_datasets
 from autofed.devices import pick_device
 from autofed.exchange import Arrays
 from autofed.federation import rounds as loop
@@ -27,7 +27,7 @@ from autofed.plans import Budget, Plan, Speed
 from autofed.predictions import ABOUT, Predictions
 from autofed.prepared import Store, open_store, pool
 from autofed.prepared import preprocess as prepare_site
-from autofed.problems import Problems, refuse
+from autofed.problems import Problems, gathered, refuse
 from autofed.runs import Identity, Run, read_weights
 from autofed.scores import Report, evaluate_folder
 from autofed.speed import measure_speed
@@ -51,7 +51,7 @@ def fingerprint(
     """
     found = measure(open_dataset(site), processes=processes, progress=progress)
     if speed:
-        found = found.with_speed(_speed(found, pick_device(device)))
+        found = found.with_speed(_speed(found, Budget(device=pick_device(device))))
     if output is not None:
         found.save(Path(output))
     return found
@@ -77,15 +77,29 @@ def plan(
     own; without it a CPU gets one hour and an accelerator nnU-Net's full training. `memory_gb` defaults to what the
     preset was made for. `settings` maps fields of the plan to values set by hand. `Problems` names everything at once.
     """
-    algorithms.find(algorithm, trusted=(algorithm,))
-    refuse("--set", plans.unknown_fields(settings or {}))
-    budget = _budget(hours, memory_gb, pick_device(device), configuration, preset)
+    _, _, budget = gathered(
+        "plan",
+        [
+            partial(algorithms.find, algorithm, trusted=(algorithm,)),
+            partial(refuse, "--set", plans.unknown_fields(settings or {})),
+            partial(_budget, hours, memory_gb, device, configuration, preset),
+        ],
+    )
     merged = merge(_fingerprints(sources, processes, progress))
-    made = make(merged, _with_speeds(budget, merged), algorithm)
+    made = make(merged, _measured(budget, merged), algorithm)
+    made = change(made, None, settings or {})
+    algorithms.make(made.agreement.algorithm, trusted=(algorithm,))
+    if output is not None:
+        made.save(Path(output))
+    return made
+
+
+def change(plan: PathLike | Plan, output: PathLike | None, settings: Mapping[str, Any]) -> Plan:
+    """A plan with some fields set by hand, each recorded as a reason; written to `output` if given."""
+    made = _plan(plan)
     if settings:
         made = made.change(dict(settings))
         check_memory(made)
-    algorithms.make(made.agreement.algorithm, trusted=(algorithm,))
     if output is not None:
         made.save(Path(output))
     return made
@@ -222,10 +236,10 @@ def _label_names(predictions: Path, labels: Path) -> dict[str, int]:
 
 
 def _budget(hours: float | None, memory_gb: float | None, device: str, configuration: str, preset: str) -> Budget:
-    """What was asked for, with the defaults that depend on the device and on the preset."""
-    wanted: dict[str, Any] = {"device": device, "configuration": configuration, "preset": preset}
-    if hours is not None or device == "cpu":
-        wanted["hours"] = 1.0 if hours is None else hours
+    """What was asked for; memory that the preset was made for, if none was given."""
+    wanted: dict[str, Any] = {"device": pick_device(device), "configuration": configuration, "preset": preset}
+    if hours is not None:
+        wanted["hours"] = hours
     if memory_gb is not None:
         wanted["memory_gb"] = memory_gb
     elif preset in PRESETS:
@@ -233,15 +247,21 @@ def _budget(hours: float | None, memory_gb: float | None, device: str, configura
     return Budget.parse(wanted, "the budget")
 
 
-def _with_speeds(budget: Budget, merged: Fingerprint) -> Budget:
-    """The budget with the speeds that sites handed over; where one handed over none, this machine is measured."""
+def _measured(budget: Budget, merged: Fingerprint) -> Budget:
+    """With the speeds that sites handed over, and this machine's if it has to train the others.
+
+    Where a CPU trains and no hours were asked for, one hour.
+    """
     speeds = {name: site.speed for name, site in merged.sites.items() if site.speed}
-    here = _speed(merged, budget.device) if len(speeds) < len(merged.sites) else None
-    return budget.model_copy(update={"site_speeds": speeds, "speed": here})
+    here = None if len(speeds) == len(merged.sites) else _speed(merged, budget)
+    budget = budget.model_copy(update={"site_speeds": speeds, "speed": here})
+    return budget.model_copy(update={"hours": 1.0}) if budget.hours is None and "cpu" in budget.devices else budget
 
 
-def _speed(found: Fingerprint, device: str) -> Speed:
-    return measure_speed(device, found.declaration.dimension, len(found.declaration.channels))
+def _speed(found: Fingerprint, budget: Budget) -> Speed:
+    """The speed of this machine on patches such as the plan will have, flat or not."""
+    draft = make(found, budget.model_copy(update={"hours": None}))
+    return measure_speed(budget.device, draft.local.axes, len(found.declaration.channels))
 
 
 def _plan(source: PathLike | Plan) -> Plan:
@@ -253,17 +273,13 @@ def _fingerprints(sources: Sequence[PathLike], processes: int, progress: Progres
     if not sources:
         raise Problems("plan", ["no site was given; name the sites' folders or their fingerprints"])
     records = [Path(s) for s in sources if Path(s).suffix == ".json" and Path(s).is_file()]
-    datasets = open_datasets([s for s in sources if Path(s) not in records])
-    ready = [Fingerprint.load(path) for path in records]
-    measured: list[Fingerprint] = []
-    problems: list[str] = []
-    for dataset in datasets:
-        try:
-            measured.append(measure(dataset, processes=processes, progress=progress))
-        except Problems as error:
-            problems += error.problems
-    refuse("the sites' data", problems)
-    return ready + measured
+    folders = [s for s in sources if Path(s) not in records]
+    reading = [partial(Fingerprint.load, path) for path in records]
+    *ready, datasets = gathered("the sites", [*reading, partial(open_datasets, folders)])
+    declared = {", ".join(f.sites): f.declaration for f in ready} | {d.name: d.declaration() for d in datasets}
+    refuse("the sites", disagreements(declared))
+    measuring = [partial(measure, dataset, processes=processes, progress=progress) for dataset in datasets]
+    return ready + gathered("the sites' data", measuring)
 
 
 def _disagreement(dataset: Dataset, made: Plan) -> list[str]:

@@ -11,20 +11,27 @@ SPEED = Speed(seconds_per_step=0.001, seconds_per_gigaelement=0.5, seconds_per_t
 
 
 def fingerprint(
-    shape=(32, 32, 32), spacing_mm=(1.0, 1.0, 1.0), cases=20, channels=("MRI",), labels=2, sites=("alpha", "bravo")
+    shape=(32, 32, 32),
+    spacing_mm=(1.0, 1.0, 1.0),
+    cases=20,
+    channels=("MRI",),
+    labels=2,
+    sites=("alpha", "bravo"),
+    unlabelled=0,
 ) -> Fingerprint:
-    """A federation whose cases all have one shape and spacing."""
+    """A federation whose cases all have one shape and spacing; `unlabelled` more of them at the first site."""
     names = {"background": 0} | {f"structure_{i}": i for i in range(1, labels + 1)}
+    every = cases // len(sites) * len(sites) + unlabelled
     axes = tuple(
-        AxisCounts(spacing_mm={repr(s): cases}, extent_mm={repr(s * n): cases}, size={str(n): cases})
+        AxisCounts(spacing_mm={repr(s): every}, extent_mm={repr(s * n): every}, size={str(n): every})
         for s, n in zip(spacing_mm, shape, strict=True)
     )
     return Fingerprint(
         declaration=Declaration(channels=channels, labels=names, dimension=2 if shape[0] == 1 else 3),
-        sites={s: SiteCounts(patients=cases // len(sites), cases=cases // len(sites), labelled=cases // len(sites))
-               for s in sites},
+        sites={s: SiteCounts(patients=cases // len(sites), labelled=cases // len(sites),
+                             cases=cases // len(sites) + (unlabelled if s == sites[0] else 0)) for s in sites},
         axes=axes,
-        crop_ratio={"1.0000": cases},
+        crop_ratio={"1.0000": every},
         channels=tuple(ChannelSums(cases=cases, histogram={"0": cases << 24}) for _ in channels),
         classes={name: ClassCounts(cases=cases, voxels=10, volume=10) for name in names},
     )  # fmt: skip

@@ -40,6 +40,12 @@ def test_the_verbs_from_the_shell(tmp_path, monkeypatch, capsys):
     assert value["agreement"]["training"]["rounds"] == 2
     assert "batch_dice" not in text and "batch_dice" in good("plan", tmp_path / "plan.json", "--explain")
     assert json.loads(good("plan", tmp_path / "plan.json", "--json")) == value
+    text = good("plan", tmp_path / "plan.json", "--set", "training.rounds=1", "-o", tmp_path / "other.json")
+    assert "written to" in text and "planned was" in text
+    assert json.loads((tmp_path / "other.json").read_text())["agreement"]["training"]["rounds"] == 1
+    code, text = call(monkeypatch, capsys, "plan", tmp_path / "plan.json", "--hours", "2", "--preset", "resenc-m")
+    assert code == 2 and "hours was asked for" in text and "preset was asked for" in text
+    assert "no file was written" in good("plan", tmp_path / "plan.json")
     assert "2 cases prepared" in good("preprocess", tmp_path / "plan.json", *sites, "-o", tmp_path / "work")
     assert "prepared before" in good("preprocess", tmp_path / "plan.json", *sites, "-o", tmp_path / "work")
     text = good("train", tmp_path / "plan.json", tmp_path / "work", "-o", tmp_path / "run", "--rounds", "1",
@@ -62,6 +68,9 @@ def test_the_verbs_from_the_shell(tmp_path, monkeypatch, capsys):
         (["plan", ".", "-o", "plan.json", "--configuration", "4d"], 2, "3d_lowres"),
         (["plan", ".", "-o", "plan.json", "--hours", "-1", "--memory", "0"], 2, "memory_gb"),
         (["plan", ".", "-o", "plan.json", "--set", "training.round=3"], 2, "no field training.round"),
+        (["plan", ".", "-o", "plan.json", "--set", "rounds=3", "--set", "rounds=4"], 2, "set twice"),
+        (["plan", ".", "-o", "plan.json", "--set", "rounds=3", "--set", "training.rounds=4"], 2, "is set 2 times"),
+        (["plan", ".", "-o", "plan.json", "--algorithm", "magic", "--hours", "-1", "--set", "a=1"], 2, "3 problems"),
         (["train", "plan.json", "WORK", "-o", "RUN"], 2, "no such file"),
         (["predict", "RUN", "-i", "x", "-o", "OUT"], 2, "not a run"),
         (["evaluate", "OUT", "LABELS"], 2, "no such folder"),
@@ -89,6 +98,13 @@ def test_a_site_hands_over_its_speed_only_if_it_says_so(tmp_path, monkeypatch, c
     assert [v["budget"]["speed"] is None for v in values] == [False, True]
     alone, together = (v["agreement"]["training"]["rounds"] for v in values)
     assert together > alone or values[0]["local"]["network"] != values[1]["local"]["network"]
+
+
+def test_field_names_are_whole_however_narrow_the_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    sites = [make_site(tmp_path / name, cases=2) for name in ("alpha", "bravo")]
+    code, text = call(monkeypatch, capsys, "plan", *sites, "--hours", "0.01", "--device", "cpu", "--explain")
+    assert code == 0 and "local.training.rotate_in_plane_only" in text
 
 
 def test_help_names_every_verb(monkeypatch, capsys):

@@ -127,6 +127,8 @@ def test_coarsest_axis_comes_first():
         ((5.0, 1.0, 1.0), (6, 256, 256), "2d"),
         ((10.0, 1.25, 1.25), (20, 256, 256), "2d"),
         ((2.0, 1.0, 1.0), (6, 64, 64), "3d_fullres"),
+        ((1.0, 1.0, 10.0), (256, 256, 20), "2d"),
+        ((1.0, 1.0, 2.0), (64, 96, 1), "2d"),
     ],
 )
 def test_thick_or_few_slices_are_learned_one_by_one(spacing, shape, configuration):
@@ -139,6 +141,12 @@ def test_a_configuration_asked_for_is_taken_and_the_own_choice_told():
     made = plan((64, 64, 64), configuration="2d")
     assert made.local.geometry.configuration == "2d" and made.agreement.dimension == 3
     assert "by itself the plan takes 3d_fullres" in reason(made, "local.geometry.configuration")
+
+
+def test_slices_lie_along_the_coarsest_axis_also_in_2d():
+    made = plan((256, 200, 20), (1.0, 1.0, 10.0))
+    assert made.local.geometry.transpose == (2, 0, 1) and made.local.geometry.median_shape == (20, 256, 200)
+    assert made.local.training.patch_size == (256, 224)
 
 
 def test_pictures_have_no_other_configuration():
@@ -188,8 +196,8 @@ def test_kernel_stays_flat_while_slices_are_coarse():
 @settings(max_examples=60, deadline=None)
 @given(
     st.tuples(*[st.floats(0.3, 6)] * 3),
-    st.tuples(*[st.integers(16, 300)] * 3),
-    st.sampled_from([2.0, 8.0, 24.0]),
+    st.tuples(*[st.integers(1, 300)] * 3),
+    st.sampled_from([0.5, 2.0, 8.0, 24.0]),
     st.sampled_from(sorted(PRESETS)),
 )
 def test_every_patch_fits_its_network_and_memory(spacing, shape, memory, preset):
@@ -197,10 +205,22 @@ def test_every_patch_fits_its_network_and_memory(spacing, shape, memory, preset)
     try:
         found = topology.patch_for_memory(grid(spacing, shape), task, memory)
     except Problems as error:
-        assert "expected --memory" in str(error) and memory < PRESETS[preset].memory_gb
+        first = topology.topology(spacing, topology.first_patch(spacing, shape))
+        assert "too small for a network" in str(error) and len(first.strides) == 1
         return
-    assert all(p % d == 0 and p // d >= topology.SMALLEST_EDGE for p, d in zip(found.patch, found.divisor, strict=True))
+    edges = zip(found.patch, found.divisor, strict=True)
+    assert all(p % d == 0 and (p // d >= topology.SMALLEST_EDGE or d == 1) for p, d in edges)
     assert topology.memory_needed(task.network(found), found.patch, 2, task.preset) <= memory
+
+
+@pytest.mark.parametrize(
+    ("spacing", "shape", "memory"),
+    [((2.0, 1.0, 1.0), (3, 512, 512), 1.0), ((2.5, 1.0, 1.0), (8, 512, 512), 0.8), ((1.0, 0.8, 0.5), (8, 512, 512), 1)],
+)
+def test_a_short_axis_does_not_keep_the_others_from_shrinking(spacing, shape, memory):
+    found = topology.patch_for_memory(grid(spacing, shape), PLAIN, memory)
+    assert topology.memory_needed(PLAIN.network(found), found.patch, 2, PLAIN.preset) <= memory
+    assert plan(shape, spacing, memory_gb=memory, configuration="3d_fullres").local.training.patch_size == found.patch
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -227,9 +247,23 @@ def test_batch_cap_counts_all_sites():
     assert many > few
 
 
+def test_cases_without_labels_do_not_count_for_the_batch():
+    sites = ("a", "b")
+    few = planner.make(fingerprint((36, 50, 35), cases=60, sites=sites))
+    more = planner.make(fingerprint((36, 50, 35), cases=60, sites=sites, unlabelled=2000))
+    assert few.local.training.batch_size == more.local.training.batch_size
+
+
 def test_residual_presets_put_no_cap_of_five_percent():
     plain, residual = plan((36, 50, 35), cases=60), plan((36, 50, 35), cases=60, preset="resenc-m")
     assert residual.local.training.batch_size > plain.local.training.batch_size
+
+
+def test_a_patch_a_third_too_large_does_not_pass():
+    made = plan((300, 300, 300), labels=1)
+    larger = [max(made.local.training.patch_size) + 32, *made.local.training.patch_size[1:]]
+    with pytest.raises(Problems, match="patch_size"):
+        planner.check_memory(made.change({"patch_size": larger}))
 
 
 @pytest.mark.parametrize(
@@ -270,11 +304,11 @@ def test_steps_fit_the_hours(sites, given_hours):
 def test_the_batch_shrinks_before_the_network_narrows():
     data = fingerprint((40, 56, 40), cases=300)
     full = planner.make(data).local.training.batch_size
-    made = [planner.make(data, Budget(hours=h, speed=SPEED)) for h in (30, 3, 1.5, 0.7)]
+    made = [planner.make(data, Budget(hours=h, speed=SPEED)) for h in (30, 6, 3, 0.7)]
     sizes = [(m.local.network.features[0], m.local.training.batch_size) for m in made]
     assert sizes[0] == (32, full)
     assert any(base == 32 and batch < full for base, batch in sizes)
-    assert all(batch == 2 for base, batch in sizes if base < 32)
+    assert sizes[-1][0] < 32
 
 
 def test_sites_on_machines_of_their_own_work_at_the_same_time_and_the_slowest_counts():
@@ -299,9 +333,33 @@ def test_one_machine_without_the_precision_makes_all_do_without():
         assert made.local.training.precision == precision
 
 
-def test_no_hours_mean_the_full_training():
-    training = plan((40, 56, 40), cases=300, sites=("a", "b")).local.training
+@pytest.mark.parametrize("sites", [("a", "b"), tuple(f"site_{n}" for n in range(30))])
+def test_no_hours_mean_the_full_training_however_many_sites(sites):
+    made = plan((40, 56, 40), cases=300, sites=sites)
+    training = made.local.training
     assert (training.learning_rate, training.momentum, training.mirror_axes) == (0.01, 0.99, (0, 1, 2))
+    assert "too few" not in reason(made, "local.training.momentum") + reason(made, "local.training.mirror_axes")
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "axes"),
+    [((1, 64, 64), (999.0, 1.0, 1.0), (0, 1)), ((40, 56, 40), (1.0, 1.0, 1.0), ()), ((20, 64, 64), (10.0, 1, 1), ())],
+)
+def test_a_short_training_mirrors_pictures_but_not_volumes_nor_their_slices(shape, spacing, axes):
+    made = plan(shape, spacing, hours=0.01, speed=SPEED)
+    assert made.local.training.mirror_axes == axes and made.local.training.momentum == 0.9
+    assert ("pictures" in reason(made, "local.training.mirror_axes")) == (axes == (0, 1))
+
+
+def test_hours_too_few_for_a_single_step_say_so():
+    made = plan((40, 56, 40), cases=100, hours=1e-6, speed=SPEED)
+    assert (made.agreement.training.rounds, made.local.training.steps_per_round) == (1, 1)
+    assert "not even one step" in reason(made, "local.network.features")
+
+
+def test_hours_without_a_speed_are_refused():
+    with pytest.raises(Problems, match="no speed"):
+        plan((40, 56, 40), hours=1)
 
 
 def test_a_speed_is_the_sum_of_its_costs():
@@ -371,6 +429,31 @@ def test_every_section_of_the_plan_has_a_reason():
         "agreement.privacy.mechanism",
     ):
         assert field in fields, field
+
+
+def test_every_field_has_one_reason_and_it_is_that_of_the_plan():
+    made = plan((388, 512, 512), (1.0, 0.787, 0.787), 100, labels=1, configuration="3d_lowres")
+    made = made.change({"training.rounds": 7})
+    fields = [r.field for r in made.reasons]
+    assert len(fields) == len(set(fields))
+    assert next(r.value for r in made.reasons if r.field.endswith("spacing_mm")).startswith("2.")
+    by_hand = next(r for r in made.reasons if r.field == "agreement.training.rounds")
+    assert by_hand.value == "7" and by_hand.why.startswith("set by hand; planned was ")
+
+
+def test_the_tenth_percentile_is_named_where_it_was_taken():
+    print_ = fingerprint((20, 256, 256), (5.0, 1.0, 1.0), 10)
+    thick = print_.axes[0].model_copy(update={"spacing_mm": {"3.0": 2, "5.0": 8}})
+    taken = planner.make(print_.model_copy(update={"axes": (thick, *print_.axes[1:])}))
+    plain = plan((128, 128, 128))
+    assert "5, is far coarser" in reason(taken, "local.geometry.spacing_mm")
+    assert "percentile" not in reason(plain, "local.geometry.spacing_mm")
+
+
+def test_a_background_that_is_nowhere_is_no_problem():
+    data = fingerprint()
+    everywhere = data.classes["background"].model_copy(update={"cases": 0, "voxels": 0})
+    planner.make(data.model_copy(update={"classes": {**data.classes, "background": everywhere}}))
 
 
 def test_what_cannot_be_planned_is_refused_all_at_once():

@@ -156,3 +156,14 @@ def test_agreement_digest_changes_with_what_sites_vet():
 @pytest.mark.parametrize(("rounds", "expected"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (50, [40, 45, 50])])
 def test_snapshots_are_late_and_spaced(rounds, expected):
     assert spaced_snapshots(rounds) == expected
+
+
+def test_a_speed_at_which_steps_cost_nothing_is_refused():
+    nothing = {f"seconds_per_{unit}": 0.0 for unit in ("step", "gigaelement", "teraflop", "megavoxel")}
+    with pytest.raises(Problems, match="costs nothing"):
+        Budget.parse({"hours": 1, "speed": nothing}, "the budget")
+
+
+def test_a_ct_channel_needs_its_numbers():
+    with pytest.raises(Problems, match="percentile_00_5"):
+        small_plan().change({"intensity.channels": [{"scheme": "ct", "mean": 1.0, "std": 1.0}]})

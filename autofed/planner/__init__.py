@@ -11,11 +11,11 @@ from dataclasses import replace
 
 from autofed.fingerprints import Fingerprint
 from autofed.planner.grids import ANISOTROPY, Grid, full_resolution, low_resolution, preferred
-from autofed.planner.hours import size
+from autofed.planner.hours import SMALLEST_BATCH, size
 from autofed.planner.intensities import intensity
 from autofed.planner.presets import PRESETS
 from autofed.planner.reasons import Reasons, short
-from autofed.planner.schedules import meetings, training
+from autofed.planner.schedules import Length, meetings, training
 from autofed.planner.topology import Task, Topology, batch_for_memory, memory_needed, patch_for_memory
 from autofed.plans import Agreement, Algorithm, Budget, Geometry, Inference, Local, Plan, Privacy
 from autofed.problems import Problems, refuse
@@ -37,10 +37,12 @@ def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str 
     grid, batch_dice = _configuration(full, task, budget, reasons)
     found = patch_for_memory(grid, task, budget.memory_gb)
     _say_geometry(grid, found, budget, reasons)
-    batch = batch_for_memory(found, grid, fingerprint.cases, task, budget.memory_gb)
+    labelled = sum(site.labelled for site in fingerprint.sites.values())
+    batch = batch_for_memory(found, grid, labelled, task, budget.memory_gb)
     chosen = size(task, found, batch, sites, budget, reasons)
     rounds, per_round = meetings(chosen.steps, len(sites), reasons)
-    recipe = training(grid, found, chosen, per_round, batch_dice, budget, reasons)
+    length = Length(per_round, chosen.steps * len(sites))
+    recipe = training(found, chosen, length, batch_dice, declaration.dimension, budget, reasons)
     normalisation = intensity(fingerprint, reasons)
     reasons.say("agreement.privacy.mechanism", "none", "no epsilon was asked for: nothing is promised")
     return Plan(
@@ -65,9 +67,9 @@ def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str 
 def check_memory(plan: Plan) -> None:
     """`Problems` if a plan, changed by hand, needs more memory than its budget has, with what would fit."""
     training, network, budget = plan.local.training, plan.local.network, plan.budget
-    preset = replace(PRESETS[budget.preset], kind=network.kind)
-    # nnU-Net rounds the batch to the nearest whole number, so half a patch more than fits is in order
-    needed = memory_needed(network, training.patch_size, 1, preset) * (training.batch_size - 0.5)
+    per_patch = memory_needed(network, training.patch_size, 1, PRESETS[budget.preset])
+    # nnU-Net rounds a batch above the smallest to the nearest whole number: half a patch more than fits is in order
+    needed = per_patch * (training.batch_size - (0.5 if training.batch_size > SMALLEST_BATCH else 0))
     if needed > budget.memory_gb:
         raise Problems(
             "the plan",
@@ -88,7 +90,7 @@ def _configuration(full: Grid, task: Task, budget: Budget, reasons: Reasons) -> 
     if chosen == "2d":
         reasons.say(where, "2d", why)
         return replace(full, configuration="2d"), True
-    coarse = low_resolution(full, lambda grid: patch_for_memory(grid, task, budget.memory_gb).patch)
+    coarse = _coarse(full, task, budget, wanted=chosen == "3d_lowres")
     if chosen == "3d_fullres":
         hint = f"; 3d_lowres would be {short(coarse.spacing_mm)} mm" if coarse else ""
         reasons.say(where, "3d_fullres", why + hint)
@@ -100,6 +102,15 @@ def _configuration(full: Grid, task: Task, budget: Budget, reasons: Reasons) -> 
     why = "coarser, until a patch sees a quarter of a case"
     reasons.say("local.geometry.spacing_mm", short(coarse.spacing_mm), why)
     return coarse, False
+
+
+def _coarse(full: Grid, task: Task, budget: Budget, wanted: bool) -> Grid | None:
+    try:
+        return low_resolution(full, lambda grid: patch_for_memory(grid, task, budget.memory_gb).patch)
+    except Problems:
+        if wanted:
+            raise
+        return None  # it would only have been mentioned
 
 
 def _say_geometry(grid: Grid, found: Topology, budget: Budget, reasons: Reasons) -> None:
@@ -131,8 +142,10 @@ def _refuse_what_cannot_be_planned(fingerprint: Fingerprint, budget: Budget) -> 
     for name, site in fingerprint.sites.items():
         if site.labelled == 0:
             problems.append(f"the site {name} has no labelled case; leave it out")
+    if budget.hours is not None and not budget.is_measured(fingerprint.sites):
+        problems.append(f"{budget.hours:g} hours were given, but no speed to divide them by; measure it, or give none")
     for name, counts in fingerprint.classes.items():
-        if counts.cases == 0:
+        if counts.cases == 0 and fingerprint.declaration.labels[name] > 0:
             problems.append(f"no case of any site has the structure {name}; remove it from `labels`")
     if fingerprint.declaration.dimension == 2 and budget.configuration not in ("auto", "2d"):
         problems.append(f"{budget.configuration} was asked for, but the data are pictures; expected --configuration 2d")

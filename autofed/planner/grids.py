@@ -94,7 +94,7 @@ def full_resolution(fingerprint: Fingerprint, reasons: Reasons) -> Grid:
     order = (0, 1, 2) if flat else transposition(spacing)
     moved = (spacing[order[0]], spacing[order[1]], spacing[order[2]])
     shape = median_shape(fingerprint, order, moved)
-    reasons.say("local.geometry.spacing_mm", short(moved), _spacing_reason(fingerprint, spacing))
+    reasons.say("local.geometry.spacing_mm", short(moved), _spacing_reason(fingerprint, order, moved))
     first = "the one slice of a picture comes first" if flat else "the axis with the largest spacing comes first"
     reasons.say("local.geometry.transpose", order, first)
     return Grid("2d" if flat else "3d_fullres", order, moved, shape)
@@ -110,6 +110,8 @@ def preferred(grid: Grid) -> tuple[Configuration, str]:
     if grid.configuration == "2d":
         return "2d", "pictures"
     slices, ratio = grid.median_shape[0], grid.spacing_mm[0] / max(grid.spacing_mm[1:])
+    if slices < 2:
+        return "2d", "volumes of one slice"
     if ratio >= FLAT_SLICES or (ratio > ANISOTROPY and slices < FEWEST_SLICES):
         return "2d", f"{slices:g} slices, {ratio:.1f} times as far apart as pixels: too thick to learn across"
     return "3d_fullres", f"volumes of {slices:g} slices, {ratio:.1f} times as far apart as pixels"
@@ -137,10 +139,12 @@ def _triple(numbers: np.ndarray) -> tuple[float, float, float]:
     return (float(numbers[0]), float(numbers[1]), float(numbers[2]))
 
 
-def _spacing_reason(fingerprint: Fingerprint, spacing_mm: Sequence[float]) -> str:
-    medians = [round(float(np.median(values(axis.spacing_mm))), 4) for axis in fingerprint.axes]
-    unit = "pixels: pictures have no millimetres" if spacing_mm[0] >= PICTURE_SLICE_MM else "mm"
-    return (
-        f"median over {fingerprint.cases} cases of all sites, {short(medians)} {unit}; "
-        "a far coarser axis takes its 10th percentile"
-    )
+def _spacing_reason(fingerprint: Fingerprint, order: Sequence[int], spacing_mm: Sequence[float]) -> str:
+    if spacing_mm[0] == PICTURE_SLICE_MM:
+        return "pixels: pictures have no millimetres"
+    medians = [float(np.median(values(fingerprint.axes[axis].spacing_mm))) for axis in order]
+    why = f"median over {fingerprint.cases} cases of all sites, in mm"
+    thick = [n for n, (m, s) in enumerate(zip(medians, spacing_mm, strict=True)) if m != s]
+    if thick:
+        why += f"; the median of axis {thick[0]}, {medians[thick[0]]:g}, is far coarser: its 10th percentile instead"
+    return why

@@ -39,8 +39,8 @@ def size(task: Task, found: Topology, batch: int, sites: tuple[str, ...], budget
 
     `batch` is what memory allows. A batch is made smaller before the network is made narrower.
     """
-    cap = f"memory and {task.preset.dataset_share:.0%} of the voxels of all sites' cases allow {batch}"
-    if budget.hours is None or not budget.is_measured(sites):
+    cap = f"memory and {task.preset.dataset_share:.0%} of the voxels of all sites' labelled cases allow {batch}"
+    if budget.hours is None:
         reasons.say("local.network.features", BASE_FEATURES, "no hours were given: nnU-Net's full width")
         reasons.say("local.training.batch_size", batch, cap)
         return Size(BASE_FEATURES, batch, FULL_TRAINING // len(sites))
@@ -49,10 +49,11 @@ def size(task: Task, found: Topology, batch: int, sites: tuple[str, ...], budget
         steps = int(budget.hours * 3600 * USEFUL_SHARE / seconds)
         if steps >= ENOUGH_STEPS:
             break
+    steps = min(steps, FULL_TRAINING // len(sites))
     reasons.say("local.network.features", base, _width_reason(steps, seconds, budget))
     halved = "; smaller here, so that enough steps fit the hours" if smaller < batch else ""
     reasons.say("local.training.batch_size", smaller, cap + halved)
-    return Size(base, smaller, max(1, min(steps, FULL_TRAINING // len(sites))))
+    return Size(base, smaller, max(1, steps))
 
 
 def _candidates(batch: int) -> Iterator[tuple[int, int]]:
@@ -66,7 +67,12 @@ def _candidates(batch: int) -> Iterator[tuple[int, int]]:
 
 
 def _width_reason(steps: int, seconds: float, budget: Budget) -> str:
-    fits = f"{steps} steps at every site, {seconds:.2g} s for one at each, fit {budget.hours:g} h on {budget.device}"
+    where = ", ".join(budget.devices)
+    fits = f"{steps} steps at every site, {seconds:.2g} s for one at each, fit {budget.hours:g} h on {where}"
+    if steps < 1:
+        return (
+            f"not even one step, {seconds:.2g} s for one at each site, fits {budget.hours:g} h on {where}: one is taken"
+        )
     if steps < ENOUGH_STEPS:
         return f"{fits}; even the narrowest network gets fewer than the {ENOUGH_STEPS} wished for: give more hours"
     return f"{fits}; of the first stages {NARROWER} the widest that leaves a site {ENOUGH_STEPS} steps"

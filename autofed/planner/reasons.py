@@ -11,16 +11,16 @@ class Reasons:
     """The decisions of one plan, in the order in which they were taken."""
 
     def __init__(self) -> None:
-        self._lines: list[Reason] = []
+        self._lines: dict[str, Reason] = {}
 
     def say(self, field: str, value: object, why: str) -> None:
-        """Note a decision; `field` is the full path in the plan."""
-        self._lines.append(Reason(field=field, value=str(value), why=why))
+        """Note a decision; `field` is the full path in the plan. A later word on a field replaces an earlier one."""
+        self._lines[field] = Reason(field=field, value=str(value), why=why)
 
     @property
     def lines(self) -> tuple[Reason, ...]:
         """All that was said."""
-        return tuple(self._lines)
+        return tuple(self._lines.values())
 
 
 def short(numbers: Sequence[float]) -> str:

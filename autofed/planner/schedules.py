@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-from autofed.planner.grids import ANISOTROPY, Grid
+from autofed.planner.grids import ANISOTROPY
 from autofed.planner.hours import Size
 from autofed.planner.reasons import Reasons
 from autofed.planner.topology import Topology
 from autofed.plans import Budget, Rounds, Training, spaced_snapshots
 
-SHORT_TRAINING = 10_000
-"""Below so many steps a site the plan departs from nnU-Net's long training: see `_optimiser` and `_mirror_axes`."""
+SHORT_TRAINING = 40_000
+"""Below so many steps of all sites together the plan departs from nnU-Net's long training."""
 
 
 def meetings(steps: int, sites: int, reasons: Reasons) -> tuple[Rounds, int]:
@@ -29,44 +30,57 @@ def meetings(steps: int, sites: int, reasons: Reasons) -> tuple[Rounds, int]:
     return Rounds(rounds=rounds, snapshots=snapshots), per_round
 
 
+@dataclass(frozen=True)
+class Length:
+    """How long a training is: steps of a site in one round, and steps of all sites in all."""
+
+    per_round: int
+    in_all: int
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it departs from nnU-Net's recipe, which is made for 250 000 steps."""
+        return self.in_all < SHORT_TRAINING
+
+
 def training(
-    grid: Grid, found: Topology, size: Size, per_round: int, batch_dice: bool, budget: Budget, reasons: Reasons
+    found: Topology, size: Size, length: Length, batch_dice: bool, dimension: int, budget: Budget, reasons: Reasons
 ) -> Training:
-    """nnU-Net's recipe, and what a short training does differently."""
-    rate, momentum = _optimiser(size.steps)
-    width = max(found.patch) / found.patch[0]
+    """nnU-Net's recipe, and what a short training does differently. `dimension` is that of the data, 2 for pictures."""
+    rate, momentum = (0.1, 0.9) if length.is_short else (0.01, 0.99)
+    axes = len(found.patch)
     made = Training(
         patch_size=found.patch,
         batch_size=size.batch,
-        steps_per_round=per_round,
+        steps_per_round=length.per_round,
         learning_rate=rate,
         momentum=momentum,
-        mirror_axes=_mirror_axes(grid.axes, size.steps),
-        rotate_in_plane_only=grid.axes == 3 and width > ANISOTROPY,
+        mirror_axes=() if length.is_short and dimension == 3 else tuple(range(axes)),
+        rotate_in_plane_only=axes == 3 and max(found.patch) / found.patch[0] > ANISOTROPY,
         batch_dice=batch_dice,
         precision=budget.precision,
     )
-    whys = {
-        "momentum": f"learning rate {rate:g}; it starts anew each round, and a training of under {SHORT_TRAINING} "
-        "steps a site is too short for .99",
-        "mirror_axes": "pictures have no up and down; volumes lie alike in the scanner, and "
-        f"under {SHORT_TRAINING} steps a site are too few to also learn their mirror images",
-        "rotate_in_plane_only": f"the patch is {width:.1f} times as wide as deep; "
-        f"above {ANISOTROPY:g} it is augmented slice by slice",
-        "batch_dice": "slices, and patches that see little of a case, often miss a structure: their Dice is taken "
-        "over the batch; other patches count one by one",
-        "precision": "the faster one where the speed was measured; float32 where it was not",
-    }
-    for field, why in whys.items():
+    for field, why in _whys(found, length, rate, dimension).items():
         reasons.say("local.training." + field, getattr(made, field), why)
     return made
 
 
-def _optimiser(steps: int) -> tuple[float, float]:
-    """Learning rate and momentum: nnU-Net's for a long training, a shorter memory for a short one."""
-    return (0.01, 0.99) if steps >= SHORT_TRAINING else (0.1, 0.9)
-
-
-def _mirror_axes(axes: int, steps: int) -> tuple[int, ...]:
-    """All axes (nnU-Net), but none for volumes in a short training."""
-    return tuple(range(axes)) if axes == 2 or steps >= SHORT_TRAINING else ()
+def _whys(found: Topology, length: Length, rate: float, dimension: int) -> dict[str, str]:
+    short = f"{length.in_all} steps in all are fewer than {SHORT_TRAINING}"
+    momentum, mirror = "as nnU-Net", "as nnU-Net"
+    if length.is_short:
+        momentum = f"{short}, too few for .99"
+        mirror = f"volumes lie alike in the scanner, and {short}, too few to also learn their mirror images"
+    whys = {
+        "momentum": f"learning rate {rate:g}; {momentum}",
+        "mirror_axes": "pictures have no up and down" if dimension == 2 else mirror,
+        "batch_dice": "slices, and patches that see little of a case, often miss a structure: their Dice is taken "
+        "over the batch; other patches count one by one",
+        "precision": "the faster one where the speed was measured; float32 where it was not",
+    }
+    if len(found.patch) == 3:
+        width = max(found.patch) / found.patch[0]
+        whys["rotate_in_plane_only"] = (
+            f"the patch is {width:.1f} times as wide as deep; above {ANISOTROPY:g} it is augmented slice by slice"
+        )
+    return whys

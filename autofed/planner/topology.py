@@ -118,7 +118,7 @@ def patch_for_memory(grid: Grid, task: Task, memory_gb: float) -> Topology:
         raise Problems("the plan", [_too_small(shape)])
     while not _fits(found, task, memory_gb):
         smaller = _shrink(found, spacing, shape)
-        if smaller.patch == found.patch or len(smaller.strides) < 2:
+        if smaller is None:
             raise Problems("the plan", [_too_little(found, task, preset.least_batch[grid.axes], memory_gb)])
         found = smaller
     return found
@@ -131,7 +131,10 @@ def _fits(found: Topology, task: Task, memory_gb: float) -> bool:
 
 
 def batch_for_memory(found: Topology, grid: Grid, cases: int, task: Task, memory_gb: float) -> int:
-    """As many patches as fill the memory, but no more than a share of the voxels of all cases; two at least."""
+    """As many patches as fill the memory, but no more than a share of the voxels of all labelled cases; two at least.
+
+    Counted on the grid's median shape, which for 3d_lowres is rounded (nnU-Net takes the product before rounding).
+    """
     dimension = len(found.patch)
     allowed = task.preset.allowed(dimension, memory_gb)
     fills = round(allowed / memory_proxy(task.network(found), found.patch) * task.preset.batch[dimension])
@@ -146,16 +149,27 @@ def memory_needed(network: Network, patch: Sequence[int], batch: int, preset: Pr
     return share * preset.memory_gb
 
 
-def _shrink(found: Topology, spacing_mm: Sequence[float], shape: Sequence[float]) -> Topology:
-    """Shorten the axis that is longest beside the median image, by the divisor that it has after shortening."""
+def _shrink(found: Topology, spacing_mm: Sequence[float], shape: Sequence[float]) -> Topology | None:
+    """Shorten the axis that is longest beside the median image, by the divisor that it has after shortening.
+
+    Of equally long ones the last (nnU-Net). An axis that cannot be shortened any more leaves it to the next.
+    """
     ratios = np.asarray(found.patch) / np.asarray(shape)
-    axis = len(ratios) - 1 - int(np.argmax(ratios[::-1]))
-    tried = list(found.patch)
-    tried[axis] -= found.divisor[axis]
-    step = topology(spacing_mm, tried).divisor[axis]
+    for axis in sorted(range(len(ratios)), key=lambda a: (-ratios[a], -a)):
+        smaller = _shorten(found, axis, spacing_mm)
+        if smaller is not None and math.prod(smaller.patch) < math.prod(found.patch):
+            return smaller
+    return None
+
+
+def _shorten(found: Topology, axis: int, spacing_mm: Sequence[float]) -> Topology | None:
     patch = list(found.patch)
-    patch[axis] = max(SMALLEST_EDGE, patch[axis] - step)
-    return topology(spacing_mm, patch)
+    tried = [*patch[:axis], patch[axis] - found.divisor[axis], *patch[axis + 1 :]]
+    if tried[axis] < 1:
+        return None
+    patch[axis] -= topology(spacing_mm, tried).divisor[axis]
+    smaller = topology(spacing_mm, patch)
+    return smaller if len(smaller.strides) > 1 else None
 
 
 def _too_small(shape: Sequence[float]) -> str:
