@@ -1,5 +1,6 @@
 """Algorithms, sites and the loop: what holds for every algorithm, and what crosses the door."""
 
+import errno
 import json
 from dataclasses import dataclass, replace
 
@@ -258,6 +259,15 @@ def test_what_the_ledger_does_not_allow_is_not_computed(ground, tmp_path):
     site = Site("alpha", stores["alpha"], plan, tmp_path / "site", ledgers, run="r")
     site.algorithm = _Failing()  # would answer "failed" if it were reached
     assert from_bytes(site.answer(ask(site))).code == "not-affordable"
+
+
+def test_a_full_disk_crosses_the_door_as_a_code_even_if_the_log_finds_no_room(site, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("autofed.federation.site.write_bytes", full)
+    monkeypatch.setattr(site, "_log", full)
+    assert from_bytes(site.answer(ask(site))).code == "disk-full"
 
 
 def test_what_the_mechanism_does_not_release_stays(ground, tmp_path):

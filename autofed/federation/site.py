@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import logging
 from collections.abc import Callable, Collection, Mapping
@@ -27,7 +29,7 @@ from autofed.privacy import ADAPTATION, Mechanism
 from autofed.privacy.ledger import Charge, PrivacyLedger
 from autofed.problems import Problems
 
-CODES = ("bad-request", "not-affordable", "out-of-memory", "failed")
+CODES = ("bad-request", "not-affordable", "out-of-memory", "disk-full", "failed")
 """All that a site ever says about a failure; the details are in its own log."""
 
 
@@ -85,7 +87,8 @@ class Site:
             self._store(path, release)
             return release
         except Exception as error:  # whatever went wrong inside, only a code may cross the door
-            self._log(request, error)
+            with contextlib.suppress(OSError):  # a full disk takes no log either
+                self._log(request, error)
             return to_bytes(Failure(request.run, request.round, self.name, _code(error)))
 
     def remembered(self, round: int) -> Path:
@@ -202,6 +205,8 @@ def _code(error: Exception) -> str:
         return "not-affordable"
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "out-of-memory"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "disk-full"
     return "failed"
 
 
