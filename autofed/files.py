@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -20,6 +21,11 @@ from autofed.problems import Problems
 def _beside(path: Path) -> Path:
     """A fresh name in the same folder, so that the rename that follows never crosses a file system."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+
+
+def is_part(name: str) -> bool:
+    """Whether a file or folder of this name is what a program that was cut off left unfinished."""
+    return bool(re.fullmatch(r"\.[0-9a-f]{8}\.part\..+|\..+\.[0-9a-f]{8}\.part", name))
 
 
 @contextmanager

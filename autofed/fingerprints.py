@@ -7,12 +7,12 @@ process and a single case are merged by the same function.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial, reduce
 from typing import Any, Self
 
 import numpy as np
 from pydantic import Field
-from scipy import ndimage
 
 from autofed.case import Case, Dataset, Declaration, disagreements, labels_problems, site_name_problem
 from autofed.files import Record
@@ -113,8 +113,8 @@ def measure(dataset: Dataset, *, processes: int = 1, progress: Progress = silent
     """The fingerprint of a site, in one pass over its cases; `Problems` names every case that is not in order."""
     declaration = dataset.declaration()
     summed = total(
-        partial(_measure, dataset, declaration),
-        dataset.cases,
+        partial(_measure, declaration),
+        [replace(dataset, cases={case: files}) for case, files in dataset.cases.items()],  # all that a worker is sent
         _add,
         stage=f"fingerprint of {dataset.name}",
         processes=processes,
@@ -233,7 +233,8 @@ def is_ct(channel: str) -> bool:
     return channel.lower() == "ct"
 
 
-def _measure(dataset: Dataset, declaration: Declaration, case: str) -> Fingerprint:
+def _measure(declaration: Declaration, dataset: Dataset) -> Fingerprint:
+    (case,) = dataset.cases
     return measure_case(dataset.read(case), declaration)
 
 
@@ -311,6 +312,8 @@ def _classes(case: Case, labels: Mapping[str, int]) -> dict[str, ClassCounts]:
 
 def _components(label: np.ndarray, value: int) -> int:
     """Connected pieces of one structure, within its bounding box; voxels that touch at a corner are one piece."""
+    from scipy import ndimage  # takes as long to import as a small case to measure
+
     mask = label == value
     return int(ndimage.label(mask[crop_box(mask[None])], np.ones((3, 3, 3)))[1])
 

@@ -467,7 +467,7 @@ def unknown_fields(names: Iterable[str]) -> list[str]:
 
 
 def _by_hand(planned: str | None) -> str:
-    return "set by hand" if planned is None else f"set by hand; planned was {planned}"
+    return "set by hand" if planned is None else f"set by hand, instead of {planned}"
 
 
 def spaced_snapshots(rounds: Any, count: int = 3) -> list[int]:

@@ -13,7 +13,7 @@ from pydantic import Field
 from autofed import plans
 from autofed.exchange import Arrays, ServerState, load_groups
 from autofed.federation.rounds import save_state, saved_rounds, shared_path
-from autofed.files import Record
+from autofed.files import Record, is_part
 from autofed.inference import Member
 from autofed.plans import Plan
 from autofed.problems import Problems, refuse
@@ -54,7 +54,7 @@ class Run:
     def refuse_foreign(self) -> None:
         """`Problems` if the folder holds anything but what a run that was cut off at its very beginning may leave."""
         found = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else []
-        foreign = sorted(name for name in found if name not in _BEGINNING and not name.endswith(".part"))
+        foreign = sorted(name for name in found if name not in _BEGINNING and not is_part(name))
         refuse(str(self.folder), ["it holds no run but other files; give another folder"] if foreign else [])
 
     def begin(self, plan: Plan, identity: Identity, state: ServerState) -> None:

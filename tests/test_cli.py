@@ -41,7 +41,7 @@ def test_the_verbs_from_the_shell(tmp_path, monkeypatch, capsys):
     assert "batch_dice" not in text and "batch_dice" in good("plan", tmp_path / "plan.json", "--explain")
     assert json.loads(good("plan", tmp_path / "plan.json", "--json")) == value
     text = good("plan", tmp_path / "plan.json", "--set", "training.rounds=1", "-o", tmp_path / "other.json")
-    assert "written to" in text and "planned was" in text
+    assert "written to" in text and "instead of" in text
     assert json.loads((tmp_path / "other.json").read_text())["agreement"]["training"]["rounds"] == 1
     code, text = call(monkeypatch, capsys, "plan", tmp_path / "plan.json", "--hours", "2", "--preset", "resenc-m")
     assert code == 2 and "hours was asked for" in text and "preset was asked for" in text

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 from pydantic import Field
 
-from autofed.files import Record, digest, read_json, whole_file, whole_folder, write_bytes, write_json
+from autofed.files import Record, digest, is_part, read_json, whole_file, whole_folder, write_bytes, write_json
 from autofed.problems import Problems
 
 
@@ -129,3 +130,13 @@ def test_a_record_names_everything_that_is_wrong(tmp_path):
 def test_a_record_that_is_no_object_at_all():
     with pytest.raises(Problems, match="the file as a whole"):
         Outer.parse([1], "r.json")
+
+
+def test_what_a_killed_program_leaves_is_known_as_such(tmp_path):
+    seen = []
+    for make in (whole_file, whole_folder):
+        with contextlib.suppress(KeyError), make(tmp_path / "plan.json") as part:
+            seen.append(part.name)
+            raise KeyError
+    assert len(seen) == 2 and all(is_part(name) for name in seen)
+    assert not any(is_part(name) for name in ("plan.json", "case.part.json", ".hidden", "scan.part"))

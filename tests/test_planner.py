@@ -438,7 +438,7 @@ def test_every_field_has_one_reason_and_it_is_that_of_the_plan():
     assert len(fields) == len(set(fields))
     assert next(r.value for r in made.reasons if r.field.endswith("spacing_mm")).startswith("2.")
     by_hand = next(r for r in made.reasons if r.field == "agreement.training.rounds")
-    assert by_hand.value == "7" and by_hand.why.startswith("set by hand; planned was ")
+    assert by_hand.value == "7" and by_hand.why.startswith("set by hand, instead of ")
 
 
 def test_the_tenth_percentile_is_named_where_it_was_taken():

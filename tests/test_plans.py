@@ -40,7 +40,7 @@ def test_set_finds_a_field_by_its_ending_and_notes_it():
     assert made.agreement.training.rounds == 20
     assert made.local.training.batch_size == 4
     assert made.agreement.training.snapshots == tuple(spaced_snapshots(20))
-    assert [r.why for r in made.reasons if r.field == "local.training.batch_size"][-1] == "set by hand"
+    assert [r.why for r in made.reasons if r.field == "local.training.batch_size"] == ["set by hand, instead of 2"]
 
 
 def test_set_names_every_wrong_field_at_once():

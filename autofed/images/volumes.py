@@ -6,8 +6,8 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import nibabel
 import numpy as np
 import SimpleITK as sitk
 
@@ -15,10 +15,14 @@ from autofed.files import whole_file
 from autofed.images.geometry import PICTURE_SLICE_MM, Geometry, Header, Image, directions
 from autofed.problems import Problems
 
+if TYPE_CHECKING:
+    import nibabel
+
 NIFTI = (".nii.gz", ".nii")
 ENDINGS = (*NIFTI, ".mha", ".nrrd", ".gipl")
 
 _GIPL_HEADER_BYTES = 256
+_NIFTI_HEADER_BYTES = 348
 
 # ITK prints a warning for every file with a harmless oddity; what matters is raised.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -54,9 +58,17 @@ def _three(spacing: tuple[float, ...]) -> tuple[float, float, float]:
 
 def read(path: Path) -> Image:
     """See `autofed.images.read`."""
-    stored = _stored(path)
+    stored, is_scaled = _stored(path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
     try:
-        image = sitk.ReadImage(str(path))
+        reader.ReadImageInformation()
+        if not is_scaled and _are_the_voxels(stored, reader):
+            array = stored.reshape(1, *reversed(reader.GetSize())).astype(np.float32)
+            return Image(
+                array, Geometry(3, _three(reader.GetSpacing()[::-1]), reader.GetOrigin(), reader.GetDirection())
+            )
+        image = reader.Execute()
     except RuntimeError as error:
         return _read_sheared(path, error)
     _refuse_odd(path, image.GetPixelIDTypeAsString(), image.GetDimension())
@@ -76,11 +88,19 @@ def read(path: Path) -> Image:
     return Image(array, geometry)
 
 
+def _are_the_voxels(stored: np.ndarray, reader: sitk.ImageFileReader) -> bool:
+    """Whether the numbers in the file need no decoding, so that ITK need not unpack it a second time."""
+    plain = reader.GetDimension() == 3 and reader.GetNumberOfComponents() == 1 and min(reader.GetSpacing()) > 0
+    return plain and stored.dtype.kind in "iuf" and stored.size == math.prod(reader.GetSize())
+
+
 def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """See `autofed.images.write`. Keeps the dtype where the format has it; float64 becomes float32."""
     array = _storable(array, narrow=bool(geometry.affine) or path.name.lower().endswith(".gipl"))
     with whole_file(path) as part:
         if geometry.affine:
+            import nibabel
+
             affine = np.reshape(geometry.affine, (4, 4))
             nibabel.save(nibabel.Nifti1Image(np.transpose(array), affine), part)  # (Z, Y, X) -> (X, Y, Z)
             return
@@ -104,39 +124,44 @@ def _storable(array: np.ndarray, narrow: bool) -> np.ndarray:
     return array
 
 
-def _stored(path: Path) -> np.ndarray:
-    """The numbers as they stand in a NIfTI or GIPL file, in its order and kind; of other formats none.
+def _stored(path: Path) -> tuple[np.ndarray, bool]:
+    """The numbers as they stand in a NIfTI or GIPL file, and whether a scale makes voxels of them; else none.
 
     ITK does not say when such a file ends too early or is damaged: it makes up the rest. So `Problems` here.
     """
     name = path.name.lower()
     if not name.endswith((*NIFTI, ".gipl")):
-        return np.empty(0)
+        return np.empty(0), False
     try:
         content = gzip.decompress(path.read_bytes()) if name.endswith(".gz") else path.read_bytes()
     except (EOFError, OSError, zlib.error) as error:
         raise _not_whole(path, error) from None
     try:
-        dtype, count, offset = _nifti_layout(path) if name.endswith(NIFTI) else _gipl_layout(path)
-    except Exception:  # nibabel raises a different class for each kind of damage; the reader will say it better
-        return np.empty(0)
+        dtype, count, offset, is_scaled = _nifti_layout(content) if name.endswith(NIFTI) else _gipl_layout(path)
+    except Exception:  # a kind that is not known here, or damage: the reader will say it better
+        return np.empty(0), False
     promised = offset + count * dtype.itemsize
     if len(content) < promised:
         raise _not_whole(path, f"its header promises {promised} bytes, found {len(content)}")
-    return np.frombuffer(content, dtype, count, offset)
+    return np.frombuffer(content, dtype, count, offset), is_scaled
 
 
-def _nifti_layout(path: Path) -> tuple[np.dtype, int, int]:
-    voxels = nibabel.load(path).dataobj  # type: ignore[attr-defined]
-    return voxels.dtype, math.prod(voxels.shape), voxels.offset
+def _nifti_layout(content: bytes) -> tuple[np.dtype, int, int, bool]:
+    """Kind, number and place of the voxels of a NIfTI-1 file, and whether they are scaled."""
+    import nibabel
+
+    header = nibabel.Nifti1Header(content[:_NIFTI_HEADER_BYTES])
+    slope, intercept = header.get_slope_inter()
+    is_scaled = slope not in (None, 1) or intercept not in (None, 0)
+    return header.get_data_dtype(), math.prod(header.get_data_shape()), int(header.get_data_offset()), is_scaled
 
 
-def _gipl_layout(path: Path) -> tuple[np.dtype, int, int]:
+def _gipl_layout(path: Path) -> tuple[np.dtype, int, int, bool]:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     voxel = sitk.GetArrayFromImage(sitk.Image([1, 1, 1], reader.GetPixelID()))
-    return np.dtype((np.void, voxel.itemsize)), math.prod(reader.GetSize()), _GIPL_HEADER_BYTES
+    return np.dtype((np.void, voxel.itemsize)), math.prod(reader.GetSize()), _GIPL_HEADER_BYTES, False
 
 
 def _with_what_is_not_finite(array: np.ndarray, stored: np.ndarray) -> np.ndarray:
@@ -159,6 +184,8 @@ def _not_whole(path: Path, reason: object) -> Problems:
 
 def _sheared(path: Path, error: RuntimeError) -> nibabel.Nifti1Image:
     if path.name.lower().endswith(NIFTI):
+        import nibabel
+
         try:
             return nibabel.load(path)  # type: ignore[return-value]
         except Exception as reason:  # nibabel raises a different class for each kind of damage
