@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autofed.problems import Problems
 
+PathLike = Path | str
+
 
 def _beside(path: Path) -> Path:
     """A fresh name in the same folder, so that the rename that follows never crosses a file system."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autofed import verbs
+from autofed import speed
 from tests import plans_made, synthetic
 
 
@@ -37,5 +37,5 @@ def data(request) -> Path:
 def measured():
     """Plans made in tests find the speed of one and the same machine, and no test waits for it to be measured."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verbs, "measure_speed", lambda device, dimension, channels: plans_made.SPEED)
+        patch.setattr(speed, "measure_speed", lambda device, dimension, channels: plans_made.SPEED)
         yield

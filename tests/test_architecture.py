@@ -195,6 +195,8 @@ def test_the_house_stands(check):
         ("autofed", HEAVY),
         ("autofed.cli", HEAVY),
         ("autofed.plans", ("torch", "monai")),
+        ("autofed.verbs.planning", ("torch", "monai", "scipy")),
+        ("autofed.verbs.preparing", ("torch", "monai", "scipy")),
         ("autofed.planner", ("torch",)),
     ],
 )

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import autofed
-from autofed import verbs
 from autofed.federation.rounds import read_metrics
 from autofed.files import read_json, write_json
+from autofed.fingerprints import merge
 from autofed.images import read_labels
 from autofed.planner import make
 
@@ -51,7 +51,7 @@ def pool(sites: list[Path], target: Path) -> Path:
 
 def test_the_plan_is_that_of_the_pooled_data(data, name, tmp_path):
     sites = sites_of(data, name)
-    merged = make(verbs.merge([autofed.fingerprint(site, processes=2) for site in sites]))
+    merged = make(merge([autofed.fingerprint(site, processes=2) for site in sites]))
     pooled = make(autofed.fingerprint(pool(sites, tmp_path / "all"), processes=2))
     assert merged.local.geometry == pooled.local.geometry
     assert merged.local.network == pooled.local.network

@@ -1,0 +1,44 @@
+"""Sites' data onto the grid of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from autofed import plans
+from autofed.case import Dataset, open_datasets
+from autofed.files import PathLike
+from autofed.parallel import Progress, silent
+from autofed.plans import Plan
+from autofed.prepared import preprocess as prepare_site
+from autofed.problems import refuse
+
+
+def preprocess(
+    plan: PathLike | Plan,
+    sites: Sequence[PathLike],
+    work: PathLike,
+    *,
+    processes: int = 1,
+    progress: Progress = silent,
+) -> dict[str, int]:
+    """Prepare the sites' data for a plan in WORK/<site>/; gives how many cases were new, by site."""
+    made = plan if isinstance(plan, Plan) else plans.load(plan)
+    datasets = open_datasets(sites)
+    refuse("the sites and the plan", [p for d in datasets for p in _disagreement(d, made)])
+    return {
+        d.name: prepare_site(d, made.local, Path(work), processes=processes, progress=progress)[1] for d in datasets
+    }
+
+
+def _disagreement(dataset: Dataset, made: Plan) -> list[str]:
+    """Where a site's data is not what the plan was made for."""
+    agreement, declared = made.agreement, dataset.declaration()
+    problems = [
+        f"{dataset.name} declares {what} {getattr(declared, what)}, the plan {getattr(agreement, what)}"
+        for what in ("channels", "labels", "dimension")
+        if getattr(declared, what) != getattr(agreement, what)
+    ]
+    if dataset.name not in agreement.patients:
+        problems.append(f"{dataset.name} is not a site of the plan, which has {', '.join(agreement.patients)}")
+    return problems
