@@ -18,6 +18,8 @@ from autofed.problems import Problems, refuse
 
 # Float headers differ in the last digits between tools; nnU-Net forgives as much.
 _SPACING_TOLERANCE = 1e-3
+
+_MOST_CLASSES = 1 << 16
 _DIRECTION_TOLERANCE = 1e-2
 
 RESERVED_SITES = ("pooled", "global")
@@ -444,8 +446,23 @@ def _round(numbers: tuple[float, ...]) -> str:
     return " ".join(f"{round(v, 2) + 0:g}" for v in numbers)
 
 
+def voxel_counts(label: np.ndarray, classes: int = 0) -> np.ndarray:
+    """How many voxels have each value from 0 up, at least `classes` of them; slice by slice, so memory stays small."""
+    most = max(classes, int(label.max(initial=0)) + 1)
+    counts = np.zeros(most, np.int64)
+    for plane in label:
+        counts += np.bincount(plane.ravel(), minlength=most)
+    return counts
+
+
+def _values(label: np.ndarray) -> set[int]:
+    if label.min(initial=0) < 0 or label.max(initial=0) > _MOST_CLASSES:
+        return {int(v) for v in np.unique(label)}
+    return {int(v) for v in np.flatnonzero(voxel_counts(label))}
+
+
 def _value_problems(label: np.ndarray, labels: Mapping[str, int]) -> list[str]:
-    unknown = sorted({int(v) for v in np.unique(label)} - set(labels.values()))
+    unknown = sorted(_values(label) - set(labels.values()))
     if not unknown:
         return []
     found = f"{unknown[:10]}" + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from pydantic import Field
 
-from autofed.case import Case, Dataset, Declaration, disagreements, labels_problems, site_name_problem
+from autofed.case import Case, Dataset, Declaration, disagreements, labels_problems, site_name_problem, voxel_counts
 from autofed.files import Record
 from autofed.parallel import Progress, silent, total
 from autofed.plans import Speed
@@ -297,7 +297,7 @@ def _bfloat16(voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _classes(case: Case, labels: Mapping[str, int]) -> dict[str, ClassCounts]:
     if case.label is None:
         return {name: ClassCounts() for name in labels}
-    voxels = np.bincount(case.label.ravel(), minlength=len(labels))
+    voxels = voxel_counts(case.label, len(labels))
     unit = case.geometry.voxel_mm3 * FIXED_POINT
     return {
         name: ClassCounts(

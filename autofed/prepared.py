@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autofed.case import Case, Dataset, open_dataset
+from autofed.case import Case, Dataset, open_dataset, voxel_counts
 from autofed.files import Record, digest, whole_folder, write_json
 from autofed.fingerprints import crop_box
 from autofed.images import Geometry as FileGeometry
@@ -216,12 +216,8 @@ def resample_labels(label: np.ndarray, shape: Sequence[int], *, coarse_axis: int
 
 
 def _present(label: np.ndarray) -> np.ndarray:
-    """The values above 0 of a label map, slice by slice, so that memory stays small."""
-    most = int(label.max(initial=0)) + 1
-    counts = np.zeros(most, np.int64)
-    for plane in label:
-        counts += np.bincount(plane.ravel(), minlength=most)
-    return np.flatnonzero(counts[1:]) + 1
+    """The values above 0 of a label map."""
+    return np.flatnonzero(voxel_counts(label)[1:]) + 1
 
 
 def _share(

@@ -73,11 +73,12 @@ def read_labels(path: Path) -> tuple[np.ndarray, Geometry]:
     image = read(path)
     if image.array.shape[0] != 1:
         raise Problems(str(path), [f"a label map has one channel, but this file has {image.array.shape[0]}"])
-    labels = image.array[0]
-    if not np.isfinite(labels).all() or not (labels == np.round(labels)).all():
+    with np.errstate(invalid="ignore"):  # NaN becomes some number, which then differs from NaN
+        labels = image.array[0].astype(np.int32)
+    if not np.array_equal(labels, image.array[0]):
         found = "a label map holds whole numbers only, but this file has fractions or NaN"
         raise Problems(str(path), [f"{found}; write the numbers that dataset.json declares"])
-    return labels.astype(np.int32), image.geometry
+    return labels, image.geometry
 
 
 def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
