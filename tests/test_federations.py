@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,16 @@ import autofed
 from autofed.federation.rounds import read_metrics
 from autofed.files import read_json, write_json
 from autofed.fingerprints import merge
-from autofed.images import read_labels
+from autofed.images import ending_of, read_labels
 from autofed.planner import make
 
 NAMES = ("hippocampus", "dermoscopy", "breast-ultrasound", "histology", "nuclei", "kidney-ct-simulated", "brain-mri")
-SHORT = {"training.rounds": 8, "training.steps_per_round": 16, "training.batch_size": 2}
+SHORT = {
+    "training.rounds": 8, "training.steps_per_round": 16, "training.batch_size": 2, "training.snapshots": [8],
+}  # fmt: skip
+SCANS = 8
+"""So many of the test scans are predicted."""
+
 SMALLEST = 8
 """Features of the first stage in a short training."""
 
@@ -49,6 +55,19 @@ def pool(sites: list[Path], target: Path) -> Path:
     return target
 
 
+def some(test: Path, target: Path) -> Path:
+    """A test set with links to the first scans of another and to their labels."""
+    for part in ("imagesTs", "labelsTs"):
+        (target / part).mkdir(parents=True)
+    shutil.copy(test / "dataset.json", target)
+    for label in sorted(p for p in (test / "labelsTs").iterdir() if not p.name.startswith("."))[:SCANS]:
+        os.symlink(label.resolve(), target / "labelsTs" / label.name)
+        case = label.name.removesuffix(ending_of(label))
+        for image in (test / "imagesTs").glob(f"{case}*"):
+            os.symlink(image.resolve(), target / "imagesTs" / image.name)
+    return target
+
+
 def test_the_plan_is_that_of_the_pooled_data(data, name, tmp_path):
     sites = sites_of(data, name)
     merged = make(merge([autofed.fingerprint(site, processes=2) for site in sites]))
@@ -62,7 +81,7 @@ def test_the_plan_is_that_of_the_pooled_data(data, name, tmp_path):
 
 
 def test_the_whole_way(data, name, tmp_path):
-    sites, test = sites_of(data, name), data / name / "test"
+    sites, test = sites_of(data, name), some(data / name / "test", tmp_path / "test")
     first = autofed.plan(sites, hours=0.01, device="cpu", processes=2)
     narrow = [min(f, SMALLEST * 2**stage) for stage, f in enumerate(first.local.network.features)]
     made = autofed.plan(sites, hours=0.01, device="cpu", settings={**SHORT, "network.features": narrow})
