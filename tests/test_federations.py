@@ -63,7 +63,7 @@ def some(test: Path, target: Path) -> Path:
     for label in sorted(p for p in (test / "labelsTs").iterdir() if not p.name.startswith("."))[:SCANS]:
         os.symlink(label.resolve(), target / "labelsTs" / label.name)
         case = label.name.removesuffix(ending_of(label))
-        for image in (test / "imagesTs").glob(f"{case}*"):
+        for image in (test / "imagesTs").glob(f"{case}_[0-9][0-9][0-9][0-9].*"):
             os.symlink(image.resolve(), target / "imagesTs" / image.name)
     return target
 
