@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -241,8 +240,6 @@ def demo(
 
 def main() -> None:
     """Entry point: bad input becomes a message and exit code 2, without a traceback."""
-    # Torch's threads wait for each other by spinning, which on a machine that does anything else slows them manifold.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
     try:
         app(standalone_mode=False)
     except KeyboardInterrupt:
@@ -306,6 +303,8 @@ def _progress() -> Iterator[Any]:
 
 
 def _count(processes: int) -> int:
+    import os
+
     return processes if processes > 0 else os.cpu_count() or 1
 
 
