@@ -226,7 +226,7 @@ def evaluate(
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Where everything goes.")] = Path("demo-autofed"),
     task: Annotated[Task, typer.Option(help="3d: hippocampus in MRI; 2d: nuclei in microscopy.")] = Task.volumes,
-    minutes: Annotated[float, typer.Option(help="Training time to plan for.")] = 1.0,
+    minutes: Annotated[float, typer.Option(help="Training time to plan for.")] = 2.5,
 ) -> None:
     """The whole way on real scans that come with autofed: plan, preprocess, train, predict, evaluate."""
     from autofed import demo as shipped

@@ -33,7 +33,7 @@ def data(task: str) -> Path:
     raise Problems("demo", [f"the shipped data ({name}) is not there; install autofed again"])
 
 
-def run(output: Path, task: str = "3d", *, minutes: float = 1.0, progress: Progress = silent) -> Result:
+def run(output: Path, task: str = "3d", *, minutes: float = 2.5, progress: Progress = silent) -> Result:
     """Plan, preprocess, train, predict and evaluate; run again, it goes on where it was interrupted."""
     source, out = data(task), Path(output) / task
     sites = sorted(p.parent for p in source.glob("sites/*/dataset.json"))
