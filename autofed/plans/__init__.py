@@ -1,0 +1,42 @@
+"""The plan: what every site vets and follows. Records, their checks, and what a network costs, without torch."""
+
+from autofed.plans.agreement import Agreement, Algorithm, Privacy, Rounds, spaced_snapshots
+from autofed.plans.budget import Budget, Speed
+from autofed.plans.kinds import Configuration, Device, Millimetres, Positive, Precision, PresetName, Shape
+from autofed.plans.local import Channel, Geometry, Inference, Intensity, Local, Preparation, Training
+from autofed.plans.network import SPATIAL_KERNEL, Convolution, Network, squeezed
+from autofed.plans.plan import VERSION, Plan, Reason, is_plan, load, unknown_fields
+
+__all__ = [
+    "SPATIAL_KERNEL",
+    "VERSION",
+    "Agreement",
+    "Algorithm",
+    "Budget",
+    "Channel",
+    "Configuration",
+    "Convolution",
+    "Device",
+    "Geometry",
+    "Inference",
+    "Intensity",
+    "Local",
+    "Millimetres",
+    "Network",
+    "Plan",
+    "Positive",
+    "Precision",
+    "Preparation",
+    "PresetName",
+    "Privacy",
+    "Reason",
+    "Rounds",
+    "Shape",
+    "Speed",
+    "Training",
+    "is_plan",
+    "load",
+    "spaced_snapshots",
+    "squeezed",
+    "unknown_fields",
+]

@@ -1,0 +1,91 @@
+"""Fields of a plan set by hand: which field a name stands for, and what else changes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from autofed.files import Record
+from autofed.plans.agreement import spaced_snapshots
+from autofed.plans.budget import Budget
+from autofed.problems import refuse
+
+
+def apply(record: type[Record], tree: dict[str, Any], assignments: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a plan with some fields set by hand and what follows from them, each recorded as a reason.
+
+    `record` is the plan's type, `tree` its content. `Problems` names every field that is not there or ambiguous.
+    """
+    refuse("--set", unknown_fields(record, assignments))
+    chosen = {_resolve(record, name)[0]: value for name, value in assignments.items()}
+    planned = {reason["field"]: reason["value"] for reason in tree["reasons"]}
+    said = [(path, value, _by_hand(planned.get(path))) for path, value in chosen.items()]
+    said += [(path, value, why) for path, value, why in _followers(chosen) if path not in chosen]
+    for path, value, _ in said:
+        _assign(tree, path, value)
+    changed = {path for path, _, _ in said}
+    kept = [reason for reason in tree["reasons"] if reason["field"] not in changed]
+    return {**tree, "reasons": kept + [{"field": path, "value": str(value), "why": why} for path, value, why in said]}
+
+
+def unknown_fields(record: type[Record], names: Iterable[str]) -> list[str]:
+    """What is wrong with names of fields that are to be set by hand: unknown, ambiguous, of the budget, or twice."""
+    resolved = [_resolve(record, name) for name in names]
+    paths = [path for path, problem in resolved if not problem]
+    twice = [f"{path} is set {paths.count(path)} times; set it once" for path in dict.fromkeys(paths)
+             if paths.count(path) > 1]  # fmt: skip
+    return [problem for _, problem in resolved if problem] + twice
+
+
+def _by_hand(planned: str | None) -> str:
+    return "set by hand" if planned is None else f"set by hand, instead of {planned}"
+
+
+def _followers(chosen: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """What else changes with the fields that were set by hand, unless it was set too: (field, value, why)."""
+    if (rounds := "agreement.training.rounds") in chosen:
+        snapshots = spaced_snapshots(chosen[rounds])
+        yield "agreement.training.snapshots", snapshots, f"the ensemble of {chosen[rounds]} rounds, set by hand"
+    if (mirrored := "local.training.mirror_axes") in chosen:
+        yield "inference.mirror_axes", chosen[mirrored], "as in training, which was set by hand"
+
+
+def _resolve(record: type[Record], name: str) -> tuple[str, str]:
+    """The full path of the field that a name or its unique ending stands for, or else what is wrong with the name."""
+    paths = [path for path in _leaves(record) if not path.startswith("budget.")]
+    matches = [path for path in paths if path == name] or [path for path in paths if path.endswith("." + name)]
+    if len(matches) == 1:
+        return matches[0], ""
+    if matches:
+        return "", f"{name} could be {' or '.join(matches)}; write the longer name"
+    last = name.rsplit(".", maxsplit=1)[-1]
+    if last in Budget.model_fields and name in (last, f"budget.{last}"):
+        return "", f"{name} only says what the plan was made for; {_INSTEAD.get(last, 'plan again')}"
+    close = [".".join(path.split(".")[-2:]) for path in paths if last[:4] in path.rsplit(".", maxsplit=1)[-1]]
+    return "", f"there is no field {name} in a plan; did you mean one of: {', '.join(close or paths)}"
+
+
+_INSTEAD = {
+    "memory_gb": "plan again with --memory",
+    "hours": "plan again with --hours",
+    "device": "plan again with --device",
+    "preset": "plan again with --preset",
+    "speed": "it is measured when the plan is made",
+    "epsilon": "set agreement.privacy.epsilon",
+    "delta": "set agreement.privacy.delta",
+}
+
+
+def _leaves(record: type[Record], prefix: str = "") -> Iterator[str]:
+    for name, field in record.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Record):
+            yield from _leaves(field.annotation, f"{prefix}{name}.")
+        elif name not in ("reasons", "version"):
+            yield prefix + name
+
+
+def _assign(tree: dict[str, Any], path: str, value: Any) -> None:
+    *sections, last = path.split(".")
+    for key in sections:
+        tree = tree[key]
+    tree[last] = value

@@ -1,0 +1,101 @@
+"""The part of a plan by which a site prepares its data, trains and predicts."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from autofed.files import Record
+from autofed.plans.kinds import Configuration, Millimetres, Positive, Precision, Shape
+from autofed.plans.network import Network
+
+
+class Geometry(Record):
+    """The grid of the prepared data. Axes are in the plan's order, which is `transpose` of the file's (z, y, x)."""
+
+    configuration: Configuration
+    transpose: tuple[int, int, int]
+    spacing_mm: tuple[Millimetres, Millimetres, Millimetres]
+    median_shape: tuple[Positive, Positive, Positive]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if sorted(self.transpose) != [0, 1, 2]:
+            raise ValueError(f"transpose must hold 0, 1 and 2 once each, found {list(self.transpose)}")
+        return self
+
+
+class Channel(Record):
+    """How one channel's intensities are normalised; the numbers are of the federation's foreground, for "ct"."""
+
+    scheme: Literal["zscore", "ct", "rescale_to_0_1", "rgb_to_0_1", "nonorm"]
+    mean: float | None = None
+    std: float | None = None
+    percentile_00_5: float | None = None
+    percentile_99_5: float | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        needed = ("mean", "std", "percentile_00_5", "percentile_99_5") if self.scheme == "ct" else ()
+        missing = [name for name in needed if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f'the scheme "ct" needs {", ".join(missing)}')
+        return self
+
+
+class Intensity(Record):
+    """Normalisation of each channel; `inside_mask` restricts z-scores to the voxels that are not zero."""
+
+    channels: tuple[Channel, ...]
+    inside_mask: bool = False
+
+
+class Training(Record):
+    """How a site trains: patches, batches and the optimiser. Free to differ between sites where only labels travel."""
+
+    patch_size: Shape
+    batch_size: int = Field(ge=1)
+    steps_per_round: int = Field(ge=1)
+    learning_rate: float = Field(0.01, gt=0)
+    momentum: float = Field(0.99, ge=0, lt=1)
+    weight_decay: float = Field(3e-5, ge=0)
+    gradient_clip: float = Field(12.0, gt=0)
+    foreground_share: float = Field(0.33, ge=0, le=1)
+    batch_dice: bool = False
+    mirror_axes: tuple[int, ...] = ()
+    rotate_in_plane_only: bool = False
+    precision: Precision = "float32"
+    seed: int = 12345
+
+
+class Local(Record):
+    """What a site needs to prepare and train: the same at all sites where weights travel."""
+
+    geometry: Geometry
+    intensity: Intensity
+    network: Network
+    training: Training
+
+    @property
+    def axes(self) -> int:
+        """Of how many axes patches have an edge: two where learning goes slice by slice."""
+        return 2 if self.geometry.configuration == "2d" else 3
+
+    def preparation_digest(self) -> str:
+        """Names the prepared data: it changes when the grid or the normalisation does, and with nothing else."""
+        return Preparation(geometry=self.geometry, intensity=self.intensity).digest()
+
+
+class Preparation(Record):
+    """The two sections that prepared data depends on."""
+
+    geometry: Geometry
+    intensity: Intensity
+
+
+class Inference(Record):
+    """Sliding window and ensemble: `overlap` of neighbouring windows as a share of the patch, mirrored axes."""
+
+    overlap: float = Field(0.5, ge=0, lt=1)
+    mirror_axes: tuple[int, ...] = ()

@@ -1,0 +1,133 @@
+"""The plan as a whole: its sections, what no single section can see, and reading it back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
+
+from autofed.files import Record, read_json
+from autofed.plans import changes
+from autofed.plans.agreement import Agreement
+from autofed.plans.budget import Budget
+from autofed.plans.local import Inference, Local
+from autofed.problems import Problems
+
+VERSION: Literal[1] = 1
+
+
+class Reason(Record):
+    """One decision of the planner: which field, what it became, and why."""
+
+    field: str
+    value: str
+    why: str
+
+
+class Plan(Record):
+    """Everything that the sites follow. `agreement` is what they vet; `reasons` say why each value is what it is."""
+
+    version: Literal[1] = VERSION
+    budget: Budget
+    agreement: Agreement
+    local: Local
+    inference: Inference
+    reasons: tuple[Reason, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        problems = _problems(self)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def without_reasons(self) -> Plan:
+        """The plan without its history: two plans that ask for the same thing are equal in this form."""
+        return self.model_copy(update={"reasons": ()})
+
+    def change(self, assignments: dict[str, Any]) -> Plan:
+        """A plan with some fields set by hand, each recorded as a reason.
+
+        A field is named by its path or by any ending of it that is unique: `training.rounds`, `batch_size`.
+        `Problems` names every field that does not exist, is ambiguous, or takes another kind of value.
+        """
+        tree = changes.apply(Plan, self.model_dump(mode="json"), assignments)
+        return Plan.parse(tree, "the plan with --set")
+
+
+def unknown_fields(names: Iterable[str]) -> list[str]:
+    """What is wrong with names of fields of a plan that are to be set by hand."""
+    return changes.unknown_fields(Plan, names)
+
+
+def _problems(plan: Plan) -> list[str]:
+    """What no single section can see: that patch, network, grid and agreement fit together."""
+    return [*_axes_problems(plan), *_count_problems(plan), *_mirror_problems(plan)]
+
+
+def _axes_problems(plan: Plan) -> list[str]:
+    network, patch, dimension = plan.local.network, plan.local.training.patch_size, plan.agreement.dimension
+    problems = []
+    configuration = plan.local.geometry.configuration
+    axes = plan.local.axes
+    if dimension == 2 and plan.local.geometry.transpose[0] != 0:
+        found = list(plan.local.geometry.transpose)
+        problems.append(f"local.geometry.transpose must begin with 0, the one slice of a picture, found {found}")
+    if axes > dimension:
+        problems.append(f"local.geometry.configuration is {configuration}, but the data are pictures; write 2d")
+    if len(patch) != axes:
+        problems.append(f"local.training.patch_size has {len(patch)} axes in a {configuration} plan; write {axes}")
+    elif any(len(s) != axes for s in (*network.strides, *network.kernels)):
+        problems.append(f"local.network.strides and kernels need {axes} axes each in a {configuration} plan")
+    elif any(p % d for p, d in zip(patch, network.divisor, strict=True)):
+        nearest = [max(d, round(p / d) * d) for p, d in zip(patch, network.divisor, strict=True)]
+        problems.append(
+            f"local.training.patch_size {list(patch)} must be a multiple of {list(network.divisor)}; write {nearest}"
+        )
+    return problems
+
+
+def _count_problems(plan: Plan) -> list[str]:
+    network, agreement = plan.local.network, plan.agreement
+    problems = []
+    if network.in_channels != len(agreement.channels) or network.classes != len(agreement.labels):
+        problems.append(
+            f"local.network takes {network.in_channels} channels and {network.classes} classes, the agreement has "
+            f"{len(agreement.channels)} and {len(agreement.labels)}"
+        )
+    if len(plan.local.intensity.channels) != len(agreement.channels):
+        problems.append("local.intensity.channels needs one entry per channel of the agreement")
+    return problems
+
+
+def _mirror_problems(plan: Plan) -> list[str]:
+    trained, predicted = set(plan.local.training.mirror_axes), set(plan.inference.mirror_axes)
+    problems = []
+    if not trained <= set(range(plan.local.axes)):
+        problems.append(f"mirror_axes may hold 0 to {plan.local.axes - 1}, found {sorted(trained)}")
+    if not predicted <= trained:
+        problems.append(
+            f"inference.mirror_axes {sorted(predicted)} must be among local.training.mirror_axes {sorted(trained)}: "
+            "a network knows only the mirror images that it was trained on; set training.mirror_axes, and both follow"
+        )
+    return problems
+
+
+def is_plan(path: Path) -> bool:
+    """Whether a file looks like a plan, and not like a fingerprint."""
+    if path.suffix != ".json" or not path.is_file():
+        return False
+    value = read_json(path)
+    return isinstance(value, dict) and "agreement" in value
+
+
+def load(path: Path | str) -> Plan:
+    """Read a plan; `Problems` names everything that is wrong with it, and a version that this autofed cannot read."""
+    value = read_json(Path(path))
+    if not isinstance(value, dict) or "agreement" not in value:
+        raise Problems(str(path), ["this is not a plan; make one with `autofed plan SITE... -o plan.json`"])
+    if value.get("version") != VERSION:
+        raise Problems(str(path), [f"the plan has version {value.get('version')!r}, this autofed reads {VERSION}"])
+    return Plan.parse(value, str(path))
