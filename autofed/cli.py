@@ -146,8 +146,14 @@ def train(
     output: Annotated[Path, typer.Option("-o", "--output", help="RUN: where the run is kept.")],
     algorithm: Annotated[str | None, typer.Option(help="Instead of the plan's: fedavg, local, pooled.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Instead of the plan's.")] = None,
+    fold: Annotated[
+        list[str] | None,
+        typer.Option(help="all (default): hold nobody out; 0 to 4: a fifth of each site's patients; cv: all five."),
+    ] = None,
     init: Annotated[Path | None, typer.Option(help="A RUN or a file of weights to start from.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished round.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after the last finished round; with more --rounds, for longer.")
+    ] = False,
     device: DeviceOption = Device.auto,
 ) -> None:
     """Train over all sites, round by round."""
@@ -160,6 +166,7 @@ def train(
             output,
             algorithm=algorithm,
             rounds=rounds,
+            folds=fold or ["all"],
             init=init,
             resume=resume,
             device=device.value,
@@ -175,7 +182,13 @@ def predict(
     images: Annotated[Path, typer.Option("-i", "--images", help="A folder of scans, or one file.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="OUT: labels, uncertainty maps, pictures.")],
     model: Annotated[str | None, typer.Option(help="global (the default), or a SITE with a model of its own.")] = None,
+    fold: Annotated[
+        list[str] | None, typer.Option(help="Only these folds; by default that of all patients, or else every one.")
+    ] = None,
     mirroring: Annotated[bool, typer.Option("--mirroring/--no-mirroring", help="Average mirrored views.")] = True,
+    postprocessing: Annotated[
+        bool, typer.Option("--postprocessing/--no-postprocessing", help="As held-out cases showed to help.")
+    ] = True,
     save_probabilities: Annotated[bool, typer.Option("--save-probabilities", help="Also as .npz.")] = False,
     device: DeviceOption = Device.auto,
 ) -> None:
@@ -188,7 +201,9 @@ def predict(
             images,
             output,
             model=model,
+            folds=fold or [],
             mirroring=mirroring,
+            postprocessing=postprocessing,
             device=device.value,
             save_probabilities=save_probabilities,
             progress=progress,

@@ -35,16 +35,14 @@ def fit(
     mechanism: Mechanism,
     *,
     steps: int,
-    begun: float,
-    share: float,
+    rate: Callable[[float], float],
     seed: Sequence[int],
     device: str = "cpu",
     on_step: Callable[[], None] = lambda: None,
 ) -> Fitted:
     """Train from `weights` for so many steps on a site's patients.
 
-    `begun` is the share of the whole training that lies behind and `share` the one that these steps are, both in
-    [0, 1]: the learning rate follows lr (1 - t)^0.9 with t running from `begun` to `begun + share`. The optimiser
+    `rate` gives the share of the plan's learning rate when so much of these steps is done, from 0 to 1. The optimiser
     starts anew, since momentum of weights that have since been averaged points elsewhere.
     """
     torch.manual_seed(int(np.random.SeedSequence(list(seed)).generate_state(1)[0]))
@@ -55,7 +53,7 @@ def fit(
     draws = islice(mechanism.sampler(list(store.patients), seed), steps)
     losses = []
     for step, groups in enumerate(batches.stream(store, draws, local.training, seed)):
-        _set_rate(optimiser, local.training.learning_rate * (1 - begun - share * step / steps) ** 0.9)
+        _set_rate(optimiser, local.training.learning_rate * rate(step / steps))
         found: list[float] = []
         gradients = (learner.gradient(group, found) for group in groups)
         _apply(parameters, mechanism.step(gradients, parameters), local.training.gradient_clip)

@@ -16,6 +16,7 @@ from autofed.exchange import Arrays
 from autofed.images import Geometry
 from autofed.network import UNet, build, load_weights
 from autofed.plans import Plan
+from autofed.postprocessing import NOTHING, Postprocessing
 from autofed.prepared import WayBack, prepare, restore, restore_labels
 from autofed.problems import Problems, refuse
 from autofed.uncertainty import Ensemble
@@ -73,8 +74,16 @@ class Predictor:
     their plan; everything is checked before the first case.
     """
 
-    def __init__(self, members: Sequence[Member], *, device: str = "cpu", mirroring: bool = True):
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        device: str = "cpu",
+        mirroring: bool = True,
+        postprocessing: Postprocessing = NOTHING,
+    ):
         _check(members)
+        self.postprocessing = postprocessing
         self.members = tuple(members)
         self.plan = members[0].plan
         self.device = device
@@ -97,8 +106,8 @@ class Predictor:
         for member in self.members:
             counts.append(self._add(member, ready.image, ensemble))
         mean = ensemble.mean.cpu().numpy()
-        found = restore_labels(mean, ready.way_back)
         way = ready.way_back
+        found = self.postprocessing.apply(restore_labels(mean, way), labels)
         return Prediction(
             labels=found,
             entropy=_restored(ensemble.entropy, way),

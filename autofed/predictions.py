@@ -160,6 +160,7 @@ class Predictions:
             "model": model or GLOBAL,
             "ensemble": [member.name for member in predictor.members],
             "mirroring": predictor.mirroring,
+            "postprocessing": predictor.postprocessing.model_dump(mode="json"),
             "plan": predictor.plan.digest(),
             "weights": predictor.weights_digest,
         }
@@ -178,6 +179,7 @@ class Predictions:
         """A digest that changes with the scan, the ensemble, or what is asked for."""
         scans = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files.paths]
         ensemble = [predictor.weights_digest, predictor.plan.inference.digest(), predictor.mirroring]
+        ensemble += [predictor.postprocessing.digest()] if predictor.postprocessing else []
         return digest([*ensemble, self.probabilities, scans])
 
 

@@ -7,7 +7,7 @@ or privacy prepares nothing again, and data prepared from other files is never t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
@@ -373,6 +373,10 @@ class Store:
     def label(self, case: str) -> blosc2.NDArray:
         """The label map (*grid), on disk."""
         return _open(self.folders[case] / "label.b2nd")
+
+    def only(self, patients: Collection[str]) -> Store:
+        """The same data with some of the patients alone."""
+        return Store(self.folders, {p: cases for p, cases in self.patients.items() if p in patients})
 
     @cached_property
     def _locations(self) -> dict[str, dict[int, np.ndarray]]:

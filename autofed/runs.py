@@ -1,27 +1,32 @@
-"""A run on disk: its plan, its identity, its rounds, and the models that can be taken from it.
+"""A run on disk: its plan, its identity, its folds, and the models that can be taken from it.
 
-RUN/{plan.json, run.json, fold_all/{metrics.jsonl, round_<r>/}, sites/<site>/{site.log, memory/, releases/}}
+RUN/{plan.json, run.json, fold_<k>/{metrics.jsonl, round_<r>/, best.safetensors, validation.json},
+sites/<site>/fold_<k>/{site.log, memory/, releases/, validation.json}}; the fold "all" holds nobody out.
 """
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field
 
 from autofed import plans
-from autofed.exchange import Arrays, ServerState, load_groups
-from autofed.federation.rounds import save_state, saved_rounds, shared_path
+from autofed.exchange import Arrays, load_groups, save_groups
+from autofed.federation import states
 from autofed.files import Record, is_part
 from autofed.inference import Member
 from autofed.plans import Plan
+from autofed.postprocessing import Postprocessing
 from autofed.problems import Problems, refuse
+from autofed.splits import ALL
 
 GLOBAL = "global"
 
-
-_BEGINNING = ("plan.json", "fold_all")
+_START = "start.safetensors"
+_BEGINNING = ("plan.json", _START)
 
 
 class Identity(Record):
@@ -39,12 +44,16 @@ class Run:
 
     @property
     def rounds_folder(self) -> Path:
-        """Where the states and the metrics are (training on all cases)."""
-        return self.folder / "fold_all"
+        """Where the states and the metrics of the training on all cases are."""
+        return self.fold_folder(ALL)
 
-    def site_folder(self, site: str) -> Path:
-        """What belongs to a site in this run."""
-        return self.folder / "sites" / site
+    def fold_folder(self, fold: str) -> Path:
+        """Where the states and the metrics of a fold are."""
+        return self.folder / f"fold_{fold}"
+
+    def site_folder(self, site: str, fold: str = ALL) -> Path:
+        """What belongs to a site in a fold of this run."""
+        return self.folder / "sites" / site / f"fold_{fold}"
 
     @property
     def exists(self) -> bool:
@@ -57,10 +66,13 @@ class Run:
         foreign = sorted(name for name in found if name not in _BEGINNING and not is_part(name))
         refuse(str(self.folder), ["it holds no run but other files; give another folder"] if foreign else [])
 
-    def begin(self, plan: Plan, identity: Identity, state: ServerState) -> None:
-        """Write plan and first state, then the identity: from then on the folder is a run."""
+    def begin(self, plan: Plan, identity: Identity, start: Arrays | None) -> None:
+        """Write the plan and the weights to start from, if any were given, then the identity: now it is a run."""
         plan.save(self.folder / "plan.json")
-        save_state(self.rounds_folder, state, plan)
+        if start is not None:
+            save_groups(self.folder / _START, {"weights": start})
+        else:
+            (self.folder / _START).unlink(missing_ok=True)
         identity.save(self.folder / "run.json")
 
     def identity(self) -> Identity:
@@ -74,54 +86,91 @@ class Run:
         self.identity()
         return plans.load(self.folder / "plan.json")
 
+    def start(self) -> Arrays | None:
+        """The weights that the run was given to start from, if it was."""
+        path = self.folder / _START
+        return read_file(path) if path.is_file() else None
+
+    def folds(self) -> list[str]:
+        """The folds that have finished a round, in order."""
+        begun = (p.name.removeprefix("fold_") for p in self.folder.glob("fold_*"))
+        return sorted(fold for fold in begun if self.finished(fold))
+
+    def finished(self, fold: str) -> int:
+        """How many rounds of a fold are finished."""
+        return max(states.saved_rounds(self.fold_folder(fold)), default=0)
+
     def models(self) -> list[str]:
         """The models that can be predicted with: "global" if there is a common one, and sites with one of their own."""
-        rounds = self._trained_rounds()
-        common = [GLOBAL] if rounds and "weights" in load_groups(shared_path(self.rounds_folder, rounds[-1]))[0] else []
-        own = sorted(p.parent.name for p in self.folder.glob("sites/*/memory") if any(p.iterdir()))
-        return common + own
+        common = any(states.model_of(states.load(self.fold_folder(f), self.finished(f))) for f in self.folds())
+        own = {p.parent.parent.name for p in self.folder.glob("sites/*/fold_*/memory") if any(p.iterdir())}
+        return [*([GLOBAL] if common else []), *sorted(own)]
 
-    def members(self, model: str | None) -> list[Member]:
-        """The ensemble of a model: its snapshots, or the last round if the run has not come that far.
+    def members(self, model: str | None = None, folds: Sequence[str] = ()) -> list[Member]:
+        """The ensemble of a model: of every fold its best round by held-out patients, or else its snapshots.
 
-        Without a name the common model is taken. `Problems` lists the models there are.
+        Without a name the common model is taken; without folds that on all patients if it was trained, else all there
+        are. `Problems` lists the models and the folds that there are.
         """
-        plan, there = self.plan(), self.models()
-        wanted = model or GLOBAL
-        if wanted not in there:
-            found = ", ".join(there) or "none yet: no round has finished"
-            raise Problems(str(self.folder), [f"there is no model {wanted!r}; choose --model from: {found}"])
-        files = self._files(wanted)
-        chosen = [r for r in plan.agreement.training.snapshots if r in files] or [max(files)]
-        return [Member(f"{self.folder.name}/{wanted} round {r}", plan, _Reader(files[r])) for r in chosen]
+        plan, wanted = self.plan(), model or GLOBAL
+        found = ", ".join(self.models()) or "none yet: no round has finished"
+        problems = [] if wanted in self.models() else [f"there is no model {wanted!r}; choose --model from: {found}"]
+        there = self.folds()
+        problems += [
+            f"fold {fold} was not trained; choose --fold from: {', '.join(there) or 'none yet'}"
+            for fold in folds
+            if fold not in there
+        ]
+        refuse(str(self.folder), problems)
+        chosen = list(folds) or ([ALL] if ALL in there else there)
+        return [member for fold in chosen for member in self._members(wanted, fold, plan)]
 
-    def _files(self, model: str) -> dict[int, Path]:
+    def _members(self, model: str, fold: str, plan: Plan) -> list[Member]:
+        name = f"{self.folder.name}/{model}" + ("" if fold == ALL else f" fold {fold}")
+        best = states.best_path(self.fold_folder(fold) if model == GLOBAL else self._memory(model, fold))
+        if best.is_file():
+            return [Member(f"{name} best round {load_groups(best)[1]['round']}", plan, partial(read_file, best))]
+        readers = self._readers(model, fold)
+        chosen = [r for r in plan.agreement.training.snapshots if r in readers] or [max(readers)]
+        return [Member(f"{name} round {r}", plan, readers[r]) for r in chosen]
+
+    def _readers(self, model: str, fold: str) -> dict[int, Callable[[], Arrays]]:
+        """How to read the weights of each round, when they are needed: an ensemble is never in memory as a whole."""
         if model == GLOBAL:
-            return {r: shared_path(self.rounds_folder, r) for r in self._trained_rounds()}
-        found = (self.site_folder(model) / "memory").glob("round_*.safetensors")
-        return {int(p.stem.removeprefix("round_")): p for p in found}
+            folder = self.fold_folder(fold)
+            return {r: partial(_read_state, folder, r) for r in states.saved_rounds(folder) if r > 0}
+        found = self._memory(model, fold).glob("round_*.safetensors")
+        return {int(p.stem.removeprefix("round_")): partial(read_file, p) for p in found}
 
-    def _trained_rounds(self) -> list[int]:
-        """The saved rounds but the 0th, which is the state before any training."""
-        return [r for r in saved_rounds(self.rounds_folder) if r > 0]
+    def _memory(self, site: str, fold: str) -> Path:
+        return self.site_folder(site, fold) / "memory"
+
+    @property
+    def _postprocessing(self) -> Path:
+        return self.folder / "postprocessing.json"
+
+    def postprocessing(self) -> Postprocessing:
+        """What is done to every prediction; nothing if no patients were held out to decide it."""
+        return Postprocessing.load(self._postprocessing) if self._postprocessing.is_file() else Postprocessing()
+
+    def save_postprocessing(self, chosen: Postprocessing) -> None:
+        """Write down what is done to every prediction."""
+        chosen.save(self._postprocessing)
 
 
-class _Reader:
-    """Reads weights when they are needed, so that an ensemble is never in memory as a whole."""
+def _read_state(folder: Path, round: int) -> Arrays:
+    return states.model_of(states.load(folder, round))
 
-    def __init__(self, path: Path):
-        self.path = path
 
-    def __call__(self) -> Arrays:
-        groups, _ = load_groups(self.path)
-        if "weights" not in groups:
-            raise Problems(str(self.path), ["there are no weights in this file"])
-        return groups["weights"]
+def read_file(path: Path) -> Arrays:
+    """The weights in a safetensors file that a run wrote: the moving average of them if it has one."""
+    groups, _ = load_groups(path)
+    if "weights" not in groups:
+        raise Problems(str(path), ["there are no weights in this file"])
+    return groups.get("mean") or groups["weights"]
 
 
 def read_weights(source: Path) -> Arrays:
     """Weights to start from: of a run's last round, or of a safetensors file that a run wrote."""
     source = Path(source)
-    if source.is_file():
-        return _Reader(source)()
-    return Run(source).members(None)[-1].read()
+    return read_file(source) if source.is_file() else Run(source).members()[-1].read()

@@ -23,10 +23,20 @@ HOUSE = Path(__file__).parent.parent
 # has an order of its own within.
 FLOORS = (
     ("problems", "files", "parallel", "images", "case", "plans", "exchange"),
-    ("fingerprints", "privacy", "planner", "prepared", "batches", "devices", "attention", "network", "loss"),
-    ("uncertainty", "fit", "speed", "inference", "pseudo", "scores"),
+    ("fingerprints", "privacy", "planner", "prepared", "splits", "batches", "devices", "attention", "network", "loss"),
+    ("uncertainty", "postprocessing", "fit", "speed", "inference", "validation", "pseudo", "scores"),
     ("algorithms",),
-    ("federation.site", "federation.rounds", "federation.inprocess", "federation.flower", "federation"),
+    (
+        "federation.selection",
+        "federation.answers",
+        "federation.site",
+        "federation.states",
+        "federation.metrics",
+        "federation.rounds",
+        "federation.inprocess",
+        "federation.flower",
+        "federation",
+    ),
     ("runs", "predictions", "verbs"),
     ("report", "demo", "cli"),
 )

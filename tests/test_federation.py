@@ -11,6 +11,7 @@ from autofed import algorithms, privacy
 from autofed.algorithms import Setup
 from autofed.case import open_dataset
 from autofed.exchange import Failure, Release, Request, ServerState, from_bytes, load_groups, to_bytes
+from autofed.federation import metrics, states
 from autofed.federation import rounds as loop
 from autofed.federation.inprocess import InProcess
 from autofed.federation.site import CODES, Site
@@ -62,13 +63,13 @@ def train(ground, folder, name="fedavg", *, state=None, turned=False, transport=
     state = state or chosen.start(Setup(plan, weights_of(build(plan.local.network, seed=1))))
     names = tuple(s.name for s in sites)
     door = (transport or InProcess)(sites)
-    return loop.run(chosen, privacy.find(plan), plan, door, state, folder / "rounds", run_id, names)
+    return loop.run(loop.Course(chosen, privacy.find(plan), plan, door, folder / "rounds", run_id, names), state)
 
 
 def final_arrays(folder, plan):
     """Everything the run ended with: the common state, or what each site remembers."""
     last = plan.agreement.training.rounds
-    arrays = dict(loop.load_state(folder / "rounds", last).shared.get("weights", {}))
+    arrays = dict(states.load(folder / "rounds", last).shared.get("weights", {}))
     for memory in sorted(folder.glob(f"sites/*/memory/round_{last:05d}.safetensors")):
         arrays |= {f"{memory.parent.parent.name}/{n}": a for n, a in load_groups(memory)[0]["weights"].items()}
     return arrays
@@ -101,12 +102,12 @@ def test_resumed_equals_unbroken_to_the_bit(ground, tmp_path, name):
     with pytest.raises(KeyboardInterrupt):
         train(ground, tmp_path / "broken", name, transport=Dying)
     rounds = tmp_path / "broken" / "rounds"
-    assert loop.saved_rounds(rounds) == [1]
-    train(ground, tmp_path / "broken", name, state=loop.load_state(rounds, 1))
+    assert states.saved_rounds(rounds) == [1]
+    train(ground, tmp_path / "broken", name, state=states.load(rounds, 1))
     assert same(final_arrays(tmp_path / "unbroken", ground[0]), final_arrays(tmp_path / "broken", ground[0]))
-    strip = lambda folder: [{**m, "seconds": 0} for m in loop.read_metrics(folder)]  # noqa: E731
+    strip = lambda folder: [{**m, "seconds": 0} for m in metrics.read(folder)]  # noqa: E731
     assert strip(rounds) == strip(tmp_path / "unbroken" / "rounds")
-    assert [m["round"] for m in loop.read_metrics(rounds)] == [1, 2, 3]
+    assert [m["round"] for m in metrics.read(rounds)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("name", WEIGHT_SHARING)
@@ -132,14 +133,22 @@ def test_one_site_that_holds_all_data_equals_plain_training_in_the_same_rounds(g
     for round in (1, 2, 3):
         seed = (local.training.seed, int(digest("pooled")[:16], 16), round)
         weights = fit(
-            weights, together, local, privacy.find(plan, 5), steps=2, begun=(round - 1) / 3, share=1 / 3, seed=seed
+            weights,
+            together,
+            local,
+            privacy.find(plan, 5),
+            steps=2,
+            rate=lambda done, before=round - 1: (1 - (before + done) / 3) ** 0.9,
+            seed=seed,
         ).weights
     made = with_algorithm(plan, name)
     ledgers = {n: tmp_path / f"{n}.jsonl" for n in SITES}
     site = Site("pooled", together, made, tmp_path / "site", ledgers, run="r")
     chosen = algorithms.make(made.agreement.algorithm)
     state = chosen.start(Setup(made, weights_of(build(local.network, seed=1))))
-    found = loop.run(chosen, privacy.find(made), made, InProcess([site]), state, tmp_path, "r", ("pooled",))
+    found = loop.run(
+        loop.Course(chosen, privacy.find(made), made, InProcess([site]), tmp_path, "r", ("pooled",)), state
+    )
     assert all(np.allclose(found.shared["weights"][n], weights[n], atol=1e-5) for n in weights)
     assert [len(PrivacyLedger(path, n).charges()) for n, path in ledgers.items()] == [3, 3]
 
@@ -322,13 +331,13 @@ def test_an_answer_that_cannot_be_merged_ends_the_round_by_name(ground, tmp_path
     broken = fake(lambda n, r: answer(n, r) if n == "alpha" else r)
     with pytest.raises(Problems, match=says):
         train(ground, tmp_path, transport=broken)
-    assert loop.saved_rounds(tmp_path / "rounds") == []
+    assert states.saved_rounds(tmp_path / "rounds") == []
 
 
 def test_only_what_is_needed_is_kept(ground, tmp_path):
     plan = ground[0].change({"training.snapshots": [1, 3]})
     train((plan, ground[1]), tmp_path)
-    assert loop.saved_rounds(tmp_path / "rounds") == [1, 3]
+    assert states.saved_rounds(tmp_path / "rounds") == [1, 3]
     assert len(list((tmp_path / "sites" / "alpha" / "releases").iterdir())) == 1
 
 
@@ -341,8 +350,8 @@ def test_metrics_are_lines_of_json(ground, tmp_path):
 
 def test_state_on_disk_is_the_state(ground, tmp_path):
     state = ServerState(2, {"weights": {"w": np.arange(3, dtype=np.float32)}}, {"kept": {"c": np.ones(2)}})
-    loop.save_state(tmp_path, state, ground[0])
-    found = loop.load_state(tmp_path, 2)
+    states.save(tmp_path, state, ground[0])
+    found = states.load(tmp_path, 2)
     assert same(dict(found.shared["weights"]), dict(state.shared["weights"]))
     assert same(dict(found.kept["kept"]), dict(state.kept["kept"]))
 

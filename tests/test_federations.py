@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import autofed
-from autofed.federation.rounds import read_metrics
+from autofed.federation import metrics
 from autofed.files import read_json, write_json
 from autofed.fingerprints import merge
 from autofed.images import ending_of, read_labels
@@ -87,7 +87,7 @@ def test_the_whole_way(data, name, tmp_path):
     made = autofed.plan(sites, hours=0.01, device="cpu", settings={**SHORT, "network.features": narrow})
     autofed.preprocess(made, sites, tmp_path / "work", processes=2)
     run = autofed.train(made, tmp_path / "work", tmp_path / "run", device="cpu")
-    losses = [sum(site["loss"] for site in line["sites"].values()) for line in read_metrics(run.rounds_folder)]
+    losses = [sum(site["loss"] for site in line["sites"].values()) for line in metrics.read(run.rounds_folder)]
     assert losses[-1] < losses[0]
     written = autofed.predict(run.folder, test / "imagesTs", tmp_path / "out", mirroring=False)
     report = autofed.evaluate(tmp_path / "out", test / "labelsTs", tmp_path / "report.json")

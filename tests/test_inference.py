@@ -16,6 +16,7 @@ from autofed.privacy.none import NoPrivacy
 from autofed.problems import Problems
 from tests.plans_made import small_plan
 from tests.synthetic import make_site
+from tests.test_fit import poly
 
 PLAN = small_plan(labels=1, **{"training.mirror_axes": [0, 1, 2]})
 
@@ -160,7 +161,7 @@ def trained(tmp_path_factory):
     weights, snapshots = weights_of(build(plan.local.network, seed=1)), []
     for steps, begun, share in ((32, 0, 0.8), (4, 0.8, 0.1), (4, 0.9, 0.1)):
         seed = (1, len(snapshots))
-        weights = fit(weights, store, plan.local, mechanism, steps=steps, begun=begun, share=share, seed=seed).weights
+        weights = fit(weights, store, plan.local, mechanism, steps=steps, rate=poly(begun, share), seed=seed).weights
         snapshots.append(weights)
     ensemble = [Member(f"snapshot {i}", plan, lambda w=w: w) for i, w in enumerate(snapshots)]
     return Predictor(ensemble, mirroring=False), open_dataset(make_site(root / "bravo", cases=1, seed=5)).read(

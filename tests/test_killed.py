@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import autofed
-from autofed.exchange import load_groups
-from autofed.federation.rounds import saved_rounds, shared_path
+from autofed.federation import states
+from autofed.federation.states import saved_rounds
 from autofed.runs import Run
 from tests.synthetic import make_site
 
@@ -75,5 +75,5 @@ def test_killed_at_random_moments_the_weights_are_those_of_an_unbroken_run(groun
     whole, broken = (Run(ground / name).rounds_folder for name in ("whole", "broken"))
     assert saved_rounds(whole) == saved_rounds(broken)
     for round in saved_rounds(whole):
-        ours, theirs = (load_groups(shared_path(folder, round))[0]["weights"] for folder in (whole, broken))
+        ours, theirs = (states.load(folder, round).shared["weights"] for folder in (whole, broken))
         assert all(np.array_equal(ours[name], theirs[name]) for name in ours), round

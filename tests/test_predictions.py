@@ -10,6 +10,7 @@ from autofed import images, predictions
 from autofed.case import Files, find_images
 from autofed.inference import Member, Prediction, Predictor, Structure
 from autofed.network import build, weights_of
+from autofed.postprocessing import NOTHING
 from autofed.predictions import Predictions
 from autofed.problems import Problems
 from tests.plans_made import small_plan
@@ -24,6 +25,7 @@ class Ensemble:
 
     def __init__(self, name, members=2):
         self.weights_digest, self.mirroring, self.plan = name, False, PLAN
+        self.postprocessing = NOTHING
         self.members = [Member(f"{name} {i}", PLAN, dict) for i in range(members)]
 
     def predict(self, case, *, probabilities=False):

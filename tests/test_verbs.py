@@ -8,7 +8,8 @@ import pytest
 import autofed
 from autofed import images, plans
 from autofed.exchange import load_groups, save_groups
-from autofed.federation.rounds import saved_rounds, shared_path
+from autofed.federation import states
+from autofed.federation.states import saved_rounds
 from autofed.problems import Problems
 from autofed.runs import Run
 from tests.synthetic import ORGAN_AND_TUMOUR, make_site
@@ -179,7 +180,7 @@ def test_resume_gives_the_weights_of_an_unbroken_run(volumes, tmp_path):
     with pytest.raises(Problems, match="add --resume"):
         autofed.train(*arguments, device="cpu")
     autofed.train(*arguments, device="cpu", resume=True)
-    ends = [load_groups(shared_path(run / "fold_all", 3))[0]["weights"] for run in (volumes.run, tmp_path / "run")]
+    ends = [states.load(run / "fold_all", 3).shared["weights"] for run in (volumes.run, tmp_path / "run")]
     assert all(np.array_equal(ends[0][n], ends[1][n]) for n in ends[0])
 
 
@@ -196,8 +197,8 @@ def test_a_run_that_was_cut_off_in_its_first_round_still_starts_from_the_weights
         autofed.train(*arguments, init=volumes.run, device="cpu", resume=True)
     assert Run(tmp_path / "run").models() == []  # the state before any training is no model
     run = autofed.train(*arguments, device="cpu", resume=True)
-    given = load_groups(shared_path(volumes.run / "fold_all", 3))[0]["weights"]
-    found = load_groups(shared_path(run.rounds_folder, 1))[0]["weights"]
+    given = states.load(volumes.run / "fold_all", 3).shared["weights"]
+    found = states.load(run.rounds_folder, 1).shared["weights"]
     assert all(np.allclose(given[n], found[n], atol=1e-6) for n in given)
 
 
@@ -212,8 +213,12 @@ def test_choices_that_change_nothing_do_not_stand_in_the_way_of_resuming(volumes
         device="cpu",
     )
     assert run.models() == ["global"]
-    with pytest.raises(Problems, match="another plan"):
+    with pytest.raises(Problems, match="2 rounds were asked for, 3 are planned; expected more"):
         autofed.train(volumes.run / "plan.json", volumes.root / "work", volumes.run, rounds=2, resume=True)
+    other = volumes.plan.change({"learning_rate": 0.5})
+    for rounds in (None, 4):
+        with pytest.raises(Problems, match="another plan"):
+            autofed.train(other, volumes.root / "work", volumes.run, rounds=rounds, resume=True)
 
 
 def test_a_start_that_fails_leaves_no_run(volumes, tmp_path):
@@ -243,8 +248,8 @@ def test_pooling_is_written_into_every_sites_ledger(volumes, tmp_path):
 def test_training_starts_from_given_weights(volumes, tmp_path):
     frozen = plans.load(volumes.root / "plan.json").change({"learning_rate": 1e-12, "weight_decay": 0})
     run = autofed.train(frozen, volumes.root / "work", tmp_path / "run", init=volumes.run, rounds=1, device="cpu")
-    given = load_groups(shared_path(volumes.run / "fold_all", 3))[0]["weights"]
-    found = load_groups(shared_path(run.rounds_folder, 1))[0]["weights"]
+    given = states.load(volumes.run / "fold_all", 3).shared["weights"]
+    found = states.load(run.rounds_folder, 1).shared["weights"]
     assert all(np.allclose(given[n], found[n], atol=1e-6) for n in given)
 
 
@@ -256,7 +261,7 @@ def test_a_run_whose_weights_do_not_fit_its_plan(volumes, tmp_path):
 
     broken = tmp_path / "run"
     shutil.copytree(volumes.run, broken)
-    path = shared_path(broken / "fold_all", 3)
+    path = broken / "fold_all" / "round_00003" / "shared.safetensors"
     weights = load_groups(path)[0]["weights"]
     name = next(iter(weights))
     save_groups(path, {"weights": {**weights, name: weights[name][..., :1]}})

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,21 +12,10 @@ from typing import Any
 import numpy as np
 
 from autofed.algorithms import Algorithm, Average, site_weights
-from autofed.exchange import (
-    Arrays,
-    Failure,
-    Groups,
-    Message,
-    Release,
-    Request,
-    ServerState,
-    from_bytes,
-    load_groups,
-    save_groups,
-    to_bytes,
-)
-from autofed.federation.site import QUESTIONS
-from autofed.files import whole_folder, write_bytes, write_json
+from autofed.exchange import Arrays, Failure, Groups, Message, Release, Request, ServerState, from_bytes, to_bytes
+from autofed.federation import metrics, states
+from autofed.federation.selection import best_of, moving_average
+from autofed.federation.site import TRAIN, VALIDATE, VERIFY
 from autofed.plans import Plan
 from autofed.privacy import ADAPTATION, Mechanism, adapted
 from autofed.problems import Problems, refuse
@@ -37,74 +24,95 @@ Transport = Callable[[Mapping[str, bytes]], Mapping[str, bytes]]
 """From one request per site to one answer per site; bytes in, bytes out."""
 
 
-def run(
-    algorithm: Algorithm,
-    mechanism: Mechanism,
-    plan: Plan,
-    transport: Transport,
-    state: ServerState,
-    folder: Path,
-    run_id: str,
-    sites: Sequence[str],
-) -> ServerState:
+@dataclass(frozen=True)
+class Course:
+    """A training as the coordinator sees it: who takes part, by which rules, and the folder that holds its rounds.
+
+    `holds_out` says that some sites hold patients out, so that there is something to score.
+    """
+
+    algorithm: Algorithm
+    mechanism: Mechanism
+    plan: Plan
+    transport: Transport
+    folder: Path
+    run: str
+    sites: Sequence[str]
+    holds_out: bool = False
+
+    def ask(self, question: str, round: int, shared: Groups) -> list[Release]:
+        """The sites' answers; `Problems` names every site that failed or answered what cannot be merged."""
+        request = Request(self.run, round, question, shared)
+        return _check(self.transport(dict.fromkeys(self.sites, to_bytes(request))), self.sites, request)
+
+
+def run(course: Course, state: ServerState) -> ServerState:
     """Rounds from `state` until the plan's last; the state after each is saved in folder/round_<r>/.
 
     `Problems` names every site that failed or answered what cannot be merged; the rounds before are saved.
     """
-    weights = site_weights(plan)
-    while state.round < plan.agreement.training.rounds:
-        begin = time.monotonic()
-        request = Request(run_id, state.round + 1, QUESTIONS[0], state.shared)
-        answers = transport(dict.fromkeys(sites, to_bytes(request)))
-        releases = _check(answers, sites, request)
-        current = adapted(mechanism, state.shared.get(ADAPTATION, {}))
-        average = partial(_average, current, {site: weights.get(site, 1.0) for site in sites})
-        merged = algorithm.merge(state, releases, average)
-        state = replace(merged, shared=_with_history(merged.shared, state.shared, releases, average))
-        _write_metrics(folder, state.round, releases, time.monotonic() - begin)
-        save_state(folder, state, plan)  # last: a round whose state is there is whole
+    rounds = course.plan.agreement.training
+    with metrics.Board(course.folder, state.round) as board:
+        while state.round < rounds.rounds:
+            begin = time.monotonic()
+            releases = course.ask(TRAIN, state.round + 1, state.shared)
+            state = _merge(course, state, releases)
+            scores = _validate(course, state) if course.holds_out and rounds.validates(state.round) else []
+            seconds, said = time.monotonic() - begin, _said(course, releases, scores)
+            metrics.note(course.folder, state.round, seconds, said)
+            _keep_best(course.folder, state)
+            states.save(course.folder, state, course.plan)  # last: a round whose state is there is whole
+            board.show(state.round, seconds, said)
     return state
 
 
-def save_state(folder: Path, state: ServerState, plan: Plan) -> None:
-    """Save a state whole or not at all, then remove the states that neither resuming nor the ensemble needs."""
-    with whole_folder(_round_folder(folder, state.round)) as part:
-        save_groups(part / "shared.safetensors", state.shared)
-        save_groups(part / "kept.safetensors", state.kept)
-        write_json(part / "state.json", {"round": state.round})
-    keep = {state.round, *plan.agreement.training.snapshots}
-    for round in saved_rounds(folder):
-        if round not in keep:
-            shutil.rmtree(_round_folder(folder, round))
+def verify(course: Course, state: ServerState) -> list[Release]:
+    """What the sites say of the final model on whole held-out cases; see `answers.verify`."""
+    best = states.best_weights(course.folder)
+    model = best or states.model_of(state)
+    return course.ask(VERIFY, state.round, {"weights": model} if model else {})
 
 
-def load_state(folder: Path, round: int) -> ServerState:
-    """The state after a round."""
-    at = _round_folder(folder, round)
-    return ServerState(round, load_groups(at / "shared.safetensors")[0], load_groups(at / "kept.safetensors")[0])
+def _validate(course: Course, state: ServerState) -> list[Release]:
+    model = states.model_of(state)
+    return course.ask(VALIDATE, state.round, {"weights": model} if model else {})
 
 
-def saved_rounds(folder: Path) -> list[int]:
-    """The rounds whose state is saved, in order."""
-    found = (p.parent.name.removeprefix("round_") for p in Path(folder).glob("round_*/state.json"))
-    return sorted(int(name) for name in found)
+def _said(course: Course, releases: Sequence[Release], scores: Sequence[Release]) -> dict[str, dict[str, Any]]:
+    """Loss, and Dice by structure, of each site."""
+    names = {str(value): name for name, value in course.plan.agreement.labels.items()}
+    said: dict[str, dict[str, Any]] = {r.site: {**metrics.means(r.arrays.get("metrics", {}))} for r in releases}
+    for release in scores:
+        dice = metrics.means(release.arrays.get("dice", {}))
+        if dice:
+            said.setdefault(release.site, {})["dice"] = {names[value]: score for value, score in dice.items()}
+    return said
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """What is known of each finished round, in order."""
-    path = Path(folder) / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def _keep_best(folder: Path, state: ServerState) -> None:
+    """Keep the model of this round if no other scored as well; a model of every site's own is kept by the site."""
+    model = states.model_of(state)
+    found = best_of(metrics.scores(folder)) if model else None
+    if found and found.round == state.round:
+        states.save_best(folder, model, found)
 
 
-def shared_path(folder: Path, round: int) -> Path:
-    """The file with the common arrays of a round."""
-    return _round_folder(folder, round) / "shared.safetensors"
+def _merge(course: Course, state: ServerState, releases: Sequence[Release]) -> ServerState:
+    current = adapted(course.mechanism, state.shared.get(ADAPTATION, {}))
+    weights = site_weights(course.plan)
+    average = partial(_average, current, {site: weights.get(site, 1.0) for site in course.sites})
+    merged = course.algorithm.merge(state, releases, average)
+    shared = _with_history(merged.shared, state.shared, releases, average)
+    return replace(merged, shared=shared, kept=_with_mean(course, state, merged))
 
 
-def _round_folder(folder: Path, round: int) -> Path:
-    return Path(folder) / f"round_{round:05d}"
+def _with_mean(course: Course, before: ServerState, merged: ServerState) -> Groups:
+    """What the coordinator keeps, with the moving average of the common weights if the plan wants one."""
+    ema = course.plan.agreement.training.ema
+    if not ema or "weights" not in merged.shared:
+        return merged.kept
+    past = before.kept.get("mean")
+    return {**merged.kept, "mean": moving_average(past, merged.shared["weights"], ema, merged.round)}
 
 
 def _average(
@@ -160,14 +168,3 @@ def _misfits(arrays: Groups, shared: Groups) -> list[str]:
 
 def _shapes(arrays: Arrays) -> dict[str, tuple]:
     return {name: (array.shape, array.dtype) for name, array in arrays.items()}
-
-
-def _write_metrics(folder: Path, round: int, releases: Sequence[Release], seconds: float) -> None:
-    """Append a line for this round; one that a run left which was cut off in this very round is dropped."""
-    sites = {
-        r.site: {name: float(np.mean(values)) for name, values in r.arrays.get("metrics", {}).items() if values.size}
-        for r in releases
-    }
-    lines = [line for line in read_metrics(folder) if line["round"] < round]
-    lines.append({"round": round, "seconds": float(f"{seconds:.2f}"), "sites": sites})
-    write_bytes(Path(folder) / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())

@@ -10,19 +10,9 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from autofed import algorithms, privacy
-from autofed.exchange import (
-    Arrays,
-    Failure,
-    Groups,
-    Release,
-    Request,
-    from_bytes,
-    load_groups,
-    save_groups,
-    to_bytes,
-)
-from autofed.files import digest, write_bytes
-from autofed.fit import Fitted, fit
+from autofed.exchange import Failure, Groups, Release, Request, from_bytes, to_bytes
+from autofed.federation.answers import Memory, View, validate, verify
+from autofed.files import write_bytes
 from autofed.plans import Plan
 from autofed.prepared import Store
 from autofed.privacy import ADAPTATION, Mechanism
@@ -32,16 +22,17 @@ from autofed.problems import Problems
 CODES = ("bad-request", "not-affordable", "out-of-memory", "disk-full", "failed")
 """All that a site ever says about a failure; the details are in its own log."""
 
-
-QUESTIONS = ("train",)
-"""What a site may be asked. One answer a round to each."""
+TRAIN, VALIDATE, VERIFY = QUESTIONS = ("train", "validate", "verify")
+"""What a site may be asked, in this order: to train, to score a round's model on patches of the patients held out, and
+to score the final one on their whole cases. One answer a round to each."""
 
 
 class Site:
     """A site's data, memory, ledger and door in one run.
 
-    `folder` is the site's own in this run: the log, what it remembers between rounds, and its last release. The same
-    request is answered with the same bytes from there, uncharged and with the same noise. `ledgers` maps the hospitals
+    `held` is the data of the patients that are held out. `folder` is the site's own in this run: the log, what it
+    remembers between rounds, and its last releases. The same request is answered with the same bytes from there,
+    uncharged and with the same noise. `ledgers` maps the hospitals
     whose data this is to their ledgers: one, except where a simulation pools them. `trusted` are the algorithms outside
     autofed that this site allows a plan to name.
     """
@@ -55,6 +46,7 @@ class Site:
         ledgers: Mapping[str, Path],
         *,
         run: str,
+        held: Store | None = None,
         device: str = "cpu",
         trusted: Collection[str] = (),
         on_step: Callable[[], None] = lambda: None,
@@ -62,7 +54,9 @@ class Site:
         self.name = name
         self.store = store
         self.plan = plan
+        self.held = held or store.only(())
         self.folder = Path(folder)
+        self.memory = Memory(self.folder / "memory")
         self.ledgers = [PrivacyLedger(path, site) for site, path in ledgers.items()]
         self.run = run
         self.steps = plan.local.training.steps_per_round * len(ledgers)
@@ -82,7 +76,7 @@ class Site:
             self._refuse_repeated_or_past(request)
             mechanism = privacy.adapted(self.mechanism, request.shared.get(ADAPTATION, {}))
             self._charge(request, mechanism)
-            draft = self.algorithm.local(_View(self, request, mechanism), request)
+            draft = self._compute(request, mechanism)
             release = to_bytes(Release(self.run, request.round, self.name, mechanism.release(draft)))
             self._store(path, release)
             return release
@@ -91,9 +85,10 @@ class Site:
                 self._log(request, error)
             return to_bytes(Failure(request.run, request.round, self.name, _code(error)))
 
-    def remembered(self, round: int) -> Path:
-        """Where the site keeps what it remembers of a round."""
-        return self.folder / "memory" / f"round_{round:05d}.safetensors"
+    def _compute(self, request: Request, mechanism: Mechanism) -> Groups:
+        if request.question == TRAIN:
+            return self.algorithm.local(View(self, request, mechanism), request)
+        return validate(self, request) if request.question == VALIDATE else verify(self, request)
 
     def _read(self, data: bytes) -> Request:
         message = from_bytes(data)
@@ -103,6 +98,8 @@ class Site:
             raise _BadRequest(f"found round {message.round}, the plan has {self.plan.agreement.training.rounds}")
         if message.question not in QUESTIONS:
             raise _BadRequest(f"found the question {message.question!r}, expected one of {', '.join(QUESTIONS)}")
+        if message.question != TRAIN and not self.plan.agreement.training.validate_every:
+            raise _BadRequest(f"found the question {message.question!r}, but the plan chooses nothing by scores")
         return message
 
     def _refuse_repeated_or_past(self, request: Request) -> None:
@@ -117,7 +114,7 @@ class Site:
             round=request.round,
             question=request.question,
             agreement=self.plan.agreement.digest(),
-            events=mechanism.cost(self.steps),
+            events=mechanism.cost(self.steps if request.question == TRAIN else 0),
         )
         try:
             for ledger in self.ledgers:
@@ -133,7 +130,7 @@ class Site:
         """Keep this release; those of earlier rounds will not be asked for again."""
         write_bytes(path, release)
         for old in path.parent.glob("round_*.bin"):
-            if old.name < path.name:
+            if _round_of(old.name) < _round_of(path.name):
                 old.unlink()
 
     def _log(self, request: Request, error: Exception) -> None:
@@ -144,50 +141,6 @@ class Site:
         record.exc_info = (type(error), error, error.__traceback__)
         log.emit(record)
         log.close()
-
-
-class _View:
-    """The site as an algorithm sees it in one round."""
-
-    def __init__(self, site: Site, request: Request, mechanism: Mechanism):
-        self._site = site
-        self._round = request.round
-        self._mechanism = mechanism
-        self._charged_steps = site.steps
-
-    @property
-    def name(self) -> str:
-        return self._site.name
-
-    def fit(self, weights: Arrays) -> Fitted:
-        site, steps = self._site, self._charged_steps
-        if not steps:
-            raise RuntimeError("the steps that this round was charged for have been taken")
-        self._charged_steps = 0
-        rounds = site.plan.agreement.training.rounds
-        return fit(
-            weights,
-            site.store,
-            site.plan.local,
-            self._mechanism,
-            steps=steps,
-            begun=(self._round - 1) / rounds,
-            share=1 / rounds,
-            seed=(site.plan.local.training.seed, _number(site.name), self._round),
-            device=site.device,
-            on_step=site.on_step,
-        )
-
-    def memory(self, round: int) -> Groups | None:
-        path = self._site.remembered(round)
-        return load_groups(path)[0] if path.is_file() else None
-
-    def remember(self, groups: Groups) -> None:
-        save_groups(self._site.remembered(self._round), groups)
-        keep = {self._round, self._round - 1, *self._site.plan.agreement.training.snapshots}
-        for path in self._site.remembered(0).parent.glob("round_*.safetensors"):
-            if int(path.stem.split("_")[1]) not in keep:
-                path.unlink()
 
 
 class _BadRequest(ValueError):
@@ -212,9 +165,8 @@ def _code(error: Exception) -> str:
 
 def _release_name(request: Request) -> str:
     """Sorts by round, and is the same for whatever claims to be the same question."""
-    return f"round_{request.round:05d}_{request.question}"
+    return f"round_{request.round:05d}_{QUESTIONS.index(request.question)}_{request.question}"
 
 
-def _number(name: str) -> int:
-    """A name as a number, the same on every machine: part of the seed of what the site draws."""
-    return int(digest(name)[:16], 16)
+def _round_of(name: str) -> int:
+    return int(name.split("_")[1])

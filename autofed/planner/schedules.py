@@ -15,6 +15,10 @@ SHORT_TRAINING = 40_000
 """Below so many steps of all sites together the plan departs from nnU-Net's long training."""
 
 
+VALIDATIONS = 25
+"""So often in a training the sites score the model on the patients that they held out."""
+
+
 def meetings(steps: int, sites: int, reasons: Reasons) -> tuple[Rounds, int]:
     """The rounds, and the steps at each site in one, for so many steps at each site in all."""
     rounds = max(1, min(steps, round(math.sqrt(2 * steps))))
@@ -27,7 +31,9 @@ def meetings(steps: int, sites: int, reasons: Reasons) -> tuple[Rounds, int]:
     )
     snapshots = tuple(spaced_snapshots(rounds))
     reasons.say("agreement.training.snapshots", snapshots, "late and spaced: neighbours are nearly one model")
-    return Rounds(rounds=rounds, snapshots=snapshots), per_round
+    every = max(1, round(rounds / VALIDATIONS))
+    reasons.say("agreement.training.validate_every", every, f"about {VALIDATIONS} scores tell a model that got worse")
+    return Rounds(rounds=rounds, snapshots=snapshots, validate_every=every), per_round
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ def _followers(chosen: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     if (rounds := "agreement.training.rounds") in chosen:
         snapshots = spaced_snapshots(chosen[rounds])
         yield "agreement.training.snapshots", snapshots, f"the ensemble of {chosen[rounds]} rounds, set by hand"
+    if chosen.get("agreement.privacy.mechanism", "none") != "none":
+        yield "agreement.training.validate_every", 0, "a private training chooses nothing by scores"
     if (mirrored := "local.training.mirror_axes") in chosen:
         yield "inference.mirror_axes", chosen[mirrored], "as in training, which was set by hand"
 

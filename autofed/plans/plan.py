@@ -13,7 +13,7 @@ from autofed.plans import changes
 from autofed.plans.agreement import Agreement
 from autofed.plans.budget import Budget
 from autofed.plans.local import Inference, Local
-from autofed.problems import Problems
+from autofed.problems import Problems, refuse
 
 VERSION: Literal[1] = 1
 
@@ -46,6 +46,22 @@ class Plan(Record):
     def without_reasons(self) -> Plan:
         """The plan without its history: two plans that ask for the same thing are equal in this form."""
         return self.model_copy(update={"reasons": ()})
+
+    def extend(self, rounds: int, at: int) -> Plan:
+        """The plan of a training that goes on to `rounds` rounds after `at` of them are done, without a jump.
+
+        `Problems` if that is not longer than planned, or if the plan is private: its noise is for the rounds planned.
+        """
+        training = self.agreement.training
+        problems = []
+        if rounds <= training.rounds:
+            problems.append(f"{rounds} rounds were asked for, {training.rounds} are planned; expected more")
+        if self.agreement.privacy.mechanism != "none":
+            problems.append("the noise of a private plan is made for its rounds; plan again and begin a new run")
+        refuse("--rounds", problems)
+        past = [e.model_dump() for e in training.extensions]
+        made = {"agreement.training.rounds": rounds}
+        return self.change({**made, "agreement.training.extensions": [*past, {"at": at, "planned": training.rounds}]})
 
     def change(self, assignments: dict[str, Any]) -> Plan:
         """A plan with some fields set by hand, each recorded as a reason.

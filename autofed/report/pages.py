@@ -17,7 +17,6 @@ from autofed.report.predictions import Predicted, read_folder
 from autofed.report.tables import ranked
 from autofed.report.template import CAUTION, GLOSSARY, document, section
 from autofed.report.training import curves
-from autofed.runs import Run
 from autofed.scores import CaseScores, Report, find_references
 
 _GROUP = 4
@@ -110,9 +109,13 @@ def _picture(predicted: Predicted | None, reference: Path | None) -> bytes | str
 
 
 def _training(runs: Sequence[Path]) -> str:
-    drawn = {run: curves(Run(run).rounds_folder / "metrics.jsonl") for run in map(Path, runs)}
-    said = "training loss of each site by round"
-    parts = [_figure(run.name, said, picture) for run, picture in drawn.items() if picture is not None]
+    said = "training loss, and Dice of held-out patients, of each site by round"
+    parts = [
+        _figure(f"{run.name}, {path.parent.name.replace('_', ' ')}", said, picture)
+        for run in map(Path, runs)
+        for path in sorted(run.glob("fold_*/metrics.jsonl"))
+        if (picture := curves(path)) is not None
+    ]
     return section("Training", *parts) if parts else ""
 
 

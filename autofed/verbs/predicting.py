@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from autofed.images import Geometry as FileGeometry
 from autofed.inference import Prediction, Predictor
 from autofed.parallel import Progress, silent
 from autofed.plans import Plan
+from autofed.postprocessing import NOTHING, Postprocessing
 from autofed.predictions import Predictions
 from autofed.problems import Problems, refuse
 from autofed.runs import Run
@@ -28,6 +29,8 @@ def predict(
     *,
     spacing_mm: Sequence[float] | None = None,
     model: str | None = None,
+    folds: Sequence[str] = (),
+    postprocessing: bool = True,
     mirroring: bool = True,
     save_probabilities: bool = False,
     device: str = "auto",
@@ -38,13 +41,15 @@ def predict(
     `images` is an array (channels first; Z, Y, X or Y, X after it, the channel axis may be left out if there is one
     channel) with its `spacing_mm` (z, y, x): gives a `Prediction`. Or it is a folder or a file: writes labels, maps
     and a JSON per case to `output`, and gives the JSON files. Cases that were predicted before by the same weights
-    are left as they are. `Problems`, before anything is written, if a scan or a file of somebody else would be
-    written over.
+    are left as they are. The ensemble is that of `Run.members`: without `folds` the training on all patients, or else
+    every fold that was trained. `postprocessing` is what the runs found to help on held-out cases. `Problems`, before
+    anything is written, if a scan or a file of somebody else would be written over.
     """
     folders = [Run(r) for r in ([runs] if isinstance(runs, Path | str) else runs)]
-    members = [member for folder in folders for member in folder.members(model)]
+    members = [member for folder in folders for member in folder.members(model, folds)]
     refuse("predict", [] if members else ["no run was given; name at least one"])
-    load = partial(Predictor, members, device=pick_device(device), mirroring=mirroring)
+    found = reduce(Postprocessing.and_, [folder.postprocessing() for folder in folders]) if postprocessing else NOTHING
+    load = partial(Predictor, members, device=pick_device(device), mirroring=mirroring, postprocessing=found)
     if isinstance(images, np.ndarray):
         case = _case_of(images, spacing_mm, members[0].plan)
         return load().predict(case, probabilities=save_probabilities)

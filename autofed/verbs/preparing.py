@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from autofed import plans
+from autofed import plans, splits
 from autofed.case import Dataset, open_datasets
-from autofed.files import PathLike
+from autofed.files import PathLike, read_json, write_json
 from autofed.parallel import Progress, silent
 from autofed.plans import Plan
 from autofed.prepared import preprocess as prepare_site
@@ -26,9 +26,19 @@ def preprocess(
     made = plan if isinstance(plan, Plan) else plans.load(plan)
     datasets = open_datasets(sites)
     refuse("the sites and the plan", [p for d in datasets for p in _disagreement(d, made)])
-    return {
-        d.name: prepare_site(d, made.local, Path(work), processes=processes, progress=progress)[1] for d in datasets
-    }
+    new = {}
+    for dataset in datasets:
+        _, new[dataset.name] = prepare_site(dataset, made.local, Path(work), processes=processes, progress=progress)
+        _take_splits(dataset.folder, Path(work) / dataset.name)
+    return new
+
+
+def _take_splits(raw: Path, work: Path) -> None:
+    """Copy the split that a site wrote down, under nnU-Net's name or a shorter one."""
+    for name in (splits.FILE, "splits_final.json"):
+        if (raw / name).is_file():
+            write_json(work / splits.FILE, read_json(raw / name))
+            return
 
 
 def _disagreement(dataset: Dataset, made: Plan) -> list[str]:

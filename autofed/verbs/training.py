@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autofed import algorithms, plans, privacy
+from autofed import algorithms, plans
 from autofed.devices import pick_device
-from autofed.exchange import Arrays
-from autofed.federation import rounds as loop
-from autofed.federation.inprocess import InProcess
-from autofed.federation.site import Site
 from autofed.files import PathLike
-from autofed.network import build, load_weights, weights_of
+from autofed.network import build, load_weights
 from autofed.parallel import Progress, silent
 from autofed.plans import Plan
-from autofed.prepared import Store, open_store, pool
+from autofed.prepared import Store, open_store
 from autofed.problems import Problems, refuse
 from autofed.runs import Identity, Run, read_weights
+from autofed.splits import ALL, FOLDS
+from autofed.verbs.folds import POOLED, Folds, StepCounter
 
-POOLED = "pooled"
+CROSS_VALIDATION = "cv"
 
 
 def train(
@@ -30,6 +28,7 @@ def train(
     *,
     algorithm: str | None = None,
     rounds: int | None = None,
+    folds: Sequence[str] = (ALL,),
     init: PathLike | None = None,
     resume: bool = False,
     device: str = "auto",
@@ -37,32 +36,44 @@ def train(
 ) -> Run:
     """Train all sites of a plan on this machine, round by round, into the folder `run`.
 
-    With `resume` an interrupted run goes on after its last finished round, with the same weights as if it had not
-    been interrupted. `init` is a run or a file of weights to start from. `Problems` before any training if the plan,
-    the prepared data and the run do not fit each other.
+    `folds` are "all" (nobody is held out), numbers of parts of the patients that each site holds out, or "cv" for all
+    five, one training after another. With `resume` an interrupted run goes on after its last finished round, with the
+    same weights as if it had not been interrupted; with more `rounds` than before a run goes on for longer. `init` is
+    a run or a file of weights to start from. `Problems` before any training if the plan, the prepared data and the run
+    do not fit each other.
     """
-    made = _with_choices(plan if isinstance(plan, Plan) else plans.load(plan), algorithm, rounds)
-    trusted = (algorithm,) if algorithm else ()
-    chosen = algorithms.make(made.agreement.algorithm, trusted)
+    folder, trusted = Run(run), (algorithm,) if algorithm else ()
+    made = _with_choices(plan if isinstance(plan, Plan) else plans.load(plan), algorithm, None)
+    extended = resume and folder.exists and rounds is not None
+    made = _extended(folder, made, rounds or 0) if extended else _with_choices(made, None, rounds)
+    chosen, wanted = algorithms.make(made.agreement.algorithm, trusted), _numbered(folds)
     stores = _stores(Path(work), made)
-    folder = Run(run)
-    _refuse_other_run(folder, made, resume, init)
-    held = {POOLED: pool(stores)} if algorithms.gathers(chosen) else stores
-    identity = folder.identity() if folder.exists else Identity(sites=tuple(held))
-    counter = _StepCounter(made, len(stores), progress)
-    open_site = partial(Site, plan=made, run=identity.id, device=pick_device(device), trusted=trusted, on_step=counter)
-    ledgers = {name: Path(work) / name / "ledger.jsonl" for name in stores}
-    sites = []
-    for name, store in held.items():
-        own = ledgers if name == POOLED else {name: ledgers[name]}
-        sites.append(open_site(name, store, folder=folder.site_folder(name), ledgers=own))
+    if not extended:
+        _refuse_other_run(folder, made, resume, init)
+    names = (POOLED,) if algorithms.gathers(chosen) else tuple(stores)
+    identity = folder.identity() if folder.exists else Identity(sites=names)
+    counter = StepCounter(made, len(stores), len(wanted), progress)
+    course = Folds(folder, made, chosen, identity, stores, Path(work), pick_device(device), trusted, counter)
+    course.check(wanted)
+    start = None
+    if init is not None:
+        start = read_weights(Path(init))
+        load_weights(build(made.local.network), start, f"--init {init}")
     if not folder.exists:
-        folder.begin(made, identity, chosen.start(algorithms.Setup(made, _first_weights(made, init))))
-    state = loop.load_state(folder.rounds_folder, loop.saved_rounds(folder.rounds_folder)[-1])
-    counter.begin(state.round)
-    door = InProcess(sites)
-    loop.run(chosen, privacy.find(made), made, door, state, folder.rounds_folder, identity.id, identity.sites)
+        folder.begin(made, identity, start)
+    elif extended:
+        made.save(folder.folder / "plan.json")
+    for fold in wanted:
+        course.train(fold)
     return folder
+
+
+def _numbered(folds: Sequence[str]) -> list[str]:
+    """The folds by their names, each once; `Problems` names those that there cannot be."""
+    names = [n for fold in folds for n in ([str(k) for k in range(FOLDS)] if fold == CROSS_VALIDATION else [str(fold)])]
+    wrong = [name for name in names if name != ALL and not name.isdecimal()]
+    refuse("--fold", [f"there is no fold {name!r}; write all, cv, or a number from 0 to {FOLDS - 1}" for name in wrong])
+    return list(dict.fromkeys(names))
 
 
 def _with_choices(made: Plan, algorithm: str | None, rounds: int | None) -> Plan:
@@ -73,6 +84,27 @@ def _with_choices(made: Plan, algorithm: str | None, rounds: int | None) -> Plan
     if rounds is not None and rounds != made.agreement.training.rounds:
         choices["training.rounds"] = rounds
     return made.change(choices) if choices else made
+
+
+def _extended(folder: Run, made: Plan, rounds: int) -> Plan:
+    """The plan of a run that goes on to `rounds` rounds, whether or not its plan says so already."""
+    current = folder.plan()
+    problems = []
+    if _without_length(current) != _without_length(made):
+        problems.append("the run follows another plan; resume it with the plan.json inside it and no other choices")
+    finished = {folder.finished(fold) for fold in folder.folds()} or {0}
+    if len(finished) > 1:
+        problems.append("its folds have not finished the same number of rounds; finish them before asking for more")
+    refuse(str(folder.folder), problems)
+    if rounds == current.agreement.training.rounds:
+        return current
+    return current.extend(rounds, finished.pop())
+
+
+def _without_length(made: Plan) -> Plan:
+    training = made.agreement.training.model_copy(update={"rounds": 1, "snapshots": (1,), "extensions": ()})
+    agreement = made.agreement.model_copy(update={"training": training})
+    return made.without_reasons().model_copy(update={"agreement": agreement})
 
 
 def _stores(work: Path, made: Plan) -> dict[str, Store]:
@@ -103,28 +135,3 @@ def _refuse_other_run(folder: Run, made: Plan, resume: bool, init: PathLike | No
     if resume and init is not None:
         problems.append("the run has begun, so --init comes too late; leave it out, or give another folder")
     refuse(str(folder.folder), problems)
-
-
-def _first_weights(made: Plan, init: PathLike | None) -> Arrays:
-    network = build(made.local.network, seed=made.local.training.seed)
-    if init is not None:
-        load_weights(network, read_weights(Path(init)), f"--init {init}")
-    return weights_of(network)
-
-
-class _StepCounter:
-    """Tells the progress how many of all steps of all sites are done."""
-
-    def __init__(self, made: Plan, sites: int, progress: Progress):
-        self.per_round = sites * made.local.training.steps_per_round
-        self.total = self.per_round * made.agreement.training.rounds
-        self.progress = progress
-        self.done = 0
-
-    def begin(self, rounds: int) -> None:
-        self.done = rounds * self.per_round
-        self.progress("training", self.done, self.total)
-
-    def __call__(self) -> None:
-        self.done = min(self.done + 1, self.total)
-        self.progress("training", self.done, self.total)

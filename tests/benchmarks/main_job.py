@@ -22,7 +22,7 @@ from datetime import date
 from pathlib import Path
 
 from autofed import plans, verbs
-from autofed.federation.rounds import read_metrics
+from autofed.federation import metrics
 from autofed.files import write_json
 from autofed.runs import Run
 from autofed.scores import Report
@@ -92,7 +92,7 @@ def run_arm(data: Path, out: Path, made: plans.Plan, arm: str, device: str) -> d
 
 def minutes(run: Path) -> dict[str, float]:
     """Minutes of training by the clock, and what they would be if every round were as fast as the fastest."""
-    seconds = [line["seconds"] for line in read_metrics(Run(run).rounds_folder)]
+    seconds = [line["seconds"] for line in metrics.read(Run(run).rounds_folder)]
     return {"training_minutes": sum(seconds) / 60, "undisturbed_minutes": min(seconds) * len(seconds) / 60}
 
 

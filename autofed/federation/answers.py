@@ -1,0 +1,168 @@
+"""What a site computes for each question. None of this leaves by itself: `Site.answer` is the only door."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from autofed.exchange import Arrays, Groups, Request, load_groups, save_groups
+from autofed.federation.selection import best_of, moving_average
+from autofed.files import digest, read_json, write_json
+from autofed.fit import Fitted, fit
+from autofed.plans import Plan
+from autofed.prepared import Store
+from autofed.privacy import Mechanism
+from autofed.validation import SHARE, case_dice, patch_dice
+
+
+class Hospital(Protocol):
+    """What answering needs of a site (`federation.site.Site`)."""
+
+    name: str
+    store: Store
+    held: Store
+    plan: Plan
+    folder: Path
+    memory: Memory
+    steps: int
+    device: str
+    on_step: Callable[[], None]
+
+
+class View:
+    """The site as an algorithm sees it in one round."""
+
+    def __init__(self, site: Hospital, request: Request, mechanism: Mechanism):
+        self._site = site
+        self._round = request.round
+        self._mechanism = mechanism
+        self._charged_steps = site.steps
+
+    @property
+    def name(self) -> str:
+        """The site's name."""
+        return self._site.name
+
+    def fit(self, weights: Arrays) -> Fitted:
+        """Train, once in the round, for the steps that it was charged for."""
+        site, steps = self._site, self._charged_steps
+        if not steps:
+            raise RuntimeError("the steps that this round was charged for have been taken")
+        self._charged_steps = 0
+        rounds, before = site.plan.agreement.training, self._round - 1
+        return fit(
+            weights,
+            site.store,
+            site.plan.local,
+            self._mechanism,
+            steps=steps,
+            rate=lambda done: rounds.rate_at(before + done),
+            seed=(site.plan.local.training.seed, _number(site.name), self._round),
+            device=site.device,
+            on_step=site.on_step,
+        )
+
+    def memory(self, round: int) -> Groups | None:
+        """What the site remembered at the end of that round."""
+        return self._site.memory.recall(round)
+
+    def remember(self, groups: Groups) -> None:
+        """Keep groups of arrays on the site's disk."""
+        rounds = self._site.plan.agreement.training
+        self._site.memory.keep(self._round, groups, rounds.ema, rounds.snapshots)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a site keeps of its rounds, and the best model of its own; `folder` is the site's in this run."""
+
+    folder: Path
+
+    def path(self, round: int) -> Path:
+        """Where the arrays of a round are."""
+        return self.folder / f"round_{round:05d}.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The model of the site's own that scored best on the patients that it held out."""
+        return self.folder / "best.safetensors"
+
+    def recall(self, round: int) -> Groups | None:
+        """The groups of a round, or None."""
+        path = self.path(round)
+        return load_groups(path)[0] if path.is_file() else None
+
+    def keep(self, round: int, groups: Groups, ema: float, snapshots: tuple[int, ...]) -> None:
+        """Write the groups of a round, and forget those that neither resuming nor the ensemble needs."""
+        if ema and "weights" in groups:
+            past = (self.recall(round - 1) or {}).get("mean")
+            groups = {**groups, "mean": moving_average(past, groups["weights"], ema, round)}
+        save_groups(self.path(round), groups)
+        for path in self.folder.glob("round_*.safetensors"):
+            if int(path.stem.split("_")[1]) not in {round, round - 1, *snapshots}:
+                path.unlink()
+
+    def model(self, round: int) -> Arrays:
+        """The weights of the site's own model after a round."""
+        groups = self.recall(round) or {}
+        return groups.get("mean") or groups["weights"]
+
+    def judge(self, round: int, dice: Mapping[int, float]) -> None:
+        """Note how the own model of a round scored, and keep it if it is the best so far."""
+        path = self.folder / "scores.json"
+        known = {int(r): v for r, v in (read_json(path) if path.is_file() else {}).items() if int(r) < round}
+        scores = known | ({round: float(np.mean(list(dice.values())))} if dice else {})
+        write_json(path, scores)
+        found = best_of(scores)
+        if found and found.round == round:
+            save_groups(self.best, {"weights": self.model(round)}, found.words())
+
+
+def validate(site: Hospital, request: Request) -> Groups:
+    """Dice of each class over patches of the patients held out, of the model sent or of the site's own."""
+    if not site.held.patients:
+        return {}
+    rounds, training = site.plan.agreement.training, site.plan.local.training
+    trained = site.steps * training.batch_size * rounds.validate_every
+    own = "weights" not in request.shared
+    weights = site.memory.model(request.round) if own else request.shared["weights"]
+    dice = patch_dice(weights, site.held, site.plan.local, round(SHARE * trained), site.device)
+    if own:
+        site.memory.judge(request.round, dice)
+    return {"dice": {str(value): np.array([score], np.float32) for value, score in dice.items()}}
+
+
+def verify(site: Hospital, request: Request) -> Groups:
+    """Mean Dice of whole held-out cases and their number, for each class and rule of postprocessing: (2, rules).
+
+    Every case's own scores stay in the site's folder.
+    """
+    if not site.held.patients:
+        return {}
+    scores = case_dice(_final(site, request), site.held, site.plan, site.device)
+    names = {value: name for name, value in site.plan.agreement.labels.items()}
+    write_json(site.folder / "validation.json", {
+        case: {names[k + 1]: None if np.isnan(row[0]) else round(float(row[0]), 6) for k, row in enumerate(table)}
+        for case, table in scores.items()
+    })  # fmt: skip
+    table = np.stack(list(scores.values()))
+    counts = (~np.isnan(table)).sum(0)
+    sums = np.nansum(table, 0)
+    return {"sums": {str(k + 1): np.stack([sums[k], counts[k]]).astype(np.float32) for k in range(len(sums))}}
+
+
+def _final(site: Hospital, request: Request) -> Arrays:
+    if "weights" in request.shared:
+        return request.shared["weights"]
+    if site.memory.best.is_file():
+        return load_groups(site.memory.best)[0]["weights"]
+    return site.memory.model(request.round)
+
+
+def _number(name: str) -> int:
+    """A name as a number, the same on every machine: part of the seed of what the site draws."""
+    return int(digest(name)[:16], 16)

@@ -1,0 +1,83 @@
+"""What is known of each round: a line of JSON for programs, and the same curves for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from autofed.exchange import Arrays
+from autofed.files import write_bytes
+
+Said = Mapping[str, Mapping[str, Any]]
+"""By site: its mean loss, and its Dice by structure where patients are held out."""
+
+
+def note(folder: Path, round: int, seconds: float, sites: Said) -> None:
+    """Append a line for this round; one that a run left which was cut off in this very round is dropped."""
+    lines = [line for line in read(folder) if line["round"] < round]
+    lines.append({"round": round, "seconds": float(f"{seconds:.2f}"), "sites": sites})
+    write_bytes(_path(folder), "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The lines of all finished rounds, in order."""
+    if not _path(folder).is_file():
+        return []
+    return [json.loads(line) for line in _path(folder).read_text(encoding="utf-8").splitlines()]
+
+
+def scores(folder: Path) -> dict[int, float]:
+    """The score of each round that has one: the mean over sites of their mean Dice over structures."""
+    found = {}
+    for line in read(folder):
+        dice = [np.mean(list(said["dice"].values())) for said in line["sites"].values() if "dice" in said]
+        if dice:
+            found[line["round"]] = float(np.mean(dice))
+    return found
+
+
+def means(arrays: Arrays) -> dict[str, float]:
+    """The mean of each array that holds a number."""
+    return {name: float(np.mean(values)) for name, values in arrays.items() if values.size}
+
+
+def _path(folder: Path) -> Path:
+    return Path(folder) / "metrics.jsonl"
+
+
+class Board:
+    """The curves as events that TensorBoard reads, in folder/tensorboard; to be used in a `with` statement.
+
+    A run that goes on after its round `finished` has TensorBoard forget what an earlier one said of later rounds.
+    """
+
+    def __init__(self, folder: Path, finished: int):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=finished + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+    def show(self, round: int, seconds: float, sites: Said) -> None:
+        """Add the points of a round."""
+        self._writer.add_scalar("seconds", seconds, round)
+        for tag, value in _curves(sites):
+            self._writer.add_scalar(tag, value, round)
+        self._writer.flush()
+
+
+def _curves(sites: Said) -> Iterator[tuple[str, float]]:
+    for site, said in sites.items():
+        for name, value in said.items():
+            if isinstance(value, Mapping):
+                yield from ((f"{name}/{site}/{part}", number) for part, number in value.items())
+            else:
+                yield f"{name}/{site}", value
