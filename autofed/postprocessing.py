@@ -48,7 +48,7 @@ NOTHING = Postprocessing()
 
 
 def largest(mask: np.ndarray) -> np.ndarray:
-    """The largest component of a mask, voxels that touch by a corner being one; of equals the first."""
+    """The largest component of a mask, voxels that touch by a corner being one."""
     return np.asarray(get_largest_connected_component_mask(mask)) if mask.any() else mask
 
 

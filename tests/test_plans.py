@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from autofed import plans
@@ -167,3 +168,63 @@ def test_a_speed_at_which_steps_cost_nothing_is_refused():
 def test_a_ct_channel_needs_its_numbers():
     with pytest.raises(Problems, match="percentile_00_5"):
         small_plan().change({"intensity.channels": [{"scheme": "ct", "mean": 1.0, "std": 1.0}]})
+
+
+# --- the schedule of the learning rate
+
+
+def schedule(rounds, *extensions):
+    past = [{"at": at, "planned": planned} for at, planned in extensions]
+    return plans.Rounds.parse({"rounds": rounds, "snapshots": [rounds], "extensions": past}, "rounds")
+
+
+def test_the_rate_falls_with_the_power_of_nine_tenths():
+    assert [schedule(10).rate_at(t) for t in (0, 2.5, 5, 10)] == pytest.approx([1, 0.75**0.9, 0.5**0.9, 0])
+
+
+@pytest.mark.parametrize(
+    "made", [schedule(20, (10, 10)), schedule(40, (5, 10), (20, 20)), schedule(11, (9, 10)), schedule(1000, (1, 2))]
+)
+def test_more_rounds_make_no_jump(made):
+    length = made.rounds
+    steps = np.linspace(0, length, 40 * length + 1)
+    rates = np.array([made.rate_at(t) for t in steps])
+    steepest = 10 / min(length - e.at for e in made.extensions)  # from 0 to at most 1 over a tenth of what was left
+    away = steps < length - 0.5  # the power .9 falls steeply at its very end, extended or not
+    joints = np.array([any(abs(t - e.planned) < 0.5 and e.at == e.planned for e in made.extensions) for t in steps])
+    assert np.abs(np.diff(rates))[away[1:] & ~joints[1:]].max() <= 1.05 * steepest / 40
+    for extension in made.extensions:
+        before, after = (made.rate_at(extension.at + d) for d in (-1e-9, 1e-9))
+        assert before == pytest.approx(after, abs=1e-6)
+    tenth = made.extensions[-1].at + (length - made.extensions[-1].at) / 10
+    assert made.rate_at(tenth) == pytest.approx((1 - tenth / length) ** 0.9)
+
+
+def test_a_plan_is_extended_with_its_history():
+    made = small_plan().extend(9, at=2)
+    training = made.agreement.training
+    assert training.rounds == 9 and training.snapshots[-1] == 9
+    assert [(e.at, e.planned) for e in training.extensions] == [(2, 3)]
+    again = made.extend(12, at=9).agreement.training
+    assert [(e.at, e.planned) for e in again.extensions] == [(2, 3), (9, 9)]
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_a_plan_is_not_made_shorter(rounds):
+    with pytest.raises(Problems, match=f"{rounds} rounds were asked for, 3 are planned"):
+        small_plan().extend(rounds, at=1)
+
+
+def test_a_private_plan_is_not_extended_and_chooses_nothing_by_scores():
+    private = small_plan(**{"privacy.mechanism": "dp-sgd"})
+    assert private.agreement.training.validate_every == 0
+    with pytest.raises(Problems, match="noise of a private plan is made for its rounds"):
+        private.extend(9, at=3)
+    with pytest.raises(Problems, match="write training.validate_every 0"):
+        private.change({"validate_every": 2})
+
+
+def test_rounds_that_are_validated():
+    made = plans.Rounds(rounds=7, snapshots=(7,), validate_every=3)
+    assert [r for r in range(1, 8) if made.validates(r)] == [3, 6, 7]
+    assert not any(made.model_copy(update={"validate_every": 0}).validates(r) for r in range(1, 8))

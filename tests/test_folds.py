@@ -1,0 +1,276 @@
+"""Folds from end to end: who is held out, what is scored, which weights become the model, and that it all resumes."""
+
+import errno
+import json
+
+import numpy as np
+import pytest
+
+import autofed
+from autofed import files
+from autofed.exchange import load_groups
+from autofed.federation import metrics, states
+from autofed.federation.selection import best_of
+from autofed.postprocessing import Postprocessing
+from autofed.problems import Problems
+from autofed.runs import Run
+from autofed.validation import patch_dice
+from tests.synthetic import ORGAN_AND_TUMOUR, make_site
+
+SMALL = {"training.batch_size": 2, "training.steps_per_round": 2, "training.rounds": 4, "learning_rate": 0.05}
+CASES = {"alpha": 6, "bravo": 3}
+
+
+class Ground:
+    """Two sites, of which one is too small to hold anybody out, a plan and prepared data."""
+
+    def __init__(self, root):
+        self.root = root
+        self.sites = [make_site(root / "raw" / n, cases=c, labels=ORGAN_AND_TUMOUR) for n, c in CASES.items()]
+        stages = len(autofed.plan(self.sites, hours=0.01, device="cpu").local.network.features)
+        settings = {**SMALL, "network.features": [4] * stages, "training.validate_every": 1}
+        self.plan = autofed.plan(self.sites, root / "plan.json", hours=0.01, device="cpu", settings=settings)
+        autofed.preprocess(self.plan, self.sites, root / "work")
+
+    def train(self, run, made=None, **wanted):
+        return autofed.train(made or self.plan, self.root / "work", run, device="cpu", **wanted)
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    return Ground(tmp_path_factory.mktemp("folds"))
+
+
+@pytest.fixture(scope="module")
+def folds(ground):
+    """Two folds of one run."""
+    return ground.train(ground.root / "folds", folds=("0", "3"))
+
+
+def weights(run, fold, round):
+    return states.load(run.fold_folder(fold), round).shared["weights"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) for n in a) and len(a) > 0
+
+
+def test_each_fold_holds_out_others_and_a_small_site_nobody(folds):
+    sides = {
+        (site, fold): json.loads((folds.site_folder(site, fold) / "split.json").read_text())
+        for site in CASES for fold in ("0", "3")
+    }  # fmt: skip
+    for fold in ("0", "3"):
+        assert sides["bravo", fold] == {"train": [f"bravo_00{i}" for i in range(3)], "validation": []}
+        assert len(sides["alpha", fold]["train"]) + len(sides["alpha", fold]["validation"]) == 6
+    assert not set(sides["alpha", "0"]["validation"]) & set(sides["alpha", "3"]["validation"])
+
+
+def test_scores_are_noted_and_the_best_round_is_kept(ground, folds):
+    for fold in ("0", "3"):
+        folder = folds.fold_folder(fold)
+        lines = metrics.read(folder)
+        assert [line["round"] for line in lines] == [1, 2, 3, 4]
+        assert all(set(line["sites"]["alpha"]["dice"]) <= {"organ", "tumour"} for line in lines)
+        assert all("dice" not in line["sites"]["bravo"] for line in lines)
+        found = best_of(metrics.scores(folder))
+        groups, words = load_groups(states.best_path(folder))
+        assert words == found.words()
+        if found.round in states.saved_rounds(folder):
+            assert same(groups["weights"], weights(folds, fold, found.round))
+
+
+def test_the_score_is_that_of_the_weights_of_its_round(ground, folds):
+    from autofed.prepared import open_store
+
+    held = json.loads((folds.site_folder("alpha", "0") / "split.json").read_text())["validation"]
+    store = open_store(ground.root / "work", "alpha", ground.plan.local).only(held)
+    found = patch_dice(weights(folds, "0", 4), store, ground.plan.local, 1)
+    said = metrics.read(folds.fold_folder("0"))[-1]["sites"]["alpha"]["dice"]
+    assert {ORGAN_AND_TUMOUR[n]: v for n, v in said.items()} == pytest.approx(found, abs=1e-6)
+
+
+def test_predict_ensembles_the_folds(ground, folds, tmp_path):
+    names = [member.name for member in folds.members()]
+    assert len(names) == 2 and "fold 0 best round" in names[0] and "fold 3 best round" in names[1]
+    assert len(folds.members(folds=["3"])) == 1
+    with pytest.raises(Problems, match="fold 1 was not trained; choose --fold from: 0, 3"):
+        folds.members(folds=["1"])
+    image = np.random.default_rng(0).normal(size=(16, 24, 20)).astype(np.float32)
+    one = [autofed.predict(folds.folder, image, spacing_mm=(1, 1, 1), folds=[f], mirroring=False) for f in ("0", "3")]
+    both = autofed.predict(folds.folder, image, spacing_mm=(1, 1, 1), mirroring=False)
+    assert both.members == 2 and all(o.members == 1 for o in one)
+    assert not np.array_equal(one[0].entropy, one[1].entropy) and both.mutual_information.max() > 0
+
+
+def test_whole_cases_are_scored_once_and_decide_the_postprocessing(ground, folds):
+    table = json.loads((folds.fold_folder("0") / "validation.json").read_text())
+    assert set(table) == {"alpha"} and set(table["alpha"]) == {"organ", "tumour"}
+    held = json.loads((folds.site_folder("alpha", "0") / "split.json").read_text())["validation"]
+    own = json.loads((folds.site_folder("alpha", "0") / "validation.json").read_text())
+    assert sorted(own) == sorted(held)
+    row = table["alpha"]["organ"]
+    assert row["dice"] == pytest.approx(np.mean([case["organ"] for case in own.values()]), abs=1e-3)
+    assert isinstance(folds.postprocessing(), Postprocessing)
+
+
+def test_what_the_runs_found_is_done_to_every_prediction(ground, folds):
+    image = np.random.default_rng(0).normal(size=(16, 24, 20)).astype(np.float32)
+    wanted = {"spacing_mm": (1, 1, 1), "mirroring": False, "folds": ["0"]}
+    before = folds.postprocessing()
+    plain = autofed.predict(folds.folder, image, postprocessing=False, **wanted)
+    chosen = Postprocessing(foreground=True, structures=("tumour",))
+    try:
+        folds.save_postprocessing(chosen)
+        found = autofed.predict(folds.folder, image, **wanted)
+    finally:
+        folds.save_postprocessing(before)
+    assert np.array_equal(found.labels, chosen.apply(plain.labels, ORGAN_AND_TUMOUR))
+    assert not np.array_equal(found.labels, plain.labels)
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "local", "pooled"])
+def test_a_fold_that_is_broken_off_resumes_to_the_bit(ground, tmp_path, algorithm):
+    class Enough(Exception):
+        pass
+
+    def stop(stage, done, total):
+        if stage == "training" and done == 5:
+            raise Enough
+
+    made = ground.plan.change({"training.rounds": 3, "training.ema": 0.6, "training.snapshots": [2, 3]})
+    whole = ground.train(tmp_path / "whole", made, folds=["1"], algorithm=algorithm)
+    with pytest.raises((Problems, Enough)):
+        ground.train(tmp_path / "broken", made, folds=["1"], algorithm=algorithm, progress=stop)
+    broken = ground.train(tmp_path / "broken", made, folds=["1"], algorithm=algorithm, resume=True)
+    for path in sorted(whole.folder.rglob("*.safetensors")):
+        ours = load_groups(path)
+        theirs = load_groups(broken.folder / path.relative_to(whole.folder))
+        assert ours[1] == theirs[1] and ours[0].keys() == theirs[0].keys(), path
+        assert all(same(ours[0][g], theirs[0][g]) for g in ours[0] if ours[0][g]), path
+    names = [m.name for m in whole.members(None if algorithm != "local" else "alpha")]
+    assert len(names) == 1 and "best round" in names[0]
+
+
+def test_models_of_a_site_of_its_own_are_chosen_by_the_site(ground, tmp_path):
+    run = ground.train(tmp_path / "local", folds=["0"], algorithm="local")
+    assert run.models() == ["alpha", "bravo"]
+    (alpha,) = run.members("alpha")
+    assert "best round" in alpha.name
+    assert len(run.members("bravo")) == 3  # nobody was held out there: the snapshots
+    assert not states.best_path(run.fold_folder("0")).is_file()
+    scores = json.loads((run.site_folder("alpha", "0") / "memory" / "scores.json").read_text())
+    assert (
+        best_of({int(r): s for r, s in scores.items()}).round
+        == load_groups(run.site_folder("alpha", "0") / "memory" / "best.safetensors")[1]["round"]
+    )
+
+
+def test_the_moving_average_is_the_model(ground, tmp_path):
+    run = ground.train(tmp_path / "run", ground.plan.change({"training.ema": 0.9, "training.snapshots": [1, 2, 3, 4]}))
+    mean = np.mean([weights(run, "all", r)["heads.0.conv.conv.bias"] for r in (1, 2, 3, 4)], axis=0)
+    found = run.members()[-1].read()["heads.0.conv.conv.bias"]
+    assert np.allclose(found, mean, atol=1e-7) and not np.array_equal(found, weights(run, "all", 4))
+
+
+@pytest.mark.parametrize(
+    ("folds", "says"),
+    [
+        (["x"], "there is no fold 'x'; write all, cv"),
+        (["0", "x", "-1"], "2 problems|no fold '-1'"),
+        (["7"], "fold 7 was asked for; write 0 to 4"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused(ground, tmp_path, folds, says):
+    with pytest.raises(Problems, match=says):
+        ground.train(tmp_path / "run", folds=folds)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_federation_of_small_sites_cannot_hold_out(tmp_path):
+    sites = [make_site(tmp_path / "raw" / n, cases=2) for n in ("alpha", "bravo")]
+    stages = len(autofed.plan(sites, hours=0.01, device="cpu").local.network.features)
+    made = autofed.plan(sites, hours=0.01, device="cpu", settings={**SMALL, "network.features": [4] * stages})
+    autofed.preprocess(made, sites, tmp_path / "work")
+    with pytest.raises(Problems, match="no site holds out a patient in fold 0.*write --fold all"):
+        autofed.train(made, tmp_path / "work", tmp_path / "run", folds=["0"], device="cpu")
+
+
+def test_a_split_that_the_site_wrote_down_is_taken_and_must_not_change(tmp_path):
+    sites = [make_site(tmp_path / "raw" / "alpha", cases=3)]
+    split = [{"train": ["alpha_000", "alpha_001"], "val": ["alpha_002"]}]
+    (sites[0] / "splits_final.json").write_text(json.dumps(split))
+    stages = len(autofed.plan(sites, hours=0.01, device="cpu").local.network.features)
+    made = autofed.plan(sites, hours=0.01, device="cpu", settings={**SMALL, "network.features": [4] * stages})
+    arguments = (made, tmp_path / "work", tmp_path / "run")
+    autofed.preprocess(made, sites, tmp_path / "work")
+    run = autofed.train(*arguments, folds=["0"], device="cpu")
+    found = json.loads((run.site_folder("alpha", "0") / "split.json").read_text())
+    assert found == {"train": ["alpha_000", "alpha_001"], "validation": ["alpha_002"]}
+    (sites[0] / "splits_final.json").write_text(json.dumps([{"train": ["alpha_002"], "val": ["alpha_000"]}]))
+    autofed.preprocess(made, sites, tmp_path / "work")
+    with pytest.raises(Problems, match="the patients of alpha are not parted as when fold 0 was begun"):
+        autofed.train(*arguments, folds=["0"], resume=True, device="cpu")
+
+
+# --- going on for longer
+
+
+def test_more_rounds_go_on_from_where_it_was_without_a_jump(ground, tmp_path):
+    made = ground.plan.change({"training.rounds": 2})
+    run = ground.train(tmp_path / "run", made)
+    last = weights(run, "all", 2)
+    longer = ground.train(tmp_path / "run", made, rounds=6, resume=True)
+    assert longer.plan().agreement.training.rounds == 6
+    assert longer.plan().agreement.training.extensions[0].at == 2
+    assert longer.finished("all") == 6 and len(metrics.read(longer.rounds_folder)) == 6
+    assert not same(last, weights(longer, "all", 6))
+    again = ground.train(tmp_path / "run", made, rounds=6, resume=True)  # what was extended once is so
+    assert again.plan() == longer.plan()
+
+
+def test_only_more_rounds_count_as_longer(ground, tmp_path):
+    made = ground.plan.change({"training.rounds": 2})
+    ground.train(tmp_path / "run", made, rounds=1)
+    with pytest.raises(Problems, match="0 rounds|expected more|greater than"):
+        ground.train(tmp_path / "run", made.change({"training.rounds": 1}), rounds=0, resume=True)
+
+
+# --- what people look at
+
+
+def test_the_curves_are_there_for_tensorboard(folds):
+    written = b"".join(p.read_bytes() for p in sorted((folds.fold_folder("0") / "tensorboard").iterdir()))
+    assert b"loss/alpha" in written and b"dice/alpha/organ" in written
+
+
+# --- a full disk
+
+
+@pytest.fixture(scope="module")
+def short(ground):
+    """One fold of two rounds, never broken off."""
+    return ground.train(ground.root / "short", ground.plan.change({"training.rounds": 2}), folds=["0"])
+
+
+@pytest.mark.parametrize("after", range(1, 26, 6))
+def test_a_full_disk_ends_the_run_and_leaves_the_last_round_whole(ground, short, tmp_path, monkeypatch, after):
+    """The disk is full from some write on; once there is room again the run goes on as if nothing had happened."""
+    written, whole = [], files.whole_file
+
+    def full(path):
+        written.append(path)
+        if len(written) > after:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return whole(path)
+
+    arguments = {"folds": ["0"], "made": short.plan()}
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "whole_file", full)
+        with pytest.raises((Problems, OSError), match="disk-full|No space left"):
+            ground.train(tmp_path / "full", **arguments)
+    run = Run(tmp_path / "full")
+    for path in run.folder.rglob("*.safetensors"):
+        load_groups(path)  # whole, each of them
+    found = ground.train(run.folder, **arguments, resume=run.exists)
+    assert same(weights(found, "0", 2), weights(short, "0", 2))

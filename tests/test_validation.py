@@ -1,0 +1,93 @@
+"""Scores on held-out patients, against counts made by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from autofed import validation
+from autofed.case import open_dataset
+from autofed.network import build, weights_of
+from autofed.postprocessing import RULES
+from autofed.prepared import open_store, preprocess
+from autofed.validation import case_dice, patch_dice
+from tests.plans_made import small_plan
+from tests.synthetic import make_site
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    root = tmp_path_factory.mktemp("validation")
+    plan = small_plan(labels=1)
+    preprocess(open_dataset(make_site(root / "alpha", cases=3)), plan.local, root / "work")
+    return plan, open_store(root / "work", "alpha", plan.local)
+
+
+class Bright(torch.nn.Module):
+    """Says 1 where the image is brighter than a threshold."""
+
+    def __init__(self, threshold):
+        super().__init__()
+        self.threshold = threshold
+
+    def forward(self, image):
+        return torch.cat([self.threshold - image, image - self.threshold], dim=1)
+
+
+def answers(monkeypatch, threshold):
+    monkeypatch.setattr(validation, "_network", lambda *_: Bright(threshold))
+
+
+def test_dice_of_all_patches_is_counted_as_one(ground, monkeypatch):
+    plan, store = ground
+    whole = plan.change({"patch_size": [32, 32, 32]}).local  # larger than the cases: every patch holds one
+    answers(monkeypatch, 1.0)
+    right = found = there = 0
+    for case in store.folders:
+        image, truth = store.image(case)[:][0], store.label(case)[:]
+        right += np.count_nonzero((image > 1) & (truth == 1))
+        found += np.count_nonzero(image > 1)
+        there += np.count_nonzero(truth == 1)
+    assert patch_dice({}, store, whole, 1) == {1: pytest.approx(2 * right / (found + there))}
+    assert 0.3 < 2 * right / (found + there) < 1
+
+
+def test_the_patches_are_the_same_each_time_and_as_many_as_wanted(ground, monkeypatch):
+    plan, store = ground
+    answers(monkeypatch, 1.0)
+    assert patch_dice({}, store, plan.local, 5) == patch_dice({}, store, plan.local, 5)
+    drawn = []
+    monkeypatch.setattr(validation, "_hits", lambda *given: drawn.append(given) or np.ones((3, 2)))
+    patch_dice({}, store, plan.local, 7)
+    patch_dice({}, store, plan.local, 1)
+    assert len(drawn) == 7 + 3  # never fewer than there are patients
+
+
+def test_a_class_that_is_nowhere_has_no_score(ground, monkeypatch):
+    plan, store = ground
+    answers(monkeypatch, 1e6)
+    assert patch_dice({}, store, plan.local, 1) == {1: 0.0}
+    monkeypatch.setattr(store.__class__, "label", lambda self, case: np.zeros(self.image(case).shape[1:], np.int16))
+    assert patch_dice({}, store, plan.local, 1) == {}
+
+
+def test_whole_cases_are_scored_after_every_rule(ground, monkeypatch):
+    plan, store = ground
+    answers(monkeypatch, 1.0)
+    scores = case_dice({}, store, plan)
+    assert sorted(scores) == ["alpha_000", "alpha_001", "alpha_002"]
+    for case, table in scores.items():
+        image, truth = store.image(case)[:][0], store.label(case)[:]
+        plain = 2 * np.count_nonzero((image > 1) & (truth == 1)) / np.count_nonzero(image > 1, axis=None)
+        assert table.shape == (1, len(RULES))
+        assert table[0, 0] == pytest.approx(
+            plain * np.count_nonzero(image > 1) / (np.count_nonzero(image > 1) + np.count_nonzero(truth == 1)), abs=1e-6
+        )
+        assert table[0, 1] == table[0, 2] == table[0, 3]  # with one structure all rules but the first are one
+
+
+def test_a_real_network_is_scored_with_its_own_weights(ground):
+    plan, store = ground
+    weights = weights_of(build(plan.local.network, seed=1))
+    other = {name: array * 0 for name, array in weights.items()}
+    assert patch_dice(other, store, plan.local, 1) == {1: 0.0}  # of equal logits the first class, background
+    assert patch_dice(weights, store, plan.local, 1) != {1: 0.0}
