@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 import autofed
-from autofed.federation import states
-from autofed.federation.states import saved_rounds
+from autofed.federation import metrics
 from autofed.runs import Run
 from tests.synthetic import make_site
 
@@ -24,16 +23,16 @@ import sys, autofed
 from pathlib import Path
 plan, work, run = sys.argv[1:]
 print("ready", flush=True)
-autofed.train(plan, work, run, device="cpu", resume=(Path(run) / "run.json").is_file())
+autofed.train(plan, work, run, device="cpu", folds=["all", "2"], resume=(Path(run) / "run.json").is_file())
 """
 
 
 @pytest.fixture
 def ground(tmp_path):
-    sites = [make_site(tmp_path / name, cases=2) for name in ("alpha", "bravo")]
+    sites = [make_site(tmp_path / name, cases=cases) for name, cases in (("alpha", 5), ("bravo", 2))]
     first = autofed.plan(sites, hours=0.01, device="cpu")
     settings = {
-        "training.rounds": ROUNDS, "training.steps_per_round": 4, "batch_size": 2,
+        "training.rounds": ROUNDS, "training.steps_per_round": 4, "batch_size": 2, "training.ema": 0.5,
         "network.features": [4] * len(first.local.network.features),
     }  # fmt: skip
     autofed.plan(sites, tmp_path / "plan.json", hours=0.01, device="cpu", settings=settings)
@@ -72,8 +71,13 @@ def test_killed_at_random_moments_the_weights_are_those_of_an_unbroken_run(groun
             kills += 1
     finish(start(ground, ground / "broken"))
     assert kills > 0
-    whole, broken = (Run(ground / name).rounds_folder for name in ("whole", "broken"))
-    assert saved_rounds(whole) == saved_rounds(broken)
-    for round in saved_rounds(whole):
-        ours, theirs = (states.load(folder, round).shared["weights"] for folder in (whole, broken))
-        assert all(np.array_equal(ours[name], theirs[name]) for name in ours), round
+    whole, broken = (Run(ground / name) for name in ("whole", "broken"))
+    files = sorted(p.relative_to(whole.folder) for p in whole.folder.rglob("*.safetensors"))
+    assert len(files) > 10 and all((broken.folder / path).is_file() for path in files)
+    for path in files:
+        (ours, said), (theirs, said_too) = (load_groups(run.folder / path) for run in (whole, broken))
+        assert said == said_too and ours.keys() == theirs.keys(), path
+        assert all(np.array_equal(a, theirs[group][name]) for group in ours for name, a in ours[group].items()), path
+    for fold in ("all", "2"):
+        assert metrics.scores(whole.fold_folder(fold)) == metrics.scores(broken.fold_folder(fold))
+    assert whole.postprocessing() == broken.postprocessing()

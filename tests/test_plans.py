@@ -183,7 +183,7 @@ def test_the_rate_falls_with_the_power_of_nine_tenths():
 
 
 @pytest.mark.parametrize(
-    "made", [schedule(20, (10, 10)), schedule(40, (5, 10), (20, 20)), schedule(11, (9, 10)), schedule(1000, (1, 2))]
+    "made", [schedule(20, (10, 10)), schedule(40, (5, 10), (20, 20)), schedule(11, (9, 10)), schedule(100, (40, 50))]
 )
 def test_more_rounds_make_no_jump(made):
     length = made.rounds

@@ -319,6 +319,23 @@ def test_a_round_that_was_run_again_counts_once_and_a_line_cut_short_not_at_all(
     assert not np.array_equal(pixels(curves(clean)), pixels(curves(other)))
 
 
+def test_dice_of_held_out_patients_is_drawn_below_in_the_colours_of_the_sites(tmp_path):
+    lines = [
+        {"round": r, "seconds": 1.0, "sites": {
+            "alpha": {"loss": 1 / r, **({"dice": {"organ": 0.5 + r / 100, "tumour": 0.3}} if r % 5 == 0 else {})},
+            "bravo": {"loss": 2 / r},
+        }}
+        for r in range(1, 30)
+    ]  # fmt: skip
+    path = tmp_path / "m.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    drawn = pixels(curves(path))
+    alpha, bravo = (near(drawn, tuple(bytes.fromhex(colour[1:])), 20) for colour in LINES[:2])
+    middle = len(drawn) // 2
+    assert alpha[:middle].sum() > 100 and alpha[middle:, :600].sum() > 50
+    assert bravo[:middle].sum() > 100 and bravo[middle:, :600].sum() == 0
+
+
 def test_without_losses_there_is_no_curve(tmp_path):
     assert curves(tmp_path / "none.jsonl") is None
     (tmp_path / "empty.jsonl").write_text("")

@@ -1,14 +1,15 @@
-"""Curves of the training loss."""
+"""Curves of a training: loss, and Dice of the patients held out."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from autofed.problems import Problems
@@ -17,26 +18,39 @@ from autofed.report.drawing import LINES, QUIET
 
 
 def curves(metrics_path: Path) -> bytes | None:
-    """A PNG of the training loss of each site by round, from a run's metrics.jsonl; None if there is nothing in it.
+    """A PNG of each site's training loss, and Dice if patients were held out, by round, from a run's metrics.jsonl.
 
-    A round that was run again after a crash counts as it came out last. `Problems` if a line is not JSON; only the
-    last line may be cut short, as a crash leaves it.
+    None if there is nothing in it. A round that was run again after a crash counts as it came out last. `Problems` if a
+    line is not JSON; only the last line may be cut short, as a crash leaves it.
     """
-    losses = _losses(_rounds(Path(metrics_path)))
-    if not losses:
+    rounds = _rounds(Path(metrics_path))
+    panels = {"training loss": _by_site(rounds, _loss), "Dice of held-out patients": _by_site(rounds, _dice)}
+    panels = {what: found for what, found in panels.items() if found}
+    sites = list(dict.fromkeys(site for found in panels.values() for site in found))
+    if not sites:
         return None
-    columns = math.ceil(len(losses) / 14)  # so many names fit beside the curves
-    figure = drawing.figure(6.6 + 1.6 * columns, 3.4, layout="constrained")
-    axes = figure.add_subplot()
-    lines = []
-    for colour, rounds in zip(drawing.distinct(len(losses), LINES), losses.values(), strict=True):
-        lines += axes.plot(list(rounds), list(rounds.values()), color=colour, linewidth=1.6)
-        if len(rounds) < 15:  # a single round would otherwise draw nothing
-            lines[-1].set(marker="o", markersize=3.5)
-    _style(axes)
+    columns = math.ceil(len(sites) / 14)  # so many names fit beside the curves
+    figure = drawing.figure(6.6 + 1.6 * columns, 0.6 + 2.8 * len(panels), layout="constrained")
+    colours = dict(zip(sites, drawing.distinct(len(sites), LINES), strict=True))
+    for axes, (what, found) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
+        lines = [_draw(axes, found.get(site, {}), colours[site]) for site in sites]
+        _style(axes, what)
+        if what == next(iter(panels)):
+            _name(axes, lines, sites, columns)
+    return drawing.png(figure)
+
+
+def _draw(axes: Axes, rounds: Mapping[int, float], colour: tuple[float, float, float]) -> Line2D:
+    (line,) = axes.plot(list(rounds), list(rounds.values()), color=colour, linewidth=1.6)
+    if len(rounds) < 15:  # a single round would otherwise draw nothing
+        line.set(marker="o", markersize=3.5)
+    return line
+
+
+def _name(axes: Axes, lines: Sequence[Line2D], sites: Sequence[str], columns: int) -> None:
     legend = axes.legend(
         lines,
-        ["x" for _ in losses],
+        ["x" for _ in sites],
         loc="center left",
         bbox_to_anchor=(1.01, 0.5),
         frameon=False,
@@ -44,13 +58,12 @@ def curves(metrics_path: Path) -> bytes | None:
         fontsize=9,
         labelspacing=0.3,
     )
-    drawing.write_names(legend, losses, 20)
-    return drawing.png(figure)
+    drawing.write_names(legend, sites, 20)
 
 
-def _style(axes: Axes) -> None:
+def _style(axes: Axes, what: str) -> None:
     axes.set_xlabel("round", color=QUIET)
-    axes.set_ylabel("training loss", color=QUIET)
+    axes.set_ylabel(what, color=QUIET)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
     axes.tick_params(colors=QUIET, labelsize=9)
@@ -73,11 +86,23 @@ def _rounds(path: Path) -> dict[int, Mapping[str, Any]]:
     return rounds
 
 
-def _losses(rounds: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[int, float]]:
-    """Loss by site and round, in the order of rounds."""
-    losses: dict[str, dict[int, float]] = {}
+def _by_site(
+    rounds: Mapping[int, Mapping[str, Any]], value: Callable[[Mapping[str, Any]], float | None]
+) -> dict[str, dict[int, float]]:
+    """A value by site and round, in the order of rounds, where there is one."""
+    found: dict[str, dict[int, float]] = {}
     for number in sorted(rounds):
-        for site, values in rounds[number].items():
-            if values.get("loss") is not None:
-                losses.setdefault(site, {})[number] = float(values["loss"])
-    return losses
+        for site, said in rounds[number].items():
+            if (known := value(said)) is not None:
+                found.setdefault(site, {})[number] = known
+    return found
+
+
+def _loss(said: Mapping[str, Any]) -> float | None:
+    return None if said.get("loss") is None else float(said["loss"])
+
+
+def _dice(said: Mapping[str, Any]) -> float | None:
+    """The mean over structures."""
+    dice = said.get("dice")
+    return sum(dice.values()) / len(dice) if dice else None
