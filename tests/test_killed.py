@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import autofed
+from autofed.exchange import load_groups
 from autofed.federation import metrics
 from autofed.runs import Run
 from tests.synthetic import make_site
