@@ -23,6 +23,7 @@ from autofed.exchange import (
 )
 from autofed.files import digest, write_bytes
 from autofed.fit import Fitted, fit
+from autofed.labels import Labels
 from autofed.plans import Plan
 from autofed.prepared import Store
 from autofed.privacy import ADAPTATION, Mechanism
@@ -174,6 +175,7 @@ class _View:
             begun=(self._round - 1) / rounds,
             share=1 / rounds,
             seed=(site.plan.local.training.seed, _number(site.name), self._round),
+            labels=Labels.of(site.plan.agreement),
             device=site.device,
             on_step=site.on_step,
         )
