@@ -24,7 +24,7 @@ from batchgenerators.transforms.resample_transforms import SimulateLowResolution
 from batchgenerators.transforms.spatial_transforms import MirrorTransform, SpatialTransform
 
 from autofed.plans import Training
-from autofed.prepared import Store
+from autofed.prepared import ANNOTATED, Store
 
 Draw = Sequence[Sequence[str]]
 """The patients of one step, in groups that share one backward pass; a patient is named once for each patch."""
@@ -116,13 +116,14 @@ def draw_patch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """One patch of a patient: image (C, *reading) and label (*reading), padded with zeros beyond the image's edge.
 
-    With probability `foreground_share` the patch is centred on a voxel of a class drawn among those of the case.
+    With probability `foreground_share` the patch is centred on a voxel of a class drawn among those of the case; where
+    there is an ignore label, others are centred on any voxel that was annotated (nnU-Net).
     """
     cases = store.patients[patient]
     case = cases[int(generator.integers(len(cases)))]
     image, label = store.image(case), store.label(case)
     forced = generator.random() < training.foreground_share
-    centre = _foreground_voxel(store, case, generator) if forced else None
+    centre = _middle_voxel(store, case, forced, generator)
     flat = len(training.patch_size) == 2  # a flat patch is one slice of the grid
     patch = (1, *training.patch_size) if flat else training.patch_size
     wide = (1, *reading) if flat else tuple(reading)
@@ -133,11 +134,13 @@ def draw_patch(
     return (pixels[:, 0], classes[0]) if flat else (pixels, classes)
 
 
-def _foreground_voxel(store: Store, case: str, generator: np.random.Generator) -> np.ndarray | None:
+def _middle_voxel(store: Store, case: str, forced: bool, generator: np.random.Generator) -> np.ndarray | None:
+    """The voxel to centre a patch on, if there is one to choose: of a class if it is `forced` and the case has one."""
     locations = store.locations(case)
-    if not locations:
+    classes = sorted(key for key in locations if key != ANNOTATED) if forced else []
+    classes = classes or [key for key in locations if key == ANNOTATED]
+    if not classes:
         return None
-    classes = sorted(locations)
     voxels = locations[classes[int(generator.integers(len(classes)))]]
     return voxels[int(generator.integers(len(voxels)))]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from pydantic import field_validator
@@ -14,12 +14,20 @@ from pydantic import field_validator
 from autofed import images
 from autofed.files import Record, digest, read_json
 from autofed.images import Geometry, Header
+from autofed.labels import (
+    ClassOrder,
+    Declaring,
+    Values,
+    canonical,
+    declared_order,
+    labels_problems,
+    said,
+    value_problems,
+)
 from autofed.problems import Problems, refuse
 
 # Float headers differ in the last digits between tools; nnU-Net forgives as much.
 _SPACING_TOLERANCE = 1e-3
-
-_MOST_CLASSES = 1 << 16
 _DIRECTION_TOLERANCE = 1e-2
 
 RESERVED_SITES = ("pooled", "global")
@@ -41,18 +49,35 @@ class Case:
     geometry: Geometry
 
 
+DECLARED = ("channels", "labels", "dimension")
+"""What sites can disagree on."""
+
+
+class Declares(Declaring, Protocol):
+    """A declaration, or the agreement that was made of it."""
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the channels."""
+
+    @property
+    def dimension(self) -> int:
+        """2 or 3."""
+
+
 class Declaration(Record):
     """What every hospital of a federation must declare alike."""
 
     channels: tuple[str, ...]
-    labels: dict[str, int]
+    labels: dict[str, Values]
+    regions_class_order: ClassOrder = ()
     dimension: int
 
     @field_validator("labels")
     @classmethod
-    def _by_value(cls, labels: dict[str, int]) -> dict[str, int]:
-        """In the order of their values: two sites that list them in another order say the same."""
-        return dict(sorted(labels.items(), key=lambda item: item[1]))
+    def _canonical(cls, labels: dict[str, Values]) -> dict[str, Values]:
+        """In one order: two sites that list them in another order say the same."""
+        return canonical(labels)
 
 
 @dataclass(frozen=True)
@@ -80,9 +105,10 @@ class Dataset:
 
     folder: Path
     channels: tuple[str, ...]
-    labels: Mapping[str, int]
+    labels: Mapping[str, Values]
     cases: Mapping[str, Files]
     patients: Mapping[str, str] = field(default_factory=dict)
+    regions_class_order: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -103,7 +129,7 @@ class Dataset:
         scan = _attempt(read_channels, files.images, problems)
         truth = _attempt(images.read_labels, files.label, problems) if files.label else None
         problems += _image_problems(scan[0], self.channels) if scan else []
-        problems += _value_problems(truth[0], self.labels) if truth else []
+        problems += value_problems(truth[0], self.labels) if truth else []
         refuse(f"{self.name}/{case}", problems)
         assert scan is not None, "an image that cannot be read is a problem"
         image, geometry = scan
@@ -113,7 +139,12 @@ class Dataset:
         """What this site declares; the dimension is read off the first image."""
         first = next(iter(self.cases.values()))
         depth = images.header(first.images[0]).shape[1]
-        return Declaration(channels=self.channels, labels=dict(self.labels), dimension=2 if depth == 1 else 3)
+        return Declaration(
+            channels=self.channels,
+            labels=dict(self.labels),
+            regions_class_order=self.regions_class_order,
+            dimension=2 if depth == 1 else 3,
+        )
 
     def raw_digest(self) -> str:
         """Changes when a raw file is added, removed, resized or written again."""
@@ -137,8 +168,8 @@ def open_dataset(folder: Path | str) -> Dataset:
     problems += _number_problems(description, cases)
     patients = description.get("patients", {})
     problems += [f"`patients` names the case {c!r}, which is not in imagesTr" for c in patients if c not in cases]
-    labels = dict(sorted(description["labels"].items(), key=lambda label: label[1]))
-    dataset = Dataset(folder, channels, labels, cases, patients)
+    labels, order = canonical(description["labels"]), tuple(declared_order(description))
+    dataset = Dataset(folder, channels, labels, cases, patients, order)
     name_problem = site_name_problem(dataset.name)
     refuse(str(folder), [*([name_problem] if name_problem else []), *problems, *_header_problems(dataset)])
     return dataset
@@ -174,26 +205,28 @@ def site_name_problem(name: str) -> str | None:
     return None
 
 
-def declared_labels(path: Path) -> dict[str, int]:
-    """The `labels` of a dataset.json or of a prediction.json; `Problems` if they are not names of whole numbers."""
-    description = read_json(path)
-    if not isinstance(description, dict):
-        raise Problems(str(path), [f"expected an object with `labels`, found {type(description).__name__}"])
-    refuse(str(path), labels_problems(description.get("labels")))
-    return description["labels"]
-
-
 def disagreements(declarations: Mapping[str, Declaration]) -> list[str]:
     """One sentence for each thing the sites declare differently, naming every site and what it says."""
     problems = []
-    for what in ("channels", "labels", "dimension"):
-        said: dict[str, list[str]] = {}
+    for what in DECLARED:
+        views: dict[str, list[str]] = {}
         for site, declaration in declarations.items():
-            said.setdefault(_say(getattr(declaration, what)), []).append(site)
-        if len(said) > 1:
-            views = "; ".join(f"{', '.join(sites)}: {value}" for value, sites in said.items())
-            problems.append(f"the sites disagree on {what} ({views}); make dataset.json the same at all sites")
+            views.setdefault(in_words(declaration, what), []).append(site)
+        if len(views) > 1:
+            listed = "; ".join(f"{', '.join(sites)}: {value}" for value, sites in views.items())
+            problems.append(f"the sites disagree on {what} ({listed}); make dataset.json the same at all sites")
     return problems
+
+
+def in_words(declaration: Declares, what: str) -> str:
+    """What is declared of one thing, in words that are the same only if they mean the same."""
+    match what:
+        case "channels":
+            return _say_channels(declaration.channels)
+        case "labels":
+            return said(canonical(declaration.labels), declaration.regions_class_order)
+        case _:
+            return f"{declaration.dimension}D"
 
 
 def find_images(folder: Path, channels: int) -> dict[str, Files]:
@@ -236,10 +269,8 @@ def _attempt(read: Callable[[Source], Found], source: Source, problems: list[str
         return None
 
 
-def _say(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{k}={v}" for k, v in value.items())
-    return f"{len(value)} ({', '.join(value)})" if isinstance(value, tuple) else f"{value}D"
+def _say_channels(channels: tuple[str, ...]) -> str:
+    return f"{len(channels)} ({', '.join(channels)})"
 
 
 def _no_dataset(folder: Path) -> str:
@@ -261,7 +292,7 @@ def _description_problems(description: Any) -> list[str]:
     names = _channel_names(description)
     if not isinstance(names, dict) or sorted(names) != sorted(str(i) for i in range(len(names))) or not names:
         problems.append('`channel_names` must map "0", "1", ... to names, for example {"0": "T1"}')
-    problems += labels_problems(description.get("labels"))
+    problems += labels_problems(description.get("labels"), declared_order(description))
     if str(description.get("file_ending", "")).lower() not in images.ENDINGS:
         known = " ".join(sorted(images.ENDINGS))
         problems.append(f"`file_ending` is {description.get('file_ending')!r}; expected one of {known}")
@@ -269,21 +300,6 @@ def _description_problems(description: Any) -> list[str]:
     if not isinstance(patients, dict) or not all(isinstance(v, str) for v in patients.values()):
         problems.append('`patients` must map case to patient, for example {"case_1": "patient_1"}')
     return problems
-
-
-def labels_problems(labels: Any) -> list[str]:
-    """What is wrong with a map of structures to label values, as dataset.json and plans declare it."""
-    if not isinstance(labels, dict) or not labels:
-        return ['`labels` must map names to values, for example {"background": 0, "kidney": 1}']
-    if any(isinstance(v, list) for v in labels.values()):
-        return ["`labels` holds regions (lists of values), which are not supported; give one value per structure"]
-    if "ignore" in labels:
-        return ["`labels` holds `ignore`, which is not supported; leave unannotated cases without a label file"]
-    values = list(labels.values())
-    whole = all(isinstance(v, int) and not isinstance(v, bool) for v in values)
-    if not whole or labels.get("background") != 0 or sorted(values) != list(range(len(values))) or len(values) < 2:
-        return [f"`labels` must be background 0 and then 1, 2, ... without a gap; found {_say(labels)}"]
-    return []
 
 
 def _stem(path: Path) -> str:
@@ -390,7 +406,7 @@ def _case_problems(heads: list[tuple[str, Header]], scans: int, channels: tuple[
     misfits = [problem for other in heads[1:] for problem in _misfits(heads[0], other)]
     if count == len(channels):
         return misfits
-    return [f"found {count} channels, dataset.json declares {_say(channels)}", *misfits]
+    return [f"found {count} channels, dataset.json declares {_say_channels(channels)}", *misfits]
 
 
 def _mixture_problems(heads: Mapping[str, Header]) -> list[str]:
@@ -444,26 +460,3 @@ def _are_turned(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 def _round(numbers: tuple[float, ...]) -> str:
     return " ".join(f"{round(v, 2) + 0:g}" for v in numbers)
-
-
-def voxel_counts(label: np.ndarray, classes: int = 0) -> np.ndarray:
-    """How many voxels have each value from 0 up, at least `classes` of them; slice by slice, so memory stays small."""
-    most = max(classes, int(label.max(initial=0)) + 1)
-    counts = np.zeros(most, np.int64)
-    for plane in label:
-        counts += np.bincount(plane.ravel(), minlength=most)
-    return counts
-
-
-def _values(label: np.ndarray) -> set[int]:
-    if label.min(initial=0) < 0 or label.max(initial=0) > _MOST_CLASSES:
-        return {int(v) for v in np.unique(label)}
-    return {int(v) for v in np.flatnonzero(voxel_counts(label))}
-
-
-def _value_problems(label: np.ndarray, labels: Mapping[str, int]) -> list[str]:
-    unknown = sorted(_values(label) - set(labels.values()))
-    if not unknown:
-        return []
-    found = f"{unknown[:10]}" + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
-    return [f"the label holds the values {found}, but dataset.json declares only {_say(dict(labels))}"]

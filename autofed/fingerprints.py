@@ -14,8 +14,9 @@ from typing import Any, Self
 import numpy as np
 from pydantic import Field
 
-from autofed.case import Case, Dataset, Declaration, disagreements, labels_problems, site_name_problem, voxel_counts
+from autofed.case import Case, Dataset, Declaration, disagreements, site_name_problem
 from autofed.files import Record
+from autofed.labels import BACKGROUND, IGNORE, Labels, labels_problems, mask, voxel_counts
 from autofed.parallel import Progress, silent, total
 from autofed.plans import Speed
 from autofed.problems import refuse
@@ -72,7 +73,8 @@ class ChannelSums(Record):
 class ClassCounts(Record):
     """One structure: the cases that have it, its voxels, its volume in mm^3 (fixed point; pixels for pictures).
 
-    `components` counts its connected pieces, corner to corner, over all cases; 0 for the background.
+    `components` counts its connected pieces, corner to corner, over all cases; 0 for the background and for ignore,
+    which are counted beside the structures.
     """
 
     cases: int = 0
@@ -142,7 +144,7 @@ def merge(fingerprints: Sequence[Fingerprint]) -> Fingerprint:
 
 def _foreground_problems(found: Fingerprint) -> list[str]:
     """A mask may be empty, but a site where all are has nothing to learn, or the wrong files."""
-    structures = [name for name, value in found.declaration.labels.items() if value]
+    structures = Labels.of(found.declaration).names
     if any(found.classes[name].cases for name in structures):
         return []
     return [f"no label map holds any {' or '.join(structures)}; look whether labelsTr is right, or leave the site out"]
@@ -167,14 +169,15 @@ def _site_problems(sites: Mapping[str, SiteCounts]) -> list[str]:
 
 def _declaration_problems(found: Fingerprint) -> list[str]:
     declaration = found.declaration
-    problems = labels_problems(declaration.labels)
+    problems = labels_problems(declaration.labels, declaration.regions_class_order)
     if declaration.dimension not in (2, 3):
         problems.append(f"declaration.dimension: found {declaration.dimension}, expected 2 or 3")
     if len(found.channels) != len(declaration.channels):
         problems.append(f"channels: found {len(found.channels)}, the declaration has {len(declaration.channels)}")
     if set(found.classes) != set(declaration.labels):
         problems.append(f"classes: found {sorted(found.classes)}, the declaration has {sorted(declaration.labels)}")
-    most = max((c.cases for name, c in found.classes.items() if declaration.labels.get(name)), default=0)
+    structures = Labels.of(declaration).names
+    most = max((c.cases for name, c in found.classes.items() if name in structures), default=0)
     for name, sums in zip(declaration.channels, found.channels, strict=False):
         if sums.cases < most or (sums.cases and not any(sums.histogram.values())):
             problems.append(f"channels.{name}: the intensities of {most} cases with a structure are expected")
@@ -239,10 +242,13 @@ def _measure(declaration: Declaration, dataset: Dataset) -> Fingerprint:
 
 
 def measure_case(case: Case, declaration: Declaration) -> Fingerprint:
-    """The fingerprint of a single case; it names no site."""
-    box = crop_box(case.image)
+    """The fingerprint of a single case; it names no site.
+
+    Intensities are those of annotated foreground; nnU-Net counts ignored voxels as foreground too.
+    """
+    box, labels = crop_box(case.image), Labels.of(declaration)
     shape = [s.stop - s.start for s in box]
-    foreground = case.label > 0 if case.label is not None else np.zeros(case.image.shape[1:], bool)
+    foreground = np.zeros(case.image.shape[1:], bool) if case.label is None else labels.is_foreground(case.label)
     return Fingerprint(
         declaration=declaration,
         sites={},
@@ -251,7 +257,7 @@ def measure_case(case: Case, declaration: Declaration) -> Fingerprint:
         channels=tuple(
             _channel(image[foreground], name) for image, name in zip(case.image, declaration.channels, strict=True)
         ),
-        classes=_classes(case, declaration.labels),
+        classes=_classes(case, declaration.labels, labels),
     )
 
 
@@ -294,28 +300,29 @@ def _bfloat16(voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (filled.astype(np.uint32) << 16).view(np.float32), counts[filled]
 
 
-def _classes(case: Case, labels: Mapping[str, int]) -> dict[str, ClassCounts]:
+def _classes(case: Case, declared: Iterable[str], labels: Labels) -> dict[str, ClassCounts]:
     if case.label is None:
-        return {name: ClassCounts() for name in labels}
-    voxels = voxel_counts(case.label, len(labels))
+        return {name: ClassCounts() for name in declared}
+    counts = voxel_counts(case.label, labels.most + 1)
+    values = {BACKGROUND: (0,), IGNORE: (labels.ignore or 0,), **dict(labels.structures)}
+    voxels = {name: int(counts[list(values[name])].sum()) for name in declared}
     unit = case.geometry.voxel_mm3 * FIXED_POINT
     return {
         name: ClassCounts(
-            cases=int(voxels[v] > 0),
-            voxels=int(voxels[v]),
-            volume=round(int(voxels[v]) * unit),
-            components=_components(case.label, v) if v and voxels[v] else 0,
+            cases=int(count > 0),
+            voxels=count,
+            volume=round(count * unit),
+            components=_components(mask(case.label, values[name])) if count and name in labels.names else 0,
         )
-        for name, v in labels.items()
+        for name, count in voxels.items()
     }
 
 
-def _components(label: np.ndarray, value: int) -> int:
-    """Connected pieces of one structure, within its bounding box; voxels that touch at a corner are one piece."""
+def _components(held: np.ndarray) -> int:
+    """Connected pieces of a mask, within its bounding box; voxels that touch at a corner are one piece."""
     from scipy import ndimage  # takes as long to import as a small case to measure
 
-    mask = label == value
-    return int(ndimage.label(mask[crop_box(mask[None])], np.ones((3, 3, 3)))[1])
+    return int(ndimage.label(held[crop_box(held[None])], np.ones((3, 3, 3)))[1])
 
 
 def _add(a: Fingerprint, b: Fingerprint) -> Fingerprint:

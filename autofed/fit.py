@@ -13,6 +13,7 @@ from torch import nn
 from autofed import batches
 from autofed.devices import arithmetic, place
 from autofed.exchange import Arrays
+from autofed.labels import Labels
 from autofed.loss import make_loss
 from autofed.network import build, load_weights, weights_of
 from autofed.plans import Local, Network, Training
@@ -37,16 +38,18 @@ def fit(
     steps: int,
     rate: Callable[[float], float],
     seed: Sequence[int],
+    labels: Labels | None = None,
     device: str = "cpu",
     on_step: Callable[[], None] = lambda: None,
 ) -> Fitted:
     """Train from `weights` for so many steps on a site's patients.
 
     `rate` gives the share of the plan's learning rate when so much of these steps is done, from 0 to 1. The optimiser
-    starts anew, since momentum of weights that have since been averaged points elsewhere.
+    starts anew, since momentum of weights that have since been averaged points elsewhere. `labels` say what the values
+    of the site's label maps mean (see `make_loss`).
     """
     torch.manual_seed(int(np.random.SeedSequence(list(seed)).generate_state(1)[0]))
-    learner = Learner(local.network, local.training, device)
+    learner = Learner(local.network, local.training, device, labels)
     load_weights(learner.module, weights)
     parameters = list(learner.module.parameters())
     optimiser = _optimiser(parameters, local)
@@ -66,10 +69,10 @@ def fit(
 class Learner:
     """A network and its loss on a device, in the precision of the plan: one backward pass at a time."""
 
-    def __init__(self, network: Network, training: Training, device: str):
+    def __init__(self, network: Network, training: Training, device: str, labels: Labels | None = None):
         module = build(network)
         self.module = place(module, network, device).train()
-        self._loss = make_loss(training, len(module.heads))
+        self._loss = make_loss(training, len(module.heads), labels)
         self._network, self._training, self._device = network, training, device
 
     def gradient(self, patches: batches.Patches, losses: list[float]) -> list[torch.Tensor]:

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from monai.inferers.utils import sliding_window_inference
 
-from autofed.case import Case
+from autofed.case import DECLARED, Case, in_words
 from autofed.exchange import Arrays
 from autofed.images import Geometry
+from autofed.labels import Labels, mask
 from autofed.network import UNet, build, load_weights
 from autofed.plans import Plan
 from autofed.postprocessing import NOTHING, Postprocessing
-from autofed.prepared import WayBack, prepare, restore, restore_labels
+from autofed.prepared import WayBack, prepare, restore, restore_labels, restore_regions
 from autofed.problems import Problems, refuse
 from autofed.uncertainty import Ensemble
 
@@ -44,8 +45,9 @@ class Structure:
 class Prediction:
     """What the ensemble says of one scan, on the scan's own grid (Z, Y, X).
 
-    `labels` uint8; `entropy` and `mutual_information` float32 in [0, 1] (shares of ln K); `probabilities` float16
-    (K, Z, Y, X) only if asked for; `structures` by name; `members` sets of weights times mirrored views.
+    `labels` uint8; `entropy` and `mutual_information` float32 in [0, 1] (shares of ln K, of regions of ln 2);
+    `probabilities` float16 (K, Z, Y, X) only if asked for; `structures` by name; `members` sets of weights times
+    mirrored views.
     """
 
     labels: np.ndarray
@@ -86,6 +88,7 @@ class Predictor:
         self.postprocessing = postprocessing
         self.members = tuple(members)
         self.plan = members[0].plan
+        self.labels = Labels.of(self.plan.agreement)
         self.device = device
         self.mirroring = mirroring
         self._networks: dict[str, UNet] = {}
@@ -100,36 +103,37 @@ class Predictor:
     def predict(self, case: Case, *, probabilities: bool = False) -> Prediction:
         """The prediction for one case, whose label (if any) is not looked at."""
         refuse(case.id, _misfits(case, self.plan))
-        local, labels = self.plan.local, self.plan.agreement.labels
+        local, labels = self.plan.local, self.labels
         ready = prepare(case, local.geometry, local.intensity)
-        ensemble, counts = Ensemble(), []
+        ensemble, counts = Ensemble(is_regions=labels.is_regions), []
         for member in self.members:
             counts.append(self._add(member, ready.image, ensemble))
         mean = ensemble.mean.cpu().numpy()
         way = ready.way_back
-        found = self.postprocessing.apply(restore_labels(mean, way), labels)
+        found = restore_regions(mean, way, labels.order) if labels.is_regions else restore_labels(mean, way)
+        found = self.postprocessing.apply(found, self.plan.agreement.labels)
         return Prediction(
             labels=found,
             entropy=_restored(ensemble.entropy, way),
             mutual_information=_restored(ensemble.mutual_information, way),
-            structures=_structures(found, _class_counts(ensemble), counts, labels, way),
+            structures=_structures(found, _value_counts(ensemble, labels), counts, labels, way),
             members=ensemble.members,
             plan_digest=self.plan.digest(),
             weights_digest=self.weights_digest,
-            probabilities=_whole(mean, way) if probabilities else None,
+            probabilities=_whole(mean, way, labels) if probabilities else None,
         )
 
     def _add(self, member: Member, image: np.ndarray, ensemble: Ensemble) -> np.ndarray:
-        """Add every mirrored view of a member; gives its own voxel count per class on the plan's grid."""
+        """Add every mirrored view of a member; gives its own voxel count per label value on the plan's grid."""
         network = self._network(member.plan)
         load_weights(network, member.read(), member.name)
         network.eval()
         axes = member.plan.inference.mirror_axes if self.mirroring else ()
-        own = Ensemble()
+        own = Ensemble(is_regions=self.labels.is_regions)
         for probabilities in views(network, image, member.plan, axes, self.device):
             ensemble.add(probabilities)
             own.add(probabilities)
-        return _class_counts(own)
+        return _value_counts(own, self.labels)
 
     def _network(self, plan: Plan) -> UNet:
         key = plan.local.network.digest()
@@ -143,11 +147,13 @@ def views(network: UNet, image: np.ndarray, plan: Plan, axes: Sequence[int], dev
     """Probabilities (K, *grid) of an image (C, *grid), once for each combination of mirrored axes."""
     whole = torch.from_numpy(image).to(device)[None]
     flat = plan.local.axes == 2
+    is_regions = Labels.of(plan.agreement).is_regions
     for mirrored in chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1)):
         turned = [axis + (3 if flat else 2) for axis in mirrored]
         view = whole.flip(turned) if turned else whole
         logits = _slices(network, view, plan) if flat else _windows(network, view, plan)
-        yield torch.softmax((logits.flip(turned) if turned else logits)[0], dim=0)
+        upright = (logits.flip(turned) if turned else logits)[0]
+        yield torch.sigmoid(upright) if is_regions else torch.softmax(upright, dim=0)
 
 
 def _slices(network: UNet, image: torch.Tensor, plan: Plan) -> torch.Tensor:
@@ -173,8 +179,8 @@ def _check(members: Sequence[Member]) -> None:
     first = members[0]
     problems = []
     for member in members[1:]:
-        for what in ("channels", "labels", "dimension"):
-            mine, theirs = getattr(first.plan.agreement, what), getattr(member.plan.agreement, what)
+        for what in DECLARED:
+            mine, theirs = (in_words(m.plan.agreement, what) for m in (first, member))
             if mine != theirs:
                 problems.append(f"{first.name} and {member.name} differ in {what}: {mine} and {theirs}")
         if first.plan.local.preparation_digest() != member.plan.local.preparation_digest():
@@ -201,15 +207,22 @@ def _restored(values: torch.Tensor, way: WayBack) -> np.ndarray:
     return np.clip(restore(values.cpu().numpy().astype(np.float32), way), 0, 1)
 
 
-def _whole(mean: np.ndarray, way: WayBack) -> np.ndarray:
-    parts = [restore(p, way, fill=1.0 if k == 0 else 0.0).astype(np.float16) for k, p in enumerate(mean)]
-    return np.stack(parts)
+def _whole(mean: np.ndarray, way: WayBack, labels: Labels) -> np.ndarray:
+    """All probabilities; what was cropped is background for sure, which is no region."""
+    outside = [float(k == 0 and not labels.is_regions) for k in range(len(mean))]
+    return np.stack([restore(p, way, fill=f).astype(np.float16) for p, f in zip(mean, outside, strict=True)])
 
 
-def _class_counts(ensemble: Ensemble) -> np.ndarray:
-    """Voxels of the plan's grid in which each class is the most probable."""
+def _value_counts(ensemble: Ensemble, labels: Labels) -> np.ndarray:
+    """Voxels of the plan's grid that are predicted to have each value."""
     mean = ensemble.mean
-    return np.bincount(mean.argmax(0).flatten().cpu().numpy(), minlength=len(mean))
+    if labels.is_regions:
+        found = torch.zeros_like(mean[0], dtype=torch.int64)
+        for probability, value in zip(mean, labels.order, strict=True):
+            found[probability > 0.5] = value
+    else:
+        found = mean.argmax(0)
+    return np.bincount(found.flatten().cpu().numpy(), minlength=labels.most + 1)
 
 
 def _unit(geometry: Geometry) -> tuple[str, float]:
@@ -221,11 +234,11 @@ def _unit(geometry: Geometry) -> tuple[str, float]:
 
 
 def _structures(
-    found: np.ndarray, together: np.ndarray, counts: Sequence[np.ndarray], labels: Mapping[str, int], way: WayBack
+    found: np.ndarray, together: np.ndarray, counts: Sequence[np.ndarray], labels: Labels, way: WayBack
 ) -> dict[str, Structure]:
     """The structures of `found`, the labels on the file's grid, with the range of their sizes over the members.
 
-    `together` and `counts` are voxels per class on the plan's grid, of the ensemble and of each member. Bringing each
+    `together` and `counts` are voxels per value on the plan's grid, of the ensemble and of each member. Bringing each
     member back would cost as much as the ensemble again, so its count is multiplied by what the ensemble's own count
     became on the way back: then a member that agrees with the ensemble has the ensemble's size. Where the ensemble
     has no such structure on one of the grids, the factor is that of the volumes of a voxel.
@@ -234,11 +247,11 @@ def _structures(
     measure, voxel = _unit(geometry)
     by_volume = np.prod([stop - start for start, stop in way.box]) / np.prod(way.grid)
     structures = {}
-    for name, value in labels.items():
-        if value:
-            voxels = int(np.count_nonzero(found == value))
-            factor = voxels / together[value] if voxels and together[value] else by_volume
-            sizes = [float(c[value] * factor * voxel) for c in counts]
-            size, smallest, largest = (round(s, 6) for s in (voxels * voxel, min(sizes), max(sizes)))
-            structures[name] = Structure(voxels, measure, size, smallest, largest)
+    for name, values in labels.structures:
+        held = list(values)
+        voxels, all_together = int(np.count_nonzero(mask(found, values))), together[held].sum()
+        factor = voxels / all_together if voxels and all_together else by_volume
+        sizes = [float(c[held].sum() * factor * voxel) for c in counts]
+        size, smallest, largest = (round(s, 6) for s in (voxels * voxel, min(sizes), max(sizes)))
+        structures[name] = Structure(voxels, measure, size, smallest, largest)
     return structures

@@ -6,12 +6,14 @@ no structure's falls; then each structure by itself, taken if its own Dice rises
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from monai.transforms.utils import get_largest_connected_component_mask
 
 from autofed.files import Record
+from autofed.labels import Labels, mask
 
 RULES = ("nothing", "own", "foreground", "both")
 """What may be done to a structure: nothing, its own largest component, that of all structures as one, or both."""
@@ -26,7 +28,7 @@ class Postprocessing(Record):
     def __bool__(self) -> bool:
         return self.foreground or bool(self.structures)
 
-    def apply(self, labels: np.ndarray, values: Mapping[str, int]) -> np.ndarray:
+    def apply(self, labels: np.ndarray, values: Mapping[str, Any]) -> np.ndarray:
         """The label map (any shape of 2 or 3 axes) with what is not the largest component made background."""
         if not self:
             return labels
@@ -52,11 +54,15 @@ def largest(mask: np.ndarray) -> np.ndarray:
     return np.asarray(get_largest_connected_component_mask(mask)) if mask.any() else mask
 
 
-def by_rule(labels: np.ndarray, values: Iterable[int]) -> Iterator[list[np.ndarray]]:
-    """The masks of one structure after another, each after each of the `RULES`."""
-    whole = _in_one_piece(labels)
-    for value in values:
-        yield [labels == value, largest(labels == value), whole == value, largest(whole == value)]
+def by_rule(found: np.ndarray, labels: Labels) -> Iterator[list[np.ndarray]]:
+    """The masks of one structure after another in a label map, each after each of the `RULES`.
+
+    A region is not made smaller by itself, since others share its voxels.
+    """
+    whole = _in_one_piece(found)
+    for _, values in labels.structures:
+        plain, one = mask(found, values), mask(whole, values)
+        yield [plain, plain, one, one] if labels.is_regions else [plain, largest(plain), one, largest(one)]
 
 
 def decide(dice: Mapping[str, np.ndarray]) -> Postprocessing:

@@ -21,6 +21,7 @@ from autofed.files import digest, read_json, whole_file, write_json
 from autofed.images import Geometry, ending_of, label_ending, write
 from autofed.inference import Prediction, Predictor
 from autofed.parallel import Progress, silent
+from autofed.plans import Agreement
 from autofed.problems import Problems, refuse
 from autofed.runs import GLOBAL, Run
 from autofed.scores import MAPS, find_references
@@ -120,7 +121,7 @@ class Predictions:
             {
                 "case": case,
                 "images": [str(p.resolve()) for p in files.images],
-                "labels": predictor.plan.agreement.labels,
+                **_declared(predictor.plan.agreement),
                 "files": names,
                 **_spacing(geometry),
                 **_describe(found),
@@ -155,7 +156,7 @@ class Predictions:
 
     def _write_about(self, predictor: Predictor, runs: Sequence[Run], model: str | None) -> None:
         about = {
-            "labels": predictor.plan.agreement.labels,
+            **_declared(predictor.plan.agreement),
             "runs": [str(run.folder.resolve()) for run in runs],
             "model": model or GLOBAL,
             "ensemble": [member.name for member in predictor.members],
@@ -181,6 +182,11 @@ class Predictions:
         ensemble = [predictor.weights_digest, predictor.plan.inference.digest(), predictor.mirroring]
         ensemble += [predictor.postprocessing.digest()] if predictor.postprocessing else []
         return digest([*ensemble, self.probabilities, scans])
+
+
+def _declared(agreement: Agreement) -> dict[str, Any]:
+    """What the values of the label maps mean, with the keys of dataset.json."""
+    return agreement.model_dump(mode="json", include={"labels", "regions_class_order"})
 
 
 def _spacing(geometry: Geometry) -> dict[str, list[float]]:

@@ -7,7 +7,7 @@ or privacy prepares nothing again, and data prepared from other files is never t
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autofed.case import Case, Dataset, open_dataset, voxel_counts
+from autofed.case import Case, Dataset, open_dataset
 from autofed.files import Record, digest, whole_folder, write_json
 from autofed.fingerprints import crop_box
 from autofed.images import Geometry as FileGeometry
+from autofed.labels import ClassOrder, Labels, Values, mask, voxel_counts
 from autofed.parallel import Progress, each, silent
 from autofed.planner import ANISOTROPY
 from autofed.plans import Channel, Geometry, Intensity, Local
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 LOCATIONS_PER_CLASS = 10_000
 """So many voxels of each class are remembered as centres for patches (nnU-Net)."""
+
+ANNOTATED = 0
+"""The key of voxels of any kind that were annotated, remembered where some may not be (nnU-Net)."""
 
 _EPSILON = 1e-8
 _POLE = math.sqrt(3) - 2  # of the filter that turns values into coefficients of a cubic B-spline
@@ -128,6 +132,17 @@ def restore_labels(probabilities: np.ndarray, way: WayBack) -> np.ndarray:
         rival = restore(probabilities[value], way)
         labels[rival > best] = value
         np.maximum(best, rival, out=best)
+    return labels
+
+
+def restore_regions(probabilities: np.ndarray, way: WayBack, order: Sequence[int]) -> np.ndarray:
+    """Regions (Z, Y, X), uint8 (uint16 above 255), from probabilities (K, *grid) that need not add up to 1.
+
+    Where a region is more probable than not, it is painted with its value of `order`, later ones on top.
+    """
+    labels = np.zeros(way.shape, dtype=np.uint8 if max(order) < 256 else np.uint16)
+    for probability, value in zip(probabilities, order, strict=True):
+        labels[restore(probability, way) > 0.5] = value
     return labels
 
 
@@ -353,7 +368,8 @@ class Index(Record):
     raw: str
     raw_digest: str
     preparation: str
-    labels: dict[str, int]
+    labels: dict[str, Values]
+    regions_class_order: ClassOrder = ()
     channels: tuple[str, ...]
     cases: dict[str, str]
     unlabelled: tuple[str, ...]
@@ -383,7 +399,10 @@ class Store:
         return {}
 
     def locations(self, case: str) -> dict[int, np.ndarray]:
-        """For each class that the case has, some of its voxels (n, 3) on the grid."""
+        """For each class that the case has, some of its voxels (n, 3) on the grid; regions are numbered from 1.
+
+        With an ignore label, the key ANNOTATED holds voxels that were annotated, whatever they are.
+        """
         if case not in self._locations:
             with np.load(self.folders[case] / "locations.npz") as found:
                 self._locations[case] = {int(value): found[value] for value in found.files}
@@ -459,6 +478,7 @@ def _index(dataset: Dataset, local: Local) -> Index:
         raw_digest=dataset.raw_digest(),
         preparation=local.preparation_digest(),
         labels=dict(dataset.labels),
+        regions_class_order=dataset.regions_class_order,
         channels=dataset.channels,
         cases={case: dataset.patient(case) for case in dataset.cases},
         unlabelled=tuple(case for case, files in dataset.cases.items() if files.label is None),
@@ -487,7 +507,7 @@ def _prepare_one(local: Local, folder: Path, dataset: Dataset) -> None:
         _write(part / "image.b2nd", ready.image)
         if ready.label is not None:
             _write(part / "label.b2nd", ready.label)
-            locations: dict[str, Any] = dict(_find_locations(ready.label))
+            locations: dict[str, Any] = dict(_find_locations(ready.label, Labels.of(dataset)))
             np.savez(part / "locations.npz", **locations)
         write_json(part / "case.json", ready.way_back.model_dump(mode="json"))
 
@@ -521,12 +541,17 @@ def _even(size: int, most: int) -> int:
     return math.ceil(size / math.ceil(size / most))
 
 
-def _find_locations(label: np.ndarray) -> Iterable[tuple[str, np.ndarray]]:
-    """Per class: all voxels if there are few, else 10 000 or 1 % of them, whichever is more (nnU-Net)."""
+def _find_locations(label: np.ndarray, labels: Labels) -> Iterator[tuple[str, np.ndarray]]:
+    """Per class or region: all voxels if there are few, else 10 000 or 1 % of them, whichever is more (nnU-Net)."""
     generator = np.random.default_rng(1234)
-    for value in _present(label):
-        at = np.flatnonzero(label == value)
+    held = {number: mask(label, values) for number, (_, values) in enumerate(labels.structures, start=1)}
+    if labels.ignore is not None:
+        held[ANNOTATED] = label != labels.ignore
+    for key, voxels in held.items():
+        at = np.flatnonzero(voxels)
+        if not len(at):
+            continue
         wanted = max(LOCATIONS_PER_CLASS, len(at) // 100)
         if len(at) > wanted:
             at = generator.choice(at, wanted, replace=False)
-        yield str(value), np.stack(np.unravel_index(at, label.shape), axis=1).astype(np.int32)
+        yield str(key), np.stack(np.unravel_index(at, label.shape), axis=1).astype(np.int32)

@@ -2,7 +2,8 @@
 
 What is counted, once and for all:
 
-* The background is no structure.
+* The background is no structure. A region is all the values that it has.
+* Voxels that the reference ignores count in neither map: nobody knows what is there.
 * A structure that is in neither map is not scored (None) and left out of every mean, as nnU-Net leaves out its NaN.
 * A structure that is in only one of them has Dice 0 and Jaccard 0. It has no surface distance, so the HD95 means
   leave it out and look better than they should; `Report.notes` counts these cases.
@@ -28,6 +29,7 @@ from scipy import ndimage
 from autofed import images
 from autofed.files import Record
 from autofed.images import Geometry
+from autofed.labels import Labels, Values, mask, said
 from autofed.parallel import Progress, each, silent
 from autofed.problems import Problems, refuse
 
@@ -78,31 +80,36 @@ class _Pair:
     site: str | None
     prediction: Path
     reference: Path
-    labels: Mapping[str, int]
+    labels: Mapping[str, Values]
 
 
 def score_case(
     prediction: np.ndarray,
     reference: np.ndarray,
-    labels: Mapping[str, int],
+    labels: Mapping[str, Values],
     spacing_mm: tuple[float, float, float],
     case: str = "",
     site: str | None = None,
 ) -> CaseScores:
     """Compare two label maps (Z, Y, X) of whole numbers, voxel by voxel.
 
-    `labels` maps names to values, background 0 included or not; `spacing_mm` is (z, y, x). A map of one slice is
-    scored in 2D, and its slice distance is not looked at. `Problems` if the shapes differ or a map holds a value that
-    `labels` does not declare. HD95 is the larger of the two directed 95th percentiles (Taha and Hanbury, BMC Med
-    Imaging 15:29, 2015; there is another definition that pools the distances of both directions first).
+    `labels` maps names to values as dataset.json does, background 0 included or not; `spacing_mm` is (z, y, x). A map
+    of one slice is scored in 2D, and its slice distance is not looked at. `Problems` if the shapes differ or a map
+    holds a value that `labels` does not declare; only the reference may hold that of `ignore`. HD95 is the larger of
+    the two directed 95th percentiles (Taha and Hanbury, BMC Med Imaging 15:29, 2015; there is another definition that
+    pools the distances of both directions first).
     """
+    known = Labels.declared(labels)
     problems = [*_shape_problems(prediction, reference), *_value_problems(prediction, reference, labels)]
     refuse(case or "the maps", problems)
     spacing = [float(s) for s in spacing_mm]
     if reference.shape[0] == 1:
         prediction, reference, spacing = prediction[0], reference[0], spacing[1:]
+    if known.ignore is not None:
+        prediction = np.where(reference == known.ignore, 0, prediction)
     classes = {
-        name: _structure(prediction == value, reference == value, spacing) for name, value in labels.items() if value
+        name: _structure(mask(prediction, values), mask(reference, values), spacing)
+        for name, values in known.structures
     }
     return CaseScores(case=case, site=site, classes=classes, mean=_mean(classes.values()))
 
@@ -128,7 +135,7 @@ def summarise(cases: Iterable[CaseScores], distance_unit: Unit = "mm", notes: It
 def evaluate_folder(
     predictions: Path,
     labels: Path | Mapping[str, Path],
-    label_names: Mapping[str, int],
+    label_names: Mapping[str, Values],
     sites: Mapping[str, str] | None = None,
     processes: int = 1,
     progress: Progress = silent,
@@ -218,7 +225,7 @@ def _by_class(cases: Iterable[CaseScores]) -> dict[str, Scores]:
 
 
 def _find_pairs(
-    predictions: Path, references: Mapping[str, Path], label_names: Mapping[str, int], sites: Mapping[str, str]
+    predictions: Path, references: Mapping[str, Path], label_names: Mapping[str, Values], sites: Mapping[str, str]
 ) -> tuple[list[_Pair], list[str]]:
     found, problems = _label_maps(predictions)
     if predictions.is_dir() and not found:
@@ -311,12 +318,15 @@ def _spacing_problems(prediction: Geometry, reference: Geometry, is_flat: bool) 
         yield f"the prediction has the spacing {a} mm, the reference {b} mm; write both on the grid of the image"
 
 
-def _value_problems(prediction: np.ndarray, reference: np.ndarray, labels: Mapping[str, int]) -> Iterator[str]:
+def _value_problems(prediction: np.ndarray, reference: np.ndarray, labels: Mapping[str, Values]) -> Iterator[str]:
+    known = Labels.declared(labels)
+    ignored = set() if known.ignore is None else {known.ignore}
+    if known.ignore is not None and (prediction == known.ignore).any():
+        yield f"the prediction holds the value {known.ignore}, which only a reference may ignore; predict every voxel"
     for what, array in (("prediction", prediction), ("reference", reference)):
-        unknown = _unknown_values(array, {0, *labels.values()})
+        unknown = _unknown_values(array, known.values | ignored)
         if unknown:
-            declared = ", ".join(f"{name}={value}" for name, value in labels.items())
-            yield f"the {what} holds the values {unknown[:10]}, but only {declared} are declared"
+            yield f"the {what} holds the values {unknown[:10]}, but only {said(labels)} are declared"
 
 
 def _unknown_values(array: np.ndarray, known: set[int]) -> list[int]:

@@ -2,6 +2,9 @@
 
 Both are divided by ln K (K classes), so that they lie in [0, 1]. The entropy of the mean is the total uncertainty; the
 part of it that comes from members contradicting each other is the mutual information (Smith and Gal, UAI 2018, eq. 4).
+
+Regions overlap, so each of them is a question of its own with two answers, whose entropy is divided by ln 2. Of a voxel
+the largest over the regions counts, of both measures: that the others are clear makes a doubtful one no clearer.
 """
 
 from __future__ import annotations
@@ -16,20 +19,27 @@ def entropy(probabilities: torch.Tensor) -> torch.Tensor:
     return torch.special.entr(probabilities).sum(0) / math.log(probabilities.shape[0])
 
 
+def binary_entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    """Entropy of being in a region or not, as a share of ln 2: of each region (K, ...) by itself."""
+    return (torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)) / math.log(2)
+
+
 class Ensemble:
     """Running sums over members, so that memory does not grow with their number.
 
-    A member is one set of weights seen through one mirrored view: (K, *grid) probabilities that sum to 1.
+    A member is one set of weights seen through one mirrored view: (K, *grid) probabilities, which sum to 1 unless they
+    are of regions.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_regions: bool = False) -> None:
         self.members = 0
+        self._entropy = binary_entropy if is_regions else lambda p: entropy(p)[None]
         self._probabilities: torch.Tensor | None = None
         self._entropies: torch.Tensor | None = None
 
     def add(self, probabilities: torch.Tensor) -> None:
         """Count a member."""
-        own = entropy(probabilities)
+        own = self._entropy(probabilities)
         if self._probabilities is None or self._entropies is None:
             self._probabilities, self._entropies = probabilities.clone(), own
         else:
@@ -46,10 +56,10 @@ class Ensemble:
     @property
     def entropy(self) -> torch.Tensor:
         """Entropy of the mean (*grid)."""
-        return entropy(self.mean)
+        return self._entropy(self.mean).amax(0)
 
     @property
     def mutual_information(self) -> torch.Tensor:
         """Entropy of the mean less the mean entropy (*grid); never below 0."""
         assert self._entropies is not None, "no member was added"
-        return (self.entropy - self._entropies / self.members).clamp_min(0)
+        return (self._entropy(self.mean) - self._entropies / self.members).amax(0).clamp_min(0)

@@ -11,6 +11,7 @@ from autofed.batches import draw_patch
 from autofed.devices import arithmetic, place
 from autofed.exchange import Arrays
 from autofed.inference import views
+from autofed.labels import Labels, mask
 from autofed.network import UNet, build, load_weights
 from autofed.plans import Local, Plan
 from autofed.postprocessing import by_rule
@@ -21,40 +22,38 @@ SHARE = 0.2
 """So many patches are looked at for each one that was trained on since the last look (nnU-Net: 50 to 250)."""
 
 
-def patch_dice(weights: Arrays, store: Store, local: Local, patches: int, device: str = "cpu") -> dict[int, float]:
-    """Dice of each class over patches of held-out patients, all counted as one (nnU-Net's pseudo Dice).
+def patch_dice(weights: Arrays, store: Store, plan: Plan, patches: int, device: str = "cpu") -> dict[str, float]:
+    """Dice of each structure over patches of held-out patients, all counted as one (nnU-Net's pseudo Dice).
 
     The patches are the same whatever the round: what differs between two models is not chance. Every patient is looked
-    at, `patches` in all if that is more. A class that is neither there nor predicted has no score.
+    at, `patches` in all if that is more. A structure that is neither there nor predicted has no score.
     """
+    local, labels = plan.local, Labels.of(plan.agreement)
     network = _network(weights, local, device)
-    hits = np.zeros((3, local.network.classes))
+    hits = np.zeros((len(labels.structures), 3), np.int64)
     for image, label in _patches(store, local, patches):
         with torch.inference_mode(), arithmetic(local.training.precision, device):
             logits = network(place(torch.from_numpy(image[None]), local.network, device))
-        hits += _hits(logits.argmax(1)[0].cpu().numpy(), label, local.network.classes)
-    both, predicted, there = hits
-    return {
-        k: float(2 * both[k] / (predicted[k] + there[k]))
-        for k in range(1, local.network.classes)
-        if predicted[k] + there[k]
-    }
+        hits += _hits(logits[0].float().cpu().numpy(), label, labels)
+    sizes = hits[:, 1] + hits[:, 2]
+    return {n: float(2 * h[0] / size) for n, h, size in zip(labels.names, hits, sizes, strict=True) if size}
 
 
 def case_dice(
     weights: Arrays, store: Store, plan: Plan, device: str = "cpu", on_case: Callable[[], None] = lambda: None
 ) -> dict[str, np.ndarray]:
-    """Dice of whole held-out cases on the plan's grid, by case: (classes - 1, `RULES`), NaN where not scored.
+    """Dice of whole held-out cases on the plan's grid, by case: (structures, `RULES`), NaN where not scored.
 
-    Predicted as `predict` does, with mirrored views; a class that is in neither map is not scored.
+    Predicted as `predict` does, with mirrored views; a structure that is in neither map is not scored, and voxels that
+    were not annotated are not looked at.
     """
-    network = _network(weights, plan.local, device)
+    network, labels = _network(weights, plan.local, device), Labels.of(plan.agreement)
     scores = {}
     for case in sorted(case for cases in store.patients.values() for case in cases):
-        labels, truth = _predict(network, store, case, plan, device), store.label(case)[:]
-        values = range(1, plan.local.network.classes)
-        masks = zip(values, by_rule(labels, values), strict=True)
-        scores[case] = np.array([[_dice(mask, truth == value) for mask in each] for value, each in masks])
+        found, truth = _predict(network, store, case, plan, labels, device), store.label(case)[:]
+        annotated = truth != labels.ignore
+        rules = zip(labels.structures, by_rule(found, labels), strict=True)
+        scores[case] = np.array([[_dice(m & annotated, mask(truth, v)) for m in masks] for (_, v), masks in rules])
         on_case()
     return scores
 
@@ -74,17 +73,29 @@ def _patches(store: Store, local: Local, patches: int) -> Iterator[tuple[np.ndar
         yield draw_patch(store, patient, local.training, local.training.patch_size, generator)
 
 
-def _hits(found: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
-    """Voxels of each class that are right, that were predicted, and that are there."""
-    right = found[found == truth]
-    return np.stack([np.bincount(v.ravel(), minlength=classes)[:classes] for v in (right, found, truth)])
+def _hits(logits: np.ndarray, truth: np.ndarray, labels: Labels) -> np.ndarray:
+    """(structures, 3): voxels of each that are right, that were predicted, and that are there; annotated ones alone."""
+    annotated = truth != labels.ignore
+    best = logits.argmax(0)
+    counts = []
+    for channel, (_, values) in enumerate(labels.structures):
+        found = (logits[channel] > 0 if labels.is_regions else best == channel + 1) & annotated
+        there = mask(truth, values)
+        counts.append([np.count_nonzero(m) for m in (found & there, found, there)])
+    return np.array(counts)
 
 
-def _predict(network: UNet, store: Store, case: str, plan: Plan, device: str) -> np.ndarray:
-    ensemble = Ensemble()
+def _predict(network: UNet, store: Store, case: str, plan: Plan, labels: Labels, device: str) -> np.ndarray:
+    ensemble = Ensemble(is_regions=labels.is_regions)
     for probabilities in views(network, store.image(case)[:], plan, plan.inference.mirror_axes, device):
         ensemble.add(probabilities)
-    return ensemble.mean.argmax(0).cpu().numpy()
+    mean = ensemble.mean.cpu().numpy()
+    if not labels.is_regions:
+        return mean.argmax(0)
+    painted = np.zeros(mean.shape[1:], np.int64)
+    for probability, value in zip(mean, labels.order, strict=True):
+        painted[probability > 0.5] = value
+    return painted
 
 
 def _dice(found: np.ndarray, truth: np.ndarray) -> float:

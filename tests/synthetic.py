@@ -14,9 +14,12 @@ from PIL import Image as Pillow
 from autofed import images
 from autofed.files import write_json
 from autofed.images import PICTURE_SLICE_MM, Geometry
+from autofed.labels import Labels
 
 TUMOUR = {"background": 0, "tumour": 1}
 ORGAN_AND_TUMOUR = {"background": 0, "organ": 1, "tumour": 2}
+REGIONS = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+"""`core` lies on top of `whole`; with the class order (1, 2)."""
 
 
 def blobs(shape: Sequence[int], classes: int, rng: np.random.Generator) -> np.ndarray:
@@ -46,7 +49,9 @@ def make_site(
     cases: int = 4,
     dimension: int = 3,
     channels: Sequence[str] = ("MRI",),
-    labels: Mapping[str, int] = TUMOUR,
+    labels: Mapping[str, int | list[int]] = TUMOUR,
+    order: Sequence[int] = (),
+    annotated: float = 1.0,
     ending: str = "",
     patients: int | Mapping[str, str] = 0,
     unlabelled: int = 0,
@@ -59,32 +64,36 @@ def make_site(
 
     `ending` is .nii.gz in 3D and .png in 2D unless said otherwise; three channels in pictures make one RGB file each.
     `patients` is a mapping of case to patient, or how many cases each patient has. The last `unlabelled` cases have no
-    label. `shape` and `spacing_mm` are (z, y, x) or, in 2D, (y, x); the shape varies a little from case to case.
-    `part` is Tr for what a site holds, Ts for a test set.
+    label. Labels that are regions have a class `order`; of each label map the share `annotated` from the left has its
+    values, and the rest is `ignore`. `shape` and `spacing_mm` are (z, y, x) or, in 2D, (y, x); the shape varies a
+    little from case to case. `part` is Tr for what a site holds, Ts for a test set.
     """
     folder = Path(folder)
     ending = ending or (".nii.gz" if dimension == 3 else ".png")
     rng = np.random.default_rng([seed, *folder.name.encode()])
     base = tuple(shape) or ((16, 24, 20) if dimension == 3 else (32, 40))
     ids = [f"{folder.name}_{i:03d}" for i in range(cases)]
+    known = Labels.declared(labels)
     for i, case in enumerate(ids):
         size = [n + (0 if shape else int(rng.integers(0, 5))) for n in base]
-        label = blobs([1, *size][-3:], len(labels), rng)
+        label = blobs([1, *size][-3:], max(known.values) + 1, rng)
         geometry = _geometry(dimension, ending, tuple(spacing_mm))
         _write_image(folder / f"images{part}", case, ending, paint(label, len(channels), rng), geometry)
         if i < cases - unlabelled:
             name = f"{case}{images.label_ending(ending)}"
+            label[..., round(label.shape[-1] * annotated) :] = known.ignore or 0
             _write_map(folder / f"labels{part}" / name, label.astype(np.uint8), geometry)
-    write_json(folder / "dataset.json", describe(ids, channels, labels, ending, patients))
+    write_json(folder / "dataset.json", describe(ids, channels, labels, ending, patients, order))
     return folder
 
 
 def describe(
     ids: Sequence[str],
     channels: Sequence[str],
-    labels: Mapping[str, int],
+    labels: Mapping[str, int | list[int]],
     ending: str,
     patients: int | Mapping[str, str] = 0,
+    order: Sequence[int] = (),
 ) -> dict[str, object]:
     """The content of dataset.json."""
     named = dict(patients) if isinstance(patients, Mapping) else {}
@@ -96,7 +105,8 @@ def describe(
         "numTraining": len(ids),
         "file_ending": ending,
     }
-    return {**description, "patients": named} if named else description
+    extra = {"patients": named} if named else {}
+    return {**description, **extra, **({"regions_class_order": list(order)} if order else {})}
 
 
 def _geometry(dimension: int, ending: str, spacing_mm: tuple[float, ...]) -> Geometry:

@@ -11,7 +11,7 @@ import pytest
 from autofed.batches import augmentations, draw_patch, reading_patch, stream
 from autofed.case import open_dataset
 from autofed.plans import Training
-from autofed.prepared import open_store, preprocess
+from autofed.prepared import ANNOTATED, open_store, preprocess
 from tests.plans_made import small_plan
 from tests.synthetic import make_site
 
@@ -118,6 +118,20 @@ def test_every_class_gets_its_share_of_the_forced_patches():
     generator = np.random.default_rng(0)
     middles = [draw_patch(shelf, "patient", chosen, (4, 4, 4), generator)[1][2, 2, 2] for _ in range(200)]
     assert set(middles) == {1, 2} and 70 < middles.count(1) < 130
+
+
+def test_where_voxels_are_ignored_all_patches_are_centred_on_annotated_ones():
+    """A forced patch still on a class; and where the case has none, on whatever was annotated."""
+    annotated = np.array([[20, 20, 20], [20, 20, 21]])
+    generator = np.random.default_rng(0)
+    for share, places, middles in (
+        (0.0, {1: np.array([[8, 8, 8]]), ANNOTATED: annotated}, {(20, 20, 20), (20, 20, 21)}),
+        (1.0, {1: np.array([[8, 8, 8]]), ANNOTATED: annotated}, {(8, 8, 8)}),
+        (1.0, {ANNOTATED: annotated}, {(20, 20, 20), (20, 20, 21)}),
+    ):
+        chosen, shelf = training(patch_size=(4, 4, 4), foreground_share=share), Shelf(places)
+        found = [draw_patch(shelf, "patient", chosen, (4, 4, 4), generator)[0][0, 2, 2, 2] for _ in range(40)]
+        assert set(map(int, found)) == {10_000 * (z + 1) + 100 * (y + 1) + x + 1 for z, y, x in middles}
 
 
 def test_an_image_smaller_than_the_patch_lies_in_its_middle(volumes):

@@ -11,7 +11,6 @@ from synthetic import ORGAN_AND_TUMOUR
 from autofed import images
 from autofed.case import (
     Declaration,
-    declared_labels,
     disagreements,
     find_images,
     open_dataset,
@@ -20,6 +19,7 @@ from autofed.case import (
     site_name_problem,
 )
 from autofed.images import Geometry
+from autofed.labels import declared_labels
 from autofed.problems import Problems
 
 DATA = Path(__file__).parent / "data"
@@ -252,8 +252,9 @@ def test_a_broken_dataset_json(make_site, content):
         ({"labels": {"0": "background", "1": "tumour"}}, "must be background 0"),
         ({"labels": {"background": 0, "tumour": "1"}}, "must be background 0"),
         ({"labels": {"background": 0, "tumour": None}}, "must be background 0"),
-        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "regions"),
-        ({"labels": {"background": 0, "tumour": 1, "ignore": 2}}, "`ignore`"),
+        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "found None; write [1, 2]"),
+        ({"labels": {"background": 0, "tumour": 1, "ignore": 3}}, "`ignore` is 3; write 2"),
+        ({"labels": {"background": 0, "ignore": 1}}, "background 0 and then 1, 2"),
         ({"file_ending": ...}, "`file_ending` is None; expected one of .bmp"),
         ({"file_ending": "nii.gz"}, "`file_ending` is 'nii.gz'; expected one of"),
         ({"file_ending": ".dcm"}, "expected one of"),
@@ -395,6 +396,20 @@ def test_the_same_names_with_other_values_disagree():
     two = one.model_copy(update={"labels": {"background": 0, "tumour": 1, "organ": 2}})
     assert disagreements({"alpha": one, "bravo": one}) == []
     assert len(disagreements({"alpha": one, "bravo": two})) == 1
+
+
+def test_regions_and_the_order_they_are_painted_in_must_agree():
+    whole, core, rim = ("whole", [1, 2, 3]), ("core", [1, 2]), ("rim", [2, 3])
+    one = Declaration(channels=("CT",), labels={"background": 0, **dict([whole, core, rim])}, dimension=3,
+                      regions_class_order=(2, 1, 3))  # fmt: skip
+    same = one.model_copy(update={"labels": Declaration(channels=("CT",), dimension=3, labels={
+        **dict([whole, core, rim]), "background": [0]}).labels})  # fmt: skip
+    moved = one.model_copy(update={"labels": {"background": 0, **dict([whole, rim, core])}})
+    painted = one.model_copy(update={"regions_class_order": (3, 1, 2)})
+    assert disagreements({"alpha": one, "bravo": same}) == []
+    for other in (moved, painted):
+        (said,) = disagreements({"alpha": one, "bravo": other})
+        assert "disagree on labels (alpha: background=0, whole=[1, 2, 3], core=[1, 2], rim=[2, 3], painted 2, 1" in said
 
 
 def test_two_sites_of_one_name(make_site):

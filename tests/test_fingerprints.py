@@ -159,3 +159,28 @@ def test_crop_box_is_the_smallest_around_what_is_not_zero():
     image[1, 3, 4, 5] = -1
     assert crop_box(image) == (slice(1, 4), slice(2, 5), slice(3, 6))
     assert crop_box(np.zeros((1, 5, 6, 7))) == (slice(0, 5), slice(0, 6), slice(0, 7))
+
+
+def test_regions_are_counted_whole_and_ignored_voxels_by_themselves():
+    """Each voxel of the core counts for the whole too; intensities are those of annotated foreground."""
+    declared = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    declaration = Declaration(channels=("CT",), labels=declared, regions_class_order=(1, 2), dimension=3)
+    one = case(1)
+    one.label[0] = 3
+    found = measure_case(one, declaration)
+    counts = {value: int((one.label == value).sum()) for value in range(4)}
+    assert {name: c.voxels for name, c in found.classes.items()} == {
+        "background": counts[0], "whole": counts[1] + counts[2], "core": counts[2], "ignore": counts[3]
+    }  # fmt: skip
+    assert found.classes["whole"].components <= found.classes["core"].components
+    assert found.classes["ignore"].components == 0
+    inside = one.image[0][(one.label == 1) | (one.label == 2)]
+    assert found.channels[0].total / FIXED_POINT == pytest.approx(inside.mean(), abs=1e-3)
+    assert Fingerprint.parse(found.model_dump(mode="json") | {"sites": {"alpha": {
+        "patients": 1, "cases": 1, "labelled": 1}}}, "alpha").declaration == declaration  # fmt: skip
+
+
+def test_a_site_that_ignores_everything_has_nothing_to_learn_from(tmp_path):
+    site = make_site(tmp_path / "alpha", labels={"background": 0, "organ": 1, "ignore": 2}, annotated=0.0)
+    with pytest.raises(Problems, match="no label map holds any organ; look"):
+        measure(open_dataset(site))

@@ -10,6 +10,7 @@ from autofed.case import Case, open_dataset
 from autofed.fit import fit
 from autofed.images import Geometry
 from autofed.inference import Member, Predictor, _structures, views
+from autofed.labels import Labels
 from autofed.network import build, weights_of
 from autofed.prepared import open_store, prepare, preprocess
 from autofed.privacy.none import NoPrivacy
@@ -145,7 +146,7 @@ def test_the_range_of_sizes_stands_on_the_scale_of_the_size(voxels, together, co
     found.flat[:voxels] = 1
     sizes = [np.array([64 - c, c]) for c in counts]
     (structure,) = _structures(
-        found, np.array([64 - together, together]), sizes, {"background": 0, "organ": 1}, way
+        found, np.array([64 - together, together]), sizes, Labels.declared({"background": 0, "organ": 1}), way
     ).values()
     assert (structure.smallest * 1000, structure.largest * 1000) == pytest.approx(expected)
     assert structure.size * 1000 == pytest.approx(voxels)
@@ -229,3 +230,34 @@ def test_members_that_do_not_belong_together_are_refused():
         Predictor([*members(1), *members(1, coarse)])
     with pytest.raises(Problems, match="no weights"):
         Predictor([])
+
+
+NESTED = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+
+
+class Steps(torch.nn.Module):
+    """Says that brighter than 0 is the whole, and brighter than 1 its core."""
+
+    def forward(self, image):
+        return torch.cat([image, image - 1], dim=1) * 20
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (2.0, 0.7, 0.7)])
+def test_regions_are_painted_in_their_order_and_measured_whole(monkeypatch, spacing_mm):
+    scan = case((20, 24, 28), spacing_mm=spacing_mm)
+    scan.image[:] = -1
+    scan.image[..., 6:18, 6:18] = 0.5
+    scan.image[..., 10:14, 10:14] = 5
+    plan = small_plan(channels=("nonorm",), labels=NESTED, order=(1, 2))
+    predictor = Predictor(members(1, plan), mirroring=False)
+    monkeypatch.setattr("autofed.inference.load_weights", lambda *_: None)
+    predictor._network = lambda plan: Steps()
+    found = predictor.predict(scan, probabilities=True)
+    whole, core = found.structures["whole"], found.structures["core"]
+    assert set(np.unique(found.labels)) == {0, 1, 2}
+    assert core.voxels == (found.labels == 2).sum() and whole.voxels == (found.labels > 0).sum()
+    assert whole.smallest == whole.size == whole.largest > core.size == core.largest > 0
+    if spacing_mm == (1.0, 1.0, 1.0):
+        assert np.array_equal(found.labels, np.digitize(scan.image[0], [0, 1]))
+    assert found.probabilities.shape == (2, 20, 24, 28) and found.probabilities[:, 0, 0, 0].max() < 0.01
+    assert found.entropy.max() <= 1

@@ -16,7 +16,7 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image as Pillow
-from synthetic import write_rgb
+from synthetic import TUMOUR, write_rgb
 
 from autofed import images
 from autofed.case import open_dataset, open_datasets
@@ -112,6 +112,7 @@ def empty(folder: Path, files: str) -> None:
         path.unlink()
 
 
+NESTED = {"background": 0, "whole": [1, 2], "core": 2}
 PLAIN = {"shape": (8, 10, 12)}
 TWO = {"channels": ("T1", "T2"), **PLAIN}
 FLAT = {"dimension": 2, "shape": (32, 40)}
@@ -122,6 +123,26 @@ STACK = {"ending": ".tif", "spacing_mm": (3.0, 1.0, 1.0), **PLAIN}
 # words of each.
 # fmt: off
 NAMES_AND_HEADERS = [
+    ("a gap between labels", PLAIN, lambda f: declare(f, labels={"background": 0, "tumour": 2}),
+     "`labels` must be background 0 and then 1, 2, ... without a gap; found background=0, tumour=2"),
+    ("an ignore label that is not the highest", PLAIN, lambda f: declare(f, labels={**TUMOUR, "ignore": 255}),
+     "`ignore` is 255; write 2, one more than the highest of all other values"),
+    ("nothing but an ignore label", PLAIN, lambda f: declare(f, labels={"background": 0, "ignore": 1}),
+     "`labels` must be background 0 and then 1, 2, ... without a gap; found background=0"),
+    ("regions without an order", PLAIN, lambda f: declare(f, labels=NESTED),
+     "`regions_class_order` must be one value for each of the regions whole, core, in this order and each once; "
+     "found None; write [1, 2]"),
+    ("regions painted with values that they do not have", PLAIN,
+     lambda f: declare(f, labels=NESTED, regions_class_order=[2, 1]),
+     "`regions_class_order` paints core with 1, which is none of its values [2]; write [1, 2]"),
+    ("a region that another hides", PLAIN,
+     lambda f: declare(f, labels={"background": 0, "core": 2, "whole": [1, 2]}, regions_class_order=[2, 1]),
+     "core would be painted over by whole, which holds all of it; put whole before core in `labels` and in "
+     "`regions_class_order`"),
+    ("regions with odd values", PLAIN, lambda f: declare(f, labels={**NESTED, "core": [0, 2]}),
+     "`labels` gives core the values [0, 2]; write whole numbers above 0, each once"),
+    ("regions with a gap", PLAIN, lambda f: declare(f, labels={"background": 0, "whole": [1, 3]}),
+     "the values of all regions must be 1, 2, ... without a gap; found background=0, whole=[1, 3]"),
     ("a file that is no image", PLAIN, lambda f: image_of(f).write_bytes(b"no image"),
      "alpha_001: alpha_001_0000.nii.gz: the volume cannot be read"),
     ("an empty file", PLAIN, lambda f: label_of(f).write_bytes(b""),
@@ -321,6 +342,17 @@ def other_origin(folder: Path) -> None:
     rewrite(label_of(folder), same, origin=(1.0, 2.0, 3.0))
 
 
+def ignored_parts(folder: Path) -> None:
+    declare(folder, labels={**TUMOUR, "ignore": 2})
+    rewrite(label_of(folder), lambda a: np.where(np.arange(a.shape[-1]) > 6, 2, a).astype(np.uint8))
+    rewrite(label_of(folder, case=2), lambda a: np.full_like(a, 2))
+
+
+def values_of_regions(folder: Path) -> None:
+    declare(folder, labels=NESTED, regions_class_order=[1, 2])
+    rewrite(label_of(folder), lambda a: 2 * a)
+
+
 def no_numtraining(folder: Path) -> None:
     path = folder / "dataset.json"
     write_json(path, {k: v for k, v in json.loads(path.read_text()).items() if k != "numTraining"})
@@ -349,6 +381,8 @@ def no_spacings(folder: Path) -> None:
         (constant_channel, TWO),
         (fractions_beside_integers, {}),
         (other_origin, {}),
+        (ignored_parts, {}),
+        (values_of_regions, {}),
         (no_numtraining, {}),
         (labelled_numtraining, {}),
         (strangers, {}),

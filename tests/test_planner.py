@@ -403,6 +403,38 @@ def test_ct_takes_its_numbers_from_the_federation():
     assert (channel.percentile_00_5, channel.percentile_99_5) == (0, 100)
 
 
+# --- regions and ignore ----------
+
+
+NESTED = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
+
+
+def test_a_region_is_an_output_each_and_ignore_is_none():
+    regions = planner.make(fingerprint(labels={**NESTED, "ignore": 4}, order=(1, 2, 3)))
+    assert regions.local.network.classes == 3
+    assert regions.agreement.regions_class_order == (1, 2, 3) and regions.agreement.labels["core"] == (2, 3)
+    assert "one for each region" in reason(regions, "local.network.classes")
+    classes = planner.make(fingerprint(labels={"background": 0, "organ": 1, "ignore": 2}))
+    assert classes.local.network.classes == 2 and "none for ignore" in reason(classes, "local.network.classes")
+    single = planner.make(fingerprint(labels={"background": 0, "tumour": [1, 2]}, order=(1,)))
+    assert single.local.network.classes == 1
+
+
+def test_memory_is_counted_for_every_entry_of_labels_as_nnunet_does():
+    shape = topology.topology((1.0, 1.0, 1.0), (64, 64, 64))
+    of = [Task(1, 4, PRESETS["plain"]), Task(1, 3, PRESETS["plain"], 1), Task(1, 3, PRESETS["plain"])]
+    whole, counted, less = (task.memory_proxy(shape) for task in of)
+    assert whole == counted == less + 64**3
+
+
+def test_a_region_that_no_case_has_is_refused_and_an_ignore_that_nobody_used_is_not():
+    data = fingerprint(labels={**NESTED, "ignore": 4}, order=(1, 2, 3))
+    nowhere = data.classes["core"].model_copy(update={"cases": 0})
+    planner.make(data.model_copy(update={"classes": {**data.classes, "ignore": nowhere}}))
+    with pytest.raises(Problems, match="no case of any site has the structure core"):
+        planner.make(data.model_copy(update={"classes": {**data.classes, "core": nowhere}}))
+
+
 # --- the plan as a whole ----------
 
 

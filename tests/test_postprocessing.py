@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from autofed.labels import Labels
 from autofed.postprocessing import NOTHING, RULES, Postprocessing, by_rule, decide, largest
 
 VALUES = {"background": 0, "organ": 1, "tumour": 2}
@@ -42,7 +43,7 @@ def test_masks_by_rule_are_what_the_rules_do():
         NOTHING, Postprocessing(structures=("organ", "tumour")), Postprocessing(foreground=True),
         Postprocessing(foreground=True, structures=("organ", "tumour")),
     ]  # fmt: skip
-    for value, masks in zip((1, 2), by_rule(labels, (1, 2)), strict=True):
+    for value, masks in zip((1, 2), by_rule(labels, Labels.declared(VALUES)), strict=True):
         assert len(masks) == len(RULES)
         for rule, mask in zip(rules, masks, strict=True):
             assert np.array_equal(mask, rule.apply(labels, VALUES) == value)
@@ -62,6 +63,15 @@ def test_masks_by_rule_are_what_the_rules_do():
 )
 def test_decisions_follow_nnunets_rule(organ, tumour, expected):
     assert decide({"organ": np.array(organ), "tumour": np.array(tumour)}) == expected
+
+
+def test_a_region_is_only_made_smaller_with_all_others():
+    labels = two_pieces()
+    nested = Labels.declared({"background": 0, "whole": [1, 2], "core": 2}, (1, 2))
+    whole = Postprocessing(foreground=True).apply(labels, VALUES)
+    for values, masks in zip(((1, 2), (2,)), by_rule(labels, nested), strict=True):
+        assert [np.array_equal(masks[i], np.isin(labels, values)) for i in (0, 1)] == [True, True]
+        assert [np.array_equal(masks[i], np.isin(whole, values)) for i in (2, 3)] == [True, True]
 
 
 def test_several_runs_do_what_all_of_them_do():

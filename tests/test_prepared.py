@@ -32,6 +32,7 @@ from autofed.prepared import (
     resample_labels,
     restore,
     restore_labels,
+    restore_regions,
 )
 from autofed.problems import Problems
 from tests.plans_made import SPEED, small_plan
@@ -427,3 +428,34 @@ def test_a_case_that_cannot_be_read_is_named_and_leaves_nothing_half_written(tmp
         preprocess(dataset, plan.local, tmp_path / "work")
     names = sorted(p.name for p in (tmp_path / "work" / "alpha").rglob("*") if p.parent.parent.name == "alpha")
     assert names == ["alpha_000", "alpha_002"]
+
+
+REGIONS = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+
+
+def test_ignored_voxels_are_kept_and_are_no_place_for_a_patch(tmp_path):
+    site = make_site(tmp_path / "alpha", cases=2, labels=REGIONS, order=(1, 2), annotated=0.6)
+    plan = small_plan(labels=REGIONS, order=(1, 2))
+    preprocess(open_dataset(site), plan.local, tmp_path / "work")
+    store = open_store(tmp_path / "work", "alpha", plan.local)
+    label, places = store.label("alpha_001")[:], store.locations("alpha_001")
+    assert label.dtype == np.int16 and set(np.unique(label)) == {0, 1, 2, 3}
+    held = {key: set(map(tuple, at.tolist())) for key, at in places.items()}
+    by_hand = {1: (label == 1) | (label == 2), 2: label == 2, prepared.ANNOTATED: label < 3}
+    assert held == {key: set(map(tuple, np.argwhere(mask).tolist())) for key, mask in by_hand.items()}
+
+
+def test_what_is_ignored_stays_so_on_a_coarser_grid():
+    label = np.zeros((8, 8, 8), np.int16)
+    label[..., 4:], label[..., :2] = 3, 1
+    found = resample_labels(label, (4, 4, 4), coarse_axis=None)
+    assert (found[..., 2:] == 3).all() and (found[..., 0] == 1).all() and (found[..., 1] == 0).all()
+
+
+def test_regions_come_back_where_they_are_more_likely_than_not_and_later_ones_lie_on_top():
+    ready = prepare(case(np.ones((1, 4, 4, 4), np.float32)), grid(), RAW)
+    probabilities = np.zeros((2, 4, 4, 4), np.float32)
+    probabilities[0, ..., :3], probabilities[1, ..., 2:] = 0.6, 0.51
+    assert restore_regions(probabilities, ready.way_back, (1, 7))[0, 0].tolist() == [1, 1, 7, 7]
+    assert restore_regions(probabilities * 0.8, ready.way_back, (1, 300)).dtype == np.uint16
+    assert not restore_regions(probabilities * 0.8, ready.way_back, (1, 300)).any()

@@ -204,6 +204,18 @@ def test_large_pictures_and_many_structures_are_drawn():
     assert drawn.shape[1] < 1000 and drawn.shape[0] < 1000
 
 
+@pytest.mark.parametrize("lists", [list, tuple])
+def test_a_voxel_has_the_colour_of_the_smallest_region_that_holds_it_and_ignored_ones_have_none(lists):
+    names = {"background": 0, "whole": lists([1, 2, 3]), "core": lists([2, 3]), "ignore": 4}
+    image, label = np.zeros((1, 1, 40, 40), np.float32), np.zeros((1, 40, 40), np.int32)
+    label[:, :, :20], label[:, :10, 20:], label[:, 10:, 20:] = 1, 2, 3
+    ignored = np.full_like(label, 4)
+    drawn = pixels(overlay(image, label, names, PICTURE))
+    assert near(drawn, np.array(SKY) / 2).sum() > 5000 and near(drawn, np.array(ORANGE) / 2).sum() > 5000
+    assert np.array_equal(pixels(overlay(image, label, names, PICTURE, reference=ignored)),
+                          pixels(overlay(image, label, names, PICTURE, reference=np.zeros_like(label))))  # fmt: skip
+
+
 @pytest.mark.filterwarnings("error")
 def test_names_are_text_and_neither_formulas_nor_hidden():
     image, label = phantom()

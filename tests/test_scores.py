@@ -131,6 +131,36 @@ def test_a_value_between_declared_ones_is_undeclared_too():
         score_case(cube(value=2), cube(value=3), {"background": 0, "kidney": 1, "cyst": 3}, (1, 1, 1))
 
 
+# Regions, and what was not annotated
+
+
+NESTED = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+
+
+def test_a_region_is_all_its_values_and_ignored_voxels_count_in_neither_map():
+    reference = np.zeros((1, 6, 10), np.int32)
+    reference[0, :, :4], reference[0, :2, :4], reference[0, :, 8:] = 1, 2, 3
+    prediction = np.zeros_like(reference)
+    prediction[0, :, 1:5], prediction[0, :3, 1:3] = 1, 2
+    prediction[0, :, 8:] = 2  # where nobody knows
+    found = score_case(prediction, reference, NESTED, (1, 1, 1)).classes
+    assert list(found) == ["whole", "core"]
+    # whole: 24 and 24 pixels, 18 of them common, a column off; core: 6 and 8 pixels, 4 of them common
+    assert found["whole"] == Scores(dice=0.75, jaccard=0.6, hd95_mm=1.0)
+    assert found["core"].dice == pytest.approx(2 * 4 / 14, abs=1e-6)
+    prediction[0, :, 8:] = 0
+    assert score_case(prediction, reference, NESTED, (1, 1, 1)).classes == found
+
+
+def test_only_a_reference_may_ignore():
+    reference = np.full((1, 4, 4), 3, np.int32)
+    assert score_case(np.ones((1, 4, 4), np.int32), reference, NESTED, (1, 1, 1)).mean == Scores()
+    with pytest.raises(Problems, match="the value 3, which only a reference may ignore"):
+        score_case(reference, reference, NESTED, (1, 1, 1))
+    with pytest.raises(Problems, match=r"the reference holds the values \[4\], but only background=0, whole=\[1, 2\]"):
+        score_case(np.zeros((1, 4, 4), np.int32), reference + 1, NESTED, (1, 1, 1))
+
+
 # Means
 
 

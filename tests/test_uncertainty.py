@@ -46,3 +46,18 @@ def test_a_member_added_is_not_changed():
     found.add(first)
     found.add(torch.tensor([[0.1], [0.9]]))
     assert first.ravel().tolist() == pytest.approx([0.9, 0.1])
+
+
+def test_of_regions_the_most_doubtful_counts():
+    """Two regions: in the first all members say one half, over the second two members contradict each other."""
+    found = Ensemble(is_regions=True)
+    found.add(torch.tensor([[0.5], [0.0]]))
+    assert found.entropy.item() == pytest.approx(1) and found.mutual_information.item() == pytest.approx(0, abs=1e-6)
+    found.add(torch.tensor([[0.5], [1.0]]))
+    assert found.entropy.item() == pytest.approx(1) and found.mutual_information.item() == pytest.approx(1)
+
+
+def test_regions_that_are_all_certain_have_no_entropy():
+    found = Ensemble(is_regions=True)
+    found.add(torch.tensor([[1.0, 1.0, 0.25], [1.0, 0.0, 0.0]]))
+    assert found.entropy.tolist() == pytest.approx([0, 0, 0.8112781])

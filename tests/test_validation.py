@@ -6,6 +6,7 @@ import torch
 
 from autofed import validation
 from autofed.case import open_dataset
+from autofed.labels import Labels
 from autofed.network import build, weights_of
 from autofed.postprocessing import RULES
 from autofed.prepared import open_store, preprocess
@@ -39,7 +40,7 @@ def answers(monkeypatch, threshold):
 
 def test_dice_of_all_patches_is_counted_as_one(ground, monkeypatch):
     plan, store = ground
-    whole = plan.change({"patch_size": [32, 32, 32]}).local  # larger than the cases: every patch holds one
+    whole = plan.change({"patch_size": [32, 32, 32]})  # larger than the cases: every patch holds one
     answers(monkeypatch, 1.0)
     right = found = there = 0
     for case in store.folders:
@@ -47,27 +48,27 @@ def test_dice_of_all_patches_is_counted_as_one(ground, monkeypatch):
         right += np.count_nonzero((image > 1) & (truth == 1))
         found += np.count_nonzero(image > 1)
         there += np.count_nonzero(truth == 1)
-    assert patch_dice({}, store, whole, 1) == {1: pytest.approx(2 * right / (found + there))}
+    assert patch_dice({}, store, whole, 1) == {"structure_1": pytest.approx(2 * right / (found + there))}
     assert 0.3 < 2 * right / (found + there) < 1
 
 
 def test_the_patches_are_the_same_each_time_and_as_many_as_wanted(ground, monkeypatch):
     plan, store = ground
     answers(monkeypatch, 1.0)
-    assert patch_dice({}, store, plan.local, 5) == patch_dice({}, store, plan.local, 5)
+    assert patch_dice({}, store, plan, 5) == patch_dice({}, store, plan, 5)
     drawn = []
-    monkeypatch.setattr(validation, "_hits", lambda *given: drawn.append(given) or np.ones((3, 2)))
-    patch_dice({}, store, plan.local, 7)
-    patch_dice({}, store, plan.local, 1)
+    monkeypatch.setattr(validation, "_hits", lambda *given: drawn.append(given) or np.ones((1, 3), int))
+    patch_dice({}, store, plan, 7)
+    patch_dice({}, store, plan, 1)
     assert len(drawn) == 7 + 3  # never fewer than there are patients
 
 
 def test_a_class_that_is_nowhere_has_no_score(ground, monkeypatch):
     plan, store = ground
     answers(monkeypatch, 1e6)
-    assert patch_dice({}, store, plan.local, 1) == {1: 0.0}
+    assert patch_dice({}, store, plan, 1) == {"structure_1": 0.0}
     monkeypatch.setattr(store.__class__, "label", lambda self, case: np.zeros(self.image(case).shape[1:], np.int16))
-    assert patch_dice({}, store, plan.local, 1) == {}
+    assert patch_dice({}, store, plan, 1) == {}
 
 
 def test_whole_cases_are_scored_after_every_rule(ground, monkeypatch):
@@ -89,5 +90,16 @@ def test_a_real_network_is_scored_with_its_own_weights(ground):
     plan, store = ground
     weights = weights_of(build(plan.local.network, seed=1))
     other = {name: array * 0 for name, array in weights.items()}
-    assert patch_dice(other, store, plan.local, 1) == {1: 0.0}  # of equal logits the first class, background
-    assert patch_dice(weights, store, plan.local, 1) != {1: 0.0}
+    assert patch_dice(other, store, plan, 1) == {"structure_1": 0.0}  # of equal logits the first class, background
+    assert patch_dice(weights, store, plan, 1) != {"structure_1": 0.0}
+
+
+def test_regions_overlap_and_what_was_not_annotated_is_not_looked_at():
+    labels = Labels.declared({"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}, (1, 2))
+    truth = np.array([[[0, 1, 2, 2, 3, 3]]])
+    logits = np.array([[-1, 1, 1, 1, 1, 1], [-1, -1, -1, 1, 1, -1]], np.float32).reshape(2, 1, 1, 6)
+    assert validation._hits(logits, truth, labels).tolist() == [[3, 3, 3], [1, 1, 2]]
+    classes = Labels.declared({"background": 0, "organ": 1, "tumour": 2, "ignore": 3})
+    best = np.array([0, 1, 1, 2, 2, 1])
+    found = validation._hits((best == np.arange(3)[:, None]).astype(np.float32).reshape(3, 1, 1, 6), truth, classes)
+    assert found.tolist() == [[1, 2, 1], [1, 1, 2]]

@@ -13,6 +13,7 @@ from autofed.exchange import Arrays, Groups, Request, load_groups, save_groups
 from autofed.federation.selection import best_of, moving_average
 from autofed.files import digest, read_json, write_json
 from autofed.fit import Fitted, fit
+from autofed.labels import Labels
 from autofed.plans import Plan
 from autofed.prepared import Store
 from autofed.privacy import Mechanism
@@ -62,6 +63,7 @@ class View:
             steps=steps,
             rate=lambda done: rounds.rate_at(before + done),
             seed=(site.plan.local.training.seed, _number(site.name), self._round),
+            labels=Labels.of(site.plan.agreement),
             device=site.device,
             on_step=site.on_step,
         )
@@ -111,7 +113,7 @@ class Memory:
         groups = self.recall(round) or {}
         return groups.get("mean") or groups["weights"]
 
-    def judge(self, round: int, dice: Mapping[int, float]) -> None:
+    def judge(self, round: int, dice: Mapping[str, float]) -> None:
         """Note how the own model of a round scored, and keep it if it is the best so far."""
         path = self.folder / "scores.json"
         known = {int(r): v for r, v in (read_json(path) if path.is_file() else {}).items() if int(r) < round}
@@ -123,36 +125,36 @@ class Memory:
 
 
 def validate(site: Hospital, request: Request) -> Groups:
-    """Dice of each class over patches of the patients held out, of the model sent or of the site's own."""
+    """Dice of each structure over patches of the patients held out, of the model sent or of the site's own."""
     if not site.held.patients:
         return {}
     rounds, training = site.plan.agreement.training, site.plan.local.training
     trained = site.steps * training.batch_size * rounds.validate_every
     own = "weights" not in request.shared
     weights = site.memory.model(request.round) if own else request.shared["weights"]
-    dice = patch_dice(weights, site.held, site.plan.local, round(SHARE * trained), site.device)
+    dice = patch_dice(weights, site.held, site.plan, round(SHARE * trained), site.device)
     if own:
         site.memory.judge(request.round, dice)
-    return {"dice": {str(value): np.array([score], np.float32) for value, score in dice.items()}}
+    return {"dice": {name: np.array([score], np.float32) for name, score in dice.items()}}
 
 
 def verify(site: Hospital, request: Request) -> Groups:
-    """Mean Dice of whole held-out cases and their number, for each class and rule of postprocessing: (2, rules).
+    """Mean Dice of whole held-out cases and their number, for each structure and rule of postprocessing: (2, rules).
 
     Every case's own scores stay in the site's folder.
     """
     if not site.held.patients:
         return {}
     scores = case_dice(_final(site, request), site.held, site.plan, site.device)
-    names = {value: name for name, value in site.plan.agreement.labels.items()}
+    names = Labels.of(site.plan.agreement).names
     write_json(site.folder / "validation.json", {
-        case: {names[k + 1]: None if np.isnan(row[0]) else round(float(row[0]), 6) for k, row in enumerate(table)}
+        case: {names[k]: None if np.isnan(row[0]) else round(float(row[0]), 6) for k, row in enumerate(table)}
         for case, table in scores.items()
     })  # fmt: skip
     table = np.stack(list(scores.values()))
     counts = (~np.isnan(table)).sum(0)
     sums = np.nansum(table, 0)
-    return {"sums": {str(k + 1): np.stack([sums[k], counts[k]]).astype(np.float32) for k in range(len(sums))}}
+    return {"sums": {name: np.stack([sums[k], counts[k]]).astype(np.float32) for k, name in enumerate(names)}}
 
 
 def _final(site: Hospital, request: Request) -> Arrays:

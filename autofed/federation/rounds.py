@@ -58,7 +58,7 @@ def run(course: Course, state: ServerState) -> ServerState:
             releases = course.ask(TRAIN, state.round + 1, state.shared)
             state = _merge(course, state, releases)
             scores = _validate(course, state) if course.holds_out and rounds.validates(state.round) else []
-            seconds, said = time.monotonic() - begin, _said(course, releases, scores)
+            seconds, said = time.monotonic() - begin, _said(releases, scores)
             metrics.note(course.folder, state.round, seconds, said)
             _keep_best(course.folder, state)
             states.save(course.folder, state, course.plan)  # last: a round whose state is there is whole
@@ -78,14 +78,13 @@ def _validate(course: Course, state: ServerState) -> list[Release]:
     return course.ask(VALIDATE, state.round, {"weights": model} if model else {})
 
 
-def _said(course: Course, releases: Sequence[Release], scores: Sequence[Release]) -> dict[str, dict[str, Any]]:
+def _said(releases: Sequence[Release], scores: Sequence[Release]) -> dict[str, dict[str, Any]]:
     """Loss, and Dice by structure, of each site."""
-    names = {str(value): name for name, value in course.plan.agreement.labels.items()}
     said: dict[str, dict[str, Any]] = {r.site: {**metrics.means(r.arrays.get("metrics", {}))} for r in releases}
     for release in scores:
         dice = metrics.means(release.arrays.get("dice", {}))
         if dice:
-            said.setdefault(release.site, {})["dice"] = {names[value]: score for value, score in dice.items()}
+            said.setdefault(release.site, {})["dice"] = dice
     return said
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from autofed.case import Declaration
 from autofed.fingerprints import Fingerprint
+from autofed.labels import Labels
 from autofed.planner.grids import ANISOTROPY, Grid, full_resolution, low_resolution, preferred
 from autofed.planner.hours import SMALLEST_BATCH, size
 from autofed.planner.intensities import intensity
-from autofed.planner.presets import PRESETS
+from autofed.planner.presets import PRESETS, Preset
 from autofed.planner.reasons import Reasons, short
 from autofed.planner.schedules import Length, meetings, training
 from autofed.planner.topology import Task, Topology, batch_for_memory, memory_needed, patch_for_memory
@@ -32,7 +34,7 @@ def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str 
     _refuse_what_cannot_be_planned(fingerprint, budget)
     reasons, preset = Reasons(), PRESETS[budget.preset]
     declaration, sites = fingerprint.declaration, tuple(fingerprint.sites)
-    task = Task(len(declaration.channels), len(declaration.labels), preset)
+    task = _task(declaration, preset, reasons)
     full = full_resolution(fingerprint, reasons)
     grid, batch_dice = _configuration(full, task, budget, reasons)
     found = patch_for_memory(grid, task, budget.memory_gb)
@@ -50,6 +52,7 @@ def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str 
         agreement=Agreement(
             channels=declaration.channels,
             labels=declaration.labels,
+            regions_class_order=declaration.regions_class_order,
             dimension=declaration.dimension,
             patients={name: site.patients for name, site in fingerprint.sites.items()},
             algorithm=Algorithm(name=algorithm),
@@ -62,6 +65,16 @@ def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str 
         inference=Inference(mirror_axes=recipe.mirror_axes),
         reasons=reasons.lines,
     )
+
+
+def _task(declaration: Declaration, preset: Preset, reasons: Reasons) -> Task:
+    """What the network takes and gives; its outputs are told where they are not one for each entry of `labels`."""
+    labels, entries = Labels.of(declaration), len(declaration.labels)
+    if labels.channels != entries:
+        kind = "one for each region, since regions overlap" if labels.is_regions else "none for ignore"
+        why = f"{kind}; memory is counted for all {entries} entries of `labels` (nnU-Net)"
+        reasons.say("local.network.classes", labels.channels, why)
+    return Task(len(declaration.channels), labels.channels, preset, entries - labels.channels)
 
 
 def check_memory(plan: Plan) -> None:
@@ -144,8 +157,8 @@ def _refuse_what_cannot_be_planned(fingerprint: Fingerprint, budget: Budget) -> 
             problems.append(f"the site {name} has no labelled case; leave it out")
     if budget.hours is not None and not budget.is_measured(fingerprint.sites):
         problems.append(f"{budget.hours:g} hours were given, but no speed to divide them by; measure it, or give none")
-    for name, counts in fingerprint.classes.items():
-        if counts.cases == 0 and fingerprint.declaration.labels[name] > 0:
+    for name in Labels.of(fingerprint.declaration).names:
+        if fingerprint.classes[name].cases == 0:
             problems.append(f"no case of any site has the structure {name}; remove it from `labels`")
     if fingerprint.declaration.dimension == 2 and budget.configuration not in ("auto", "2d"):
         problems.append(f"{budget.configuration} was asked for, but the data are pictures; expected --configuration 2d")

@@ -38,11 +38,19 @@ class Topology:
 
 @dataclass(frozen=True)
 class Task:
-    """What the network takes and gives, and of which kind it is: all that its size depends on beside the topology."""
+    """What the network takes and gives, and of which kind it is: all that its size depends on beside the topology.
+
+    `unseen` entries of `labels` are no output of the network, but nnU-Net counts them in its stand-in for memory.
+    """
 
     channels: int
     classes: int
     preset: Preset
+    unseen: int = 0
+
+    def memory_proxy(self, shape: Topology) -> int:
+        """Of one patch, at full width; see `memory_proxy`."""
+        return memory_proxy(self.network(shape), shape.patch) + self.unseen * math.prod(shape.patch)
 
     def network(self, shape: Topology, base: int = BASE_FEATURES) -> Network:
         """The network of a topology, with `base` features in its first stage."""
@@ -126,7 +134,7 @@ def patch_for_memory(grid: Grid, task: Task, memory_gb: float) -> Topology:
 
 def _fits(found: Topology, task: Task, memory_gb: float) -> bool:
     dimension = len(found.patch)
-    per_patch = memory_proxy(task.network(found), found.patch) / task.preset.batch[dimension]
+    per_patch = task.memory_proxy(found) / task.preset.batch[dimension]
     return per_patch * task.preset.least_batch[dimension] <= task.preset.allowed(dimension, memory_gb)
 
 
@@ -137,7 +145,7 @@ def batch_for_memory(found: Topology, grid: Grid, cases: int, task: Task, memory
     """
     dimension = len(found.patch)
     allowed = task.preset.allowed(dimension, memory_gb)
-    fills = round(allowed / memory_proxy(task.network(found), found.patch) * task.preset.batch[dimension])
+    fills = round(allowed / task.memory_proxy(found) * task.preset.batch[dimension])
     voxels = math.prod(grid.median_shape) * cases
     return max(2, min(fills, round(voxels * task.preset.dataset_share / math.prod(found.patch))))
 

@@ -6,8 +6,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from autofed.case import labels_problems, site_name_problem
+from autofed.case import site_name_problem
 from autofed.files import Record
+from autofed.labels import ClassOrder, Values, labels_problems
 from autofed.plans.kinds import Positive
 
 
@@ -112,7 +113,8 @@ class Agreement(Record):
     """The part of the plan that all sites share and vet; its digest names the federation's contract."""
 
     channels: tuple[str, ...]
-    labels: dict[str, int]
+    labels: dict[str, Values]
+    regions_class_order: ClassOrder = ()
     dimension: Literal[2, 3]
     patients: dict[str, Positive] = Field(min_length=1)
     algorithm: Algorithm
@@ -123,7 +125,7 @@ class Agreement(Record):
     @model_validator(mode="after")
     def _names_and_labels(self) -> Self:
         problems = [problem for site in self.patients if (problem := site_name_problem(site))]
-        problems += labels_problems(self.labels)
+        problems += labels_problems(self.labels, self.regions_class_order)
         if self.privacy.mechanism != "none" and self.training.validate_every:
             problems.append("a private training chooses nothing by scores: write training.validate_every 0")
         if problems:

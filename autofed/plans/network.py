@@ -59,7 +59,7 @@ class Network(Record):
 
     kind: Literal["unet", "resenc", "dcfed"] = "unet"
     in_channels: int = Field(ge=1)
-    classes: int = Field(ge=2)
+    classes: int = Field(ge=1)
     features: Shape
     kernels: tuple[Shape, ...]
     strides: tuple[Shape, ...]

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from autofed.files import Record, read_json
+from autofed.labels import Labels
 from autofed.plans import changes
 from autofed.plans.agreement import Agreement
 from autofed.plans.budget import Budget
@@ -108,10 +109,12 @@ def _axes_problems(plan: Plan) -> list[str]:
 def _count_problems(plan: Plan) -> list[str]:
     network, agreement = plan.local.network, plan.agreement
     problems = []
-    if network.in_channels != len(agreement.channels) or network.classes != len(agreement.labels):
+    labels = Labels.of(agreement)
+    if network.in_channels != len(agreement.channels) or network.classes != labels.channels:
+        kind = "regions" if labels.is_regions else "classes"
         problems.append(
-            f"local.network takes {network.in_channels} channels and {network.classes} classes, the agreement has "
-            f"{len(agreement.channels)} and {len(agreement.labels)}"
+            f"local.network takes {network.in_channels} channels and {network.classes} {kind}, the agreement has "
+            f"{len(agreement.channels)} and {labels.channels}"
         )
     if len(plan.local.intensity.channels) != len(agreement.channels):
         problems.append("local.intensity.channels needs one entry per channel of the agreement")

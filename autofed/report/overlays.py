@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
 from autofed.images import Geometry
+from autofed.labels import Labels
 from autofed.problems import refuse
 from autofed.report import drawing
 from autofed.report.drawing import INK, QUIET
@@ -31,7 +32,7 @@ Box = tuple[float, float, float, float]
 def overlay(
     image: np.ndarray,
     prediction: np.ndarray,
-    label_names: Mapping[str, int],
+    label_names: Mapping[str, Any],
     geometry: Geometry,
     *,
     reference: np.ndarray | None = None,
@@ -41,11 +42,12 @@ def overlay(
 ) -> bytes:
     """A PNG with the image, the prediction as coloured areas, the reference as outlines, and the uncertainty.
 
-    `image` is (C, Z, Y, X), all maps are (Z, Y, X); uncertainties are shares of ln C, from 0 to 1. A volume is shown
-    in three rows (axial, coronal, sagittal), each the slice that shows the most of what was predicted, or of the
-    reference where nothing was; a picture in one. Pictures of three or four channels are shown in colour; of all
-    others the first channel, windowed from its 1st to its 99th percentile. `Problems` if a map's shape is not the
-    image's.
+    `image` is (C, Z, Y, X), all maps are (Z, Y, X); uncertainties are shares of ln C (of regions of ln 2), from 0 to 1.
+    `label_names` are the labels as dataset.json has them: a voxel is shown as the smallest region that holds it, and
+    what the reference ignores is left out. A volume is shown in three rows (axial, coronal, sagittal), each the slice
+    that shows the most of what was predicted, or of the reference where nothing was; a picture in one. Pictures of
+    three or four channels are shown in colour; of all others the first channel, windowed from its 1st to its 99th
+    percentile. `Problems` if a map's shape is not the image's.
     """
     given = {
         "prediction": prediction,
@@ -54,10 +56,13 @@ def overlay(
         "mutual information": mutual_information,
     }
     refuse(title or "this case", _shape_problems(image, given))
+    labels = Labels.declared(label_names)
+    if reference is not None:
+        given["reference"] = np.where(labels.is_foreground(reference), reference, 0)
     maps = {name: upright(array, geometry) for name, array in given.items() if array is not None}
-    labels = maps["prediction"] if prediction.any() else maps.get("reference", maps["prediction"])
-    columns = list(panels(image, maps, geometry, label_names))
-    return drawing.png(_compose(planes(labels, geometry), columns, _legend(maps, label_names), title))
+    shown = maps["prediction"] if prediction.any() else maps.get("reference", maps["prediction"])
+    columns = list(panels(image, maps, geometry, labels))
+    return drawing.png(_compose(planes(shown, geometry), columns, _legend(maps, labels), title))
 
 
 def _shape_problems(image: np.ndarray, maps: Mapping[str, np.ndarray | None]) -> Iterator[str]:
@@ -66,11 +71,12 @@ def _shape_problems(image: np.ndarray, maps: Mapping[str, np.ndarray | None]) ->
             yield f"the {name} has the shape {array.shape}, the image {image.shape[1:]} (z, y, x)"
 
 
-def _legend(maps: Mapping[str, np.ndarray], label_names: Mapping[str, int]) -> list[tuple[str, Patch]]:
+def _legend(maps: Mapping[str, np.ndarray], labels: Labels) -> list[tuple[str, Patch]]:
     """Names and handles of the structures that this case holds."""
-    colours = structure_colours(label_names)
+    colours = structure_colours(labels)
     held = [m for name, m in maps.items() if name in ("prediction", "reference")]
-    present = [(n, v) for n, v in label_names.items() if v and any((m == v).any() for m in held)]
+    found = {n: v for v, n in labels.names_of_values().items() if any((m == v).any() for m in held)}
+    present = list(found.items())
     entries = [(name, Patch(color=colours[v])) for name, v in present[:_LEGEND_ENTRIES]]
     if len(present) > _LEGEND_ENTRIES:
         entries.append((f"and {len(present) - _LEGEND_ENTRIES} more", Patch(alpha=0)))
@@ -101,7 +107,7 @@ def _compose(rows: Sequence[Plane], columns: Sequence[Panel], legend: list[tuple
             bottom -= _GAP_IN
         if panel.top_value is not None:
             axes = _axes(figure, (left, foot - 0.2, _PANEL_IN - 0.3, 0.09))
-            _draw_scale(axes, f"{panel.heading} / ln C", panel.top_value)
+            _draw_scale(axes, f"{panel.heading} / {panel.unit}", panel.top_value)
     _draw_legend(figure, legend, per_row, (_MARGIN_IN / width, (foot - 0.06) / height))
     return figure
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
 from autofed.images import Geometry
+from autofed.labels import Labels
 from autofed.report.drawing import PALETTE, Colour, distinct
 from autofed.report.slices import Plane, upright
 
@@ -18,18 +19,18 @@ _TOPS = (0.02, 0.05, 0.1, 0.2, 0.5)
 
 @dataclass(frozen=True)
 class Panel:
-    """A column of the picture: its heading, what draws a slice into axes, and where its scale of colours ends."""
+    """A column of the picture: its heading, what draws a slice into axes, and the end and unit of its scale."""
 
     heading: str
     draw: Callable[[Axes, Plane], None]
     top_value: float | None = None
+    unit: str = ""
 
 
-def panels(
-    image: np.ndarray, maps: Mapping[str, np.ndarray], geometry: Geometry, label_names: Mapping[str, int]
-) -> Iterator[Panel]:
+def panels(image: np.ndarray, maps: Mapping[str, np.ndarray], geometry: Geometry, labels: Labels) -> Iterator[Panel]:
     """The panels of an image (C, Z, Y, X) as it is stored, and of upright maps (Z, Y, X) by their headings."""
-    colours = structure_colours(label_names)
+    colours = structure_colours(labels)
+    unit = "ln 2" if labels.is_regions else "ln C"
     reference = maps.get("reference")
     shown = upright(image[:3] if _is_colour(image, geometry) else image[:1], geometry)
     low, high = _window(shown)
@@ -49,16 +50,18 @@ def panels(
     yield Panel("image", draw_image)
     yield Panel("prediction" if reference is None else "prediction (area) and reference (outline)", draw_prediction)
     if "entropy" in maps:
-        yield Panel("entropy", _heat(maps["entropy"], 1.0), 1.0)
+        yield Panel("entropy", _heat(maps["entropy"], 1.0), 1.0, unit)
     if "mutual information" in maps:
         top = _round_top(maps["mutual information"])
-        yield Panel("mutual information", _heat(maps["mutual information"], top), top)
+        yield Panel("mutual information", _heat(maps["mutual information"], top), top, unit)
 
 
-def structure_colours(label_names: Mapping[str, int]) -> dict[int, Colour]:
-    """A colour for each structure, the same in every picture of a plan."""
-    values = sorted(v for v in label_names.values() if v)
-    return dict(zip(values, distinct(len(values), PALETTE), strict=True))
+def structure_colours(labels: Labels) -> dict[int, Colour]:
+    """A colour for each value, the same in every picture of a plan; values alike in name are alike in colour."""
+    names = labels.names_of_values()
+    shown = list(dict.fromkeys(names.values()))
+    colours = dict(zip(shown, distinct(len(shown), PALETTE), strict=True))
+    return {value: colours[name] for value, name in names.items()}
 
 
 def _round_top(values: np.ndarray) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ class Predicted:
 
     case: str
     images: tuple[Path, ...]
-    labels: Mapping[str, int]
+    labels: Mapping[str, Any]
     maps: Mapping[str, Path]
 
     @property
@@ -74,7 +75,7 @@ def draw_predictions(folder: Path, progress: Progress = silent) -> list[Path]:
 
 
 def _read_share(path: Path | None) -> np.ndarray | None:
-    """A map of shares of ln C; pictures hold them as 8 bit shares of 255. None if there is no such file."""
+    """A map of shares of 1; pictures hold them as 8 bit shares of 255. None if there is no such file."""
     if path is None or not path.is_file():
         return None
     array = images.read(path).array[0]

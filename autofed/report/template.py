@@ -27,8 +27,9 @@ at their rim.</dd>
 <dt>HD95</dt><dd>How far the outlines are apart where they are worst, leaving out the worst twentieth: the 95th
 percentile of the distance from one surface to the other, taken in both directions, the larger of the two.</dd>
 <dt>Entropy</dt><dd>How undecided the model is about a voxel: 0 where all probability lies on one structure, 1 where all
-structures are equally likely (it is divided by the logarithm of the number of classes). It is high at rims that the
-image itself leaves open, and more training does not change that.</dd>
+structures are equally likely (it is divided by the logarithm of the number of classes). Regions that overlap are asked
+for one by one, and the map shows the most doubtful of them: 1 where being in it is as likely as not. It is high at rims
+that the image itself leaves open, and more training does not change that.</dd>
 <dt>Mutual information</dt><dd>The part of the entropy that comes from disagreement among the models of the ensemble,
 each of which may be sure of itself. It is high where there was little to learn from, such as an unusual scanner or
 finding; more data of the kind can lower it. A single model has none.</dd>

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autofed.case import declared_labels
 from autofed.files import PathLike
+from autofed.labels import Values, declared_labels
 from autofed.parallel import Progress, silent
 from autofed.predictions import ABOUT, Predictions
 from autofed.problems import Problems
@@ -33,7 +33,7 @@ def evaluate(
     return report
 
 
-def _label_names(predictions: Path, labels: Path) -> dict[str, int]:
+def _label_names(predictions: Path, labels: Path) -> dict[str, Values]:
     """Names of the label values: from what predict wrote, or from the dataset.json of the references."""
     about = predictions / ABOUT
     beside = [labels / "dataset.json", labels.parent / "dataset.json", *sorted(labels.glob("*/dataset.json"))]

@@ -16,6 +16,7 @@ from autofed.federation import rounds, states
 from autofed.federation.inprocess import InProcess
 from autofed.federation.site import Site
 from autofed.files import read_json, write_json
+from autofed.labels import Labels
 from autofed.network import build, weights_of
 from autofed.parallel import Progress
 from autofed.plans import Plan
@@ -92,7 +93,7 @@ class Folds:
         self.counter.begin(state.round)
         state = rounds.run(course, state)
         if course.holds_out and not (folder / "validation.json").is_file():
-            write_json(folder / "validation.json", _table(rounds.verify(course, state), self.plan))
+            write_json(folder / "validation.json", _table(rounds.verify(course, state)))
             self._decide()
 
     @property
@@ -139,7 +140,7 @@ class Folds:
 
     def _decide(self) -> None:
         """Decide what is done to predictions from the held-out cases of all folds so far."""
-        totals = {name: np.zeros((2, len(RULES))) for name, value in self.plan.agreement.labels.items() if value}
+        totals = {name: np.zeros((2, len(RULES))) for name in Labels.of(self.plan.agreement).names}
         for path in sorted(self.run.folder.glob("fold_*/validation.json")):
             for found in read_json(path).values():
                 for name, rows in found.items():
@@ -152,14 +153,10 @@ def _sides(parted: Split) -> dict[str, list[str]]:
     return {"train": list(parted.train), "validation": list(parted.validation)}
 
 
-def _table(releases: Sequence[Release], plan: Plan) -> dict[str, dict[str, dict[str, object]]]:
+def _table(releases: Sequence[Release]) -> dict[str, dict[str, dict[str, object]]]:
     """By site and structure: mean Dice, and the sums of Dice and the cases for each rule of postprocessing."""
-    names = {str(value): name for name, value in plan.agreement.labels.items()}
-    return {
-        r.site: {names[value]: _row(found) for value, found in r.arrays["sums"].items()}
-        for r in releases
-        if "sums" in r.arrays
-    }
+    with_scores = (r for r in releases if "sums" in r.arrays)
+    return {r.site: {name: _row(found) for name, found in r.arrays["sums"].items()} for r in with_scores}
 
 
 def _row(found: np.ndarray) -> dict[str, object]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autofed import plans, splits
-from autofed.case import Dataset, open_datasets
+from autofed.case import DECLARED, Dataset, in_words, open_datasets
 from autofed.files import PathLike, read_json, write_json
 from autofed.parallel import Progress, silent
 from autofed.plans import Plan
@@ -45,9 +45,9 @@ def _disagreement(dataset: Dataset, made: Plan) -> list[str]:
     """Where a site's data is not what the plan was made for."""
     agreement, declared = made.agreement, dataset.declaration()
     problems = [
-        f"{dataset.name} declares {what} {getattr(declared, what)}, the plan {getattr(agreement, what)}"
-        for what in ("channels", "labels", "dimension")
-        if getattr(declared, what) != getattr(agreement, what)
+        f"{dataset.name} declares {what} {in_words(declared, what)}, the plan {in_words(agreement, what)}"
+        for what in DECLARED
+        if in_words(declared, what) != in_words(agreement, what)
     ]
     if dataset.name not in agreement.patients:
         problems.append(f"{dataset.name} is not a site of the plan, which has {', '.join(agreement.patients)}")

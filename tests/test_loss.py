@@ -1,0 +1,94 @@
+"""The loss of classes and of regions against sums by hand, and what is not annotated has no say in it."""
+
+import pytest
+import torch
+
+from autofed.labels import Labels
+from autofed.loss import make_loss
+from tests.plans_made import small_plan
+
+TRAINING = small_plan().local.training
+CLASSES = Labels.declared({"background": 0, "organ": 1, "tumour": 2, "ignore": 3})
+REGIONS = Labels.declared({"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}, (1, 2))
+
+
+def drawn(labels, shape=(2, 8, 8, 8), seed=0):
+    """Logits at two resolutions, and labels of all values."""
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randint(0, labels.most + 1, (shape[0], 1, *shape[1:]), generator=generator, dtype=torch.int16)
+    sizes = (shape[1:], [n // 2 for n in shape[1:]])
+    return [torch.randn(shape[0], labels.channels, *size, generator=generator) for size in sizes], maps
+
+
+def gradients(loss, logits, maps):
+    leaves = [part.clone().requires_grad_() for part in logits]
+    value = loss(leaves, maps)
+    value.backward()
+    return value.item(), [leaf.grad for leaf in leaves]
+
+
+def dice_of(probabilities, targets):
+    """1 - Dice of each patch and channel, averaged."""
+    both, all_ = (probabilities * targets).flatten(2).sum(-1), (probabilities + targets).flatten(2).sum(-1)
+    return (1 - (2 * both + 1e-5) / (all_ + 1e-5)).mean()
+
+
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_where_all_is_annotated_an_ignore_label_changes_nothing(batch_dice):
+    training = TRAINING.model_copy(update={"batch_dice": batch_dice})
+    logits, maps = drawn(CLASSES)
+    maps = maps.clamp_max(2)
+    plain, masked = (gradients(make_loss(training, 2, labels), logits, maps) for labels in (None, CLASSES))
+    assert plain[0] == pytest.approx(masked[0], abs=1e-6)
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(plain[1], masked[1], strict=True))
+
+
+def test_regions_are_binary_tasks_without_a_background():
+    logits, maps = drawn(REGIONS)
+    maps = maps.clamp_max(2)
+    target = torch.cat([maps > 0, maps == 2], dim=1).float()
+    p = torch.sigmoid(logits[0])
+    entropy = -(target * p.log() + (1 - target) * (1 - p).log()).mean()
+    found = make_loss(TRAINING, 1, REGIONS)(logits[:1], maps)
+    assert found.item() == pytest.approx((dice_of(p, target) + entropy).item(), abs=1e-5)
+
+
+def test_what_is_annotated_counts_as_if_the_rest_were_not_there():
+    """A patch whose right half is ignored has the loss of its left half."""
+    for labels in (CLASSES, REGIONS):
+        logits, maps = drawn(labels)
+        maps = maps.clamp_max(2)
+        half = make_loss(TRAINING, 1, labels)([logits[0][..., :4]], maps[..., :4])
+        maps[..., 4:] = labels.ignore
+        assert make_loss(TRAINING, 1, labels)([logits[0]], maps).item() == pytest.approx(half.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("labels", [CLASSES, REGIONS], ids=["classes", "regions"])
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_ignored_voxels_have_no_influence(labels, batch_dice):
+    """Whatever is predicted there, the loss is the same; and its gradient there is zero, elsewhere it is not."""
+    loss = make_loss(TRAINING.model_copy(update={"batch_dice": batch_dice}), 2, labels)
+    logits, maps = drawn(labels)
+    maps[..., :4] = labels.ignore  # whole blocks, so that the coarser grid has the same border
+    maps[..., 4:] = maps[..., 4:].clamp_max(2)
+    value, found = gradients(loss, logits, maps)
+    other = [part.clone() for part in logits]
+    for part, gradient in zip(other, found, strict=True):
+        edge = part.shape[-1] // 2
+        part[..., :edge] = 50 * torch.randn_like(part[..., :edge])
+        assert not gradient[..., :edge].any() and gradient[..., edge:].any()
+    assert loss(other, maps).item() == pytest.approx(value, abs=1e-6)
+
+
+@pytest.mark.parametrize("labels", [CLASSES, REGIONS], ids=["classes", "regions"])
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_a_patch_that_nobody_annotated_teaches_nothing(labels, batch_dice):
+    loss = make_loss(TRAINING.model_copy(update={"batch_dice": batch_dice}), 2, labels)
+    logits, maps = drawn(labels)
+    value, found = gradients(loss, logits, torch.full_like(maps, labels.ignore))
+    assert value == 0 and not any(gradient.any() for gradient in found)
+    mixed = maps.clamp_max(2)
+    mixed[0] = labels.ignore
+    value, found = gradients(loss, logits, mixed)
+    assert 0 < value < 10
+    assert all(not gradient[0].any() and gradient[1].any() and gradient.isfinite().all() for gradient in found)
