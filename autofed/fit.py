@@ -39,13 +39,15 @@ def fit(
     share: float,
     seed: Sequence[int],
     device: str = "cpu",
+    feeder: batches.Feeder | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> Fitted:
     """Train from `weights` for so many steps on a site's patients.
 
     `begun` is the share of the whole training that lies behind and `share` the one that these steps are, both in
     [0, 1]: the learning rate follows lr (1 - t)^0.9 with t running from `begun` to `begun + share`. The optimiser
-    starts anew, since momentum of weights that have since been averaged points elsewhere.
+    starts anew, since momentum of weights that have since been averaged points elsewhere. Patches are made by the
+    `feeder`, which may serve many trainings, or by one thread for this one.
     """
     torch.manual_seed(int(np.random.SeedSequence(list(seed)).generate_state(1)[0]))
     learner = Learner(local.network, local.training, device)
@@ -54,7 +56,8 @@ def fit(
     optimiser = _optimiser(parameters, local)
     draws = islice(mechanism.sampler(list(store.patients), seed), steps)
     losses = []
-    for step, groups in enumerate(batches.stream(store, draws, local.training, seed)):
+    feed = batches.stream if feeder is None else feeder.stream
+    for step, groups in enumerate(feed(store, draws, local.training, seed)):
         _set_rate(optimiser, local.training.learning_rate * (1 - begun - share * step / steps) ** 0.9)
         found: list[float] = []
         gradients = (learner.gradient(group, found) for group in groups)
