@@ -119,7 +119,7 @@ def stream(
 def memory_bytes(training: Training, channels: int, workers: Workers = "thread") -> int:
     """What feeding holds at most: the steps ahead, the one being trained on, and for each maker one at work.
 
-    Not counted: the libraries that a process loads, some 200 MB each.
+    Not counted: the libraries that a process loads, up to 300 MB each.
     """
     makers = 1 if workers == "thread" else max(1, workers)
     step = training.batch_size * int(np.prod(training.patch_size)) * (4 * channels + 2)
