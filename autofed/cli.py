@@ -154,6 +154,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on after the last finished round; with more --rounds, for longer.")
     ] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that make patches; 0: none. Default: a thread on a CPU.", min=0)
+    ] = None,
     device: DeviceOption = Device.auto,
 ) -> None:
     """Train over all sites, round by round."""
@@ -167,6 +170,7 @@ def train(
             algorithm=algorithm,
             rounds=rounds,
             folds=fold or ["all"],
+            workers=workers,
             init=init,
             resume=resume,
             device=device.value,

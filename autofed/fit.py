@@ -40,13 +40,15 @@ def fit(
     seed: Sequence[int],
     labels: Labels | None = None,
     device: str = "cpu",
+    feeder: batches.Feeder | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> Fitted:
     """Train from `weights` for so many steps on a site's patients.
 
     `rate` gives the share of the plan's learning rate when so much of these steps is done, from 0 to 1. The optimiser
     starts anew, since momentum of weights that have since been averaged points elsewhere. `labels` say what the values
-    of the site's label maps mean (see `make_loss`).
+    of the site's label maps mean (see `make_loss`). Patches are made by the `feeder`, which may serve many trainings,
+    or by one thread for this one.
     """
     torch.manual_seed(int(np.random.SeedSequence(list(seed)).generate_state(1)[0]))
     learner = Learner(local.network, local.training, device, labels)
@@ -55,7 +57,8 @@ def fit(
     optimiser = _optimiser(parameters, local)
     draws = islice(mechanism.sampler(list(store.patients), seed), steps)
     losses = []
-    for step, groups in enumerate(batches.stream(store, draws, local.training, seed)):
+    feed = batches.stream if feeder is None else feeder.stream
+    for step, groups in enumerate(feed(store, draws, local.training, seed)):
         _set_rate(optimiser, local.training.learning_rate * rate(step / steps))
         found: list[float] = []
         gradients = (learner.gradient(group, found) for group in groups)

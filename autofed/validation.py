@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from autofed.batches import draw_patch
+from autofed.batches import STRAIGHT, draw_patch
 from autofed.devices import arithmetic, place
 from autofed.exchange import Arrays
 from autofed.inference import views
@@ -70,7 +70,8 @@ def _patches(store: Store, local: Local, patches: int) -> Iterator[tuple[np.ndar
     for number in range(max(patches, len(patients))):
         generator = np.random.default_rng([local.training.seed, number])
         patient = patients[number % len(patients)]
-        yield draw_patch(store, patient, local.training, local.training.patch_size, generator)
+        image, label = draw_patch(store, patient, local.training, STRAIGHT, generator)
+        yield np.ascontiguousarray(image, np.float32), label
 
 
 def _hits(logits: np.ndarray, truth: np.ndarray, labels: Labels) -> np.ndarray:

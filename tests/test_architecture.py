@@ -210,6 +210,7 @@ def test_the_house_stands(check):
         ("autofed.verbs.planning", ("torch", "monai", "scipy")),
         ("autofed.verbs.preparing", ("torch", "monai", "scipy")),
         ("autofed.planner", ("torch",)),
+        ("autofed.batches", ("torch", "monai")),
     ],
 )
 def test_a_light_module_loads_nothing_heavy(name, heavy):

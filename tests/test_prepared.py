@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from autofed import prepared
-from autofed.batches import draw_patch
+from autofed.batches import STRAIGHT, draw_patch
 from autofed.case import Case, open_dataset
 from autofed.files import read_json
 from autofed.fingerprints import measure, merge
@@ -240,9 +240,8 @@ def test_a_flat_volume_whose_slice_is_thin_goes_all_the_way(tmp_path):
         preprocess(site, plan.local, tmp_path / "work")
         store = open_store(tmp_path / "work", site.name, plan.local)
         image, label = draw_patch(
-            store, next(iter(store.patients)), plan.local.training, plan.local.training.patch_size,
-            np.random.default_rng(0),
-        )  # fmt: skip
+            store, next(iter(store.patients)), plan.local.training, STRAIGHT, np.random.default_rng(0)
+        )
         assert image.shape == (1, *plan.local.training.patch_size) and label.max() > 0
         scan = site.read(f"{site.name}_000")
         ready = prepare(scan, plan.local.geometry, plan.local.intensity)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from autofed.batches import Feeder
 from autofed.exchange import Arrays, Groups, Request, load_groups, save_groups
 from autofed.federation.selection import best_of, moving_average
 from autofed.files import digest, read_json, write_json
@@ -31,6 +32,7 @@ class Hospital(Protocol):
     memory: Memory
     steps: int
     device: str
+    feeder: Feeder | None
     on_step: Callable[[], None]
 
 
@@ -65,6 +67,7 @@ class View:
             seed=(site.plan.local.training.seed, _number(site.name), self._round),
             labels=Labels.of(site.plan.agreement),
             device=site.device,
+            feeder=site.feeder,
             on_step=site.on_step,
         )
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from autofed import algorithms, privacy
+from autofed.batches import Feeder
 from autofed.exchange import Failure, Groups, Release, Request, from_bytes, to_bytes
 from autofed.federation.answers import Memory, View, validate, verify
 from autofed.files import write_bytes
@@ -32,9 +33,9 @@ class Site:
 
     `held` is the data of the patients that are held out. `folder` is the site's own in this run: the log, what it
     remembers between rounds, and its last releases. The same request is answered with the same bytes from there,
-    uncharged and with the same noise. `ledgers` maps the hospitals
-    whose data this is to their ledgers: one, except where a simulation pools them. `trusted` are the algorithms outside
-    autofed that this site allows a plan to name.
+    uncharged and with the same noise. `ledgers` maps the hospitals whose data this is to their ledgers: one, except
+    where a simulation pools them. `feeder` makes the patches. `trusted` are the algorithms outside autofed that this
+    site allows a plan to name.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Site:
         run: str,
         held: Store | None = None,
         device: str = "cpu",
+        feeder: Feeder | None = None,
         trusted: Collection[str] = (),
         on_step: Callable[[], None] = lambda: None,
     ):
@@ -61,6 +63,7 @@ class Site:
         self.run = run
         self.steps = plan.local.training.steps_per_round * len(ledgers)
         self.device = device
+        self.feeder = feeder
         self.on_step = on_step
         self.algorithm = algorithms.make(plan.agreement.algorithm, trusted)
         self.mechanism = privacy.find(plan, len(store.patients))

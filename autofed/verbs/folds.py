@@ -11,6 +11,7 @@ import numpy as np
 
 from autofed import algorithms, privacy
 from autofed.algorithms import Algorithm
+from autofed.batches import Feeder
 from autofed.exchange import Release
 from autofed.federation import rounds, states
 from autofed.federation.inprocess import InProcess
@@ -62,6 +63,7 @@ class Folds:
     stores: Mapping[str, Store]
     work: Path
     device: str
+    feeder: Feeder
     trusted: tuple[str, ...]
     counter: StepCounter
 
@@ -135,7 +137,7 @@ class Folds:
     def _site(self, name: str, fold: str, train: Store, held: Store, ledgers: Mapping[str, Path]) -> Site:
         return Site(
             name, train, self.plan, self.run.site_folder(name, fold), ledgers, run=self._name(fold), held=held,
-            device=self.device, trusted=self.trusted, on_step=self.counter,
+            device=self.device, feeder=self.feeder, trusted=self.trusted, on_step=self.counter,
         )  # fmt: skip
 
     def _decide(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from autofed import algorithms, plans
-from autofed.devices import pick_device
+from autofed.batches import Feeder, Workers, memory_bytes
+from autofed.devices import machine_memory_bytes, pick_device
 from autofed.files import PathLike
 from autofed.network import build, load_weights
 from autofed.parallel import Progress, silent
@@ -19,6 +21,9 @@ from autofed.splits import ALL, FOLDS
 from autofed.verbs.folds import POOLED, Folds, StepCounter
 
 CROSS_VALIDATION = "cv"
+
+MOST_WORKERS = 12
+"""More processes than these are never busy (nnU-Net's default)."""
 
 
 def train(
@@ -32,6 +37,7 @@ def train(
     init: PathLike | None = None,
     resume: bool = False,
     device: str = "auto",
+    workers: Workers | None = None,
     progress: Progress = silent,
 ) -> Run:
     """Train all sites of a plan on this machine, round by round, into the folder `run`.
@@ -39,8 +45,9 @@ def train(
     `folds` are "all" (nobody is held out), numbers of parts of the patients that each site holds out, or "cv" for all
     five, one training after another. With `resume` an interrupted run goes on after its last finished round, with the
     same weights as if it had not been interrupted; with more `rounds` than before a run goes on for longer. `init` is
-    a run or a file of weights to start from. `Problems` before any training if the plan, the prepared data and the run
-    do not fit each other.
+    a run or a file of weights to start from. `workers` make the patches: 0 for none beside the training itself,
+    "thread" for one thread, or so many processes; by default a thread on a CPU and processes elsewhere. `Problems`
+    before any training if the plan, the prepared data and the run do not fit each other.
     """
     folder, trusted = Run(run), (algorithm,) if algorithm else ()
     made = _with_choices(plan if isinstance(plan, Plan) else plans.load(plan), algorithm, None)
@@ -53,7 +60,9 @@ def train(
     names = (POOLED,) if algorithms.gathers(chosen) else tuple(stores)
     identity = folder.identity() if folder.exists else Identity(sites=names)
     counter = StepCounter(made, len(stores), len(wanted), progress)
-    course = Folds(folder, made, chosen, identity, stores, Path(work), pick_device(device), trusted, counter)
+    picked = pick_device(device)
+    feeder = Feeder(_workers(made, picked) if workers is None else workers)
+    course = Folds(folder, made, chosen, identity, stores, Path(work), picked, feeder, trusted, counter)
     course.check(wanted)
     start = None
     if init is not None:
@@ -63,9 +72,23 @@ def train(
         folder.begin(made, identity, start)
     elif extended:
         made.save(folder.folder / "plan.json")
-    for fold in wanted:
-        course.train(fold)
+    with feeder:
+        for fold in wanted:
+            course.train(fold)
     return folder
+
+
+def _workers(made: Plan, device: str) -> Workers:
+    """Who makes the patches if nobody says so: a thread beside a CPU's training, as many processes as fit beside a GPU.
+
+    They may take a quarter of the memory, with what a process takes by itself.
+    """
+    if device == "cpu":
+        return "thread"
+    training, channels = made.local.training, len(made.agreement.channels)
+    most = min(MOST_WORKERS, (os.cpu_count() or 1) - 1)
+    fitting = (n for n in range(most, 0, -1) if memory_bytes(training, channels, n) <= machine_memory_bytes() / 4)
+    return next(fitting, "thread")
 
 
 def _numbered(folds: Sequence[str]) -> list[str]:
