@@ -51,7 +51,7 @@ FEDERATIONS = {"hippocampus": "3d_fullres", "dermoscopy": "2d"}
 PARTS = ("dice", "timing", "memory")
 NNUNET = "nnU-Net"
 DATASET, PLANS, NARROW = "Dataset001_pooled", "nnUNetPlans", "nnUNetNarrowPlans"
-TRAINER = Path(__file__).resolve().parent / "_nnunet_trainer"
+HERE = Path(__file__).resolve().parent
 
 WARM_UP, TIMED, REPEATS = 5, 50, 3
 RESAMPLES = 10_000
@@ -205,10 +205,9 @@ def prepare_nnunet(task: Task) -> dict:
     return json.loads(known.read_text())
 
 
-def nnunet_environment(task: Task, results: Path, threads: int | None = 1, **more: str) -> dict[str, str]:
-    """nnU-Net's folders, and where it finds the trainer that stops early."""
-    environ = environment(task.raw.parent, task.out / "preprocessed", results, threads)
-    return {**environ, "nnUNet_extTrainer": str(TRAINER), **more}
+def nnunet_environment(task: Task, results: Path, threads: int | None = 1) -> dict[str, str]:
+    """nnU-Net's folders; results of every training in a folder of its own."""
+    return environment(task.raw.parent, task.out / "preprocessed", results, threads)
 
 
 def narrow(task: Task) -> dict:
@@ -319,10 +318,10 @@ def training(
         "clock": str(folder / "clock.json"),
     }
     command = [
-        str(task.nnunet / "bin" / "nnUNetv2_train"), DATASET, task.configuration, "all",
-        "-tr", "ShortTrainer", "-p", NARROW, "-device", task.device,
+        str(task.nnunet / "bin" / "python"), str(HERE / "_nnunet_train.py"), json.dumps(asked),
+        DATASET, task.configuration, "all", "-p", NARROW, "-device", task.device,
     ]  # fmt: skip
-    return command, nnunet_environment(task, folder / "results", threads, SHORT_TRAINING=json.dumps(asked))
+    return command, nnunet_environment(task, folder / "results", threads)
 
 
 def arm_plan(task: Task, arm: str, folder: Path, seed: int, iterations: int | None) -> Path:
@@ -396,7 +395,7 @@ def predict_with_nnunet(task: Task, folder: Path, views: str) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     command = [
         task.nnunet / "bin" / "nnUNetv2_predict", "-i", task.raw / "imagesTs", "-o", target, "-d", DATASET,
-        "-c", task.configuration, "-tr", "ShortTrainer", "-p", NARROW, "-f", "all", "-device", task.device,
+        "-c", task.configuration, "-p", NARROW, "-f", "all", "-device", task.device,
         "--disable_progress_bar", *(["--disable_tta"] if views == "plain" else []),
     ]  # fmt: skip
     run([str(part) for part in command], nnunet_environment(task, folder / "results"), folder / f"{views}.txt")
@@ -497,7 +496,7 @@ def versions(task: Task) -> str:
           "print(version('nnunetv2'), torch.__version__, platform.python_version())"  # fmt: skip
     said = subprocess.run([str(task.nnunet / "bin" / "python"), "-c", ask], capture_output=True, text=True, check=True)
     theirs = said.stdout.split()
-    head = ["git", "-C", str(TRAINER), "rev-parse", "--short", "HEAD"]
+    head = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(head, capture_output=True, text=True, check=False).stdout.strip()
     return (
         f"nnU-Net {theirs[0]} with torch {theirs[1]}, Python {theirs[2]}; autofed {version('autofed')} "
