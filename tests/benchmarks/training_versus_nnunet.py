@@ -403,9 +403,11 @@ def predict_with_nnunet(task: Task, folder: Path, views: str) -> Path:
 
 
 def predict_with_autofed(task: Task, folder: Path, views: str) -> Path:
-    """autofed's, which goes on where it was interrupted."""
-    from autofed import verbs
+    """autofed's, which goes on where it was interrupted; once only where its plan has no mirrored views."""
+    from autofed import plans, verbs
 
+    if not plans.load(folder / "plan.json").inference.mirror_axes:
+        views = "default"
     images, mirroring = task.data / "test" / "imagesTs", views == "default"
     verbs.predict(folder / "run", images, folder / views, mirroring=mirroring, device=task.device)
     return folder / views
@@ -455,8 +457,8 @@ def describe(task: Task, network: dict) -> dict:
         made = plans.load(task.out / "plan.json")
         ours = sum(math.prod(shape) for shape in shapes(made))
         biases += (
-            f", autofed {ours}: the same convolutions; nnU-Net's have biases, which the normalisation takes out again, "
-            "and there is a head at the coarsest stage, which does not count in its loss"
+            f", autofed {ours}: the same convolutions; nnU-Net's have biases, nearly all of which the normalisation "
+            "takes out again, and there is a head at the coarsest stage, which does not count in its loss"
         )
     scale = task.scale
     return {
