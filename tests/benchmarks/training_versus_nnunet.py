@@ -39,7 +39,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -82,7 +82,10 @@ class Scale:
     batch: int | None
 
 
-QUICK, FULL = Scale(300, 12, 8, 2), Scale(1000, 20, 32, None)
+EPOCH = 25
+"""Iterations in one of nnU-Net's epochs: its learning rate falls from epoch to epoch, and should not fall in leaps."""
+
+QUICK, FULL = Scale(300, 300 // EPOCH, 8, 2), Scale(1000, 1000 // EPOCH, 32, None)
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,9 @@ def main() -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help=f"{QUICK} (the default)")
     size.add_argument("--full", action="store_true", help=f"{FULL}")
+    parser.add_argument(
+        "--iterations", type=int, help=f"another number of them, a multiple of {EPOCH} and of the sites"
+    )
     parser.add_argument("--train", nargs=2, type=Path, help=argparse.SUPPRESS)  # autofed's, in a process of its own
     args = parser.parse_args()
     if args.train:
@@ -131,9 +137,12 @@ def main() -> None:
         print("without --nnunet ENV there is nothing to compare")
         return
     programs = args.arm or ("nnunet", "autofed")
+    scale = FULL if args.full else QUICK
+    if args.iterations:
+        scale = replace(scale, iterations=args.iterations, epochs=args.iterations // EPOCH)
     for name in args.federation or FEDERATIONS:
         out = (args.output / name).resolve()
-        task = Task(args.data.resolve() / name, out, args.nnunet.absolute(), FULL if args.full else QUICK, args.device)
+        task = Task(args.data.resolve() / name, out, args.nnunet.absolute(), scale, args.device)
         print(run_federation(task, args.only or PARTS, programs, args.seeds), flush=True)
 
 
@@ -256,8 +265,10 @@ def prepare_autofed(task: Task, network: dict) -> list[str]:
 def settings(task: Task, network: dict) -> dict:
     """nnU-Net's network, patch and batch; the iterations as rounds, about twice as many as steps of a site in one."""
     per_site, rest = divmod(task.scale.iterations, len(task.sites))
-    if rest:
-        raise SystemExit(f"{task.scale.iterations} iterations cannot be shared out over {len(task.sites)} sites")
+    if rest or task.scale.iterations % EPOCH:
+        raise SystemExit(
+            f"{task.scale.iterations} iterations are no multiple of {EPOCH} and of {len(task.sites)} sites"
+        )
     wanted = math.sqrt(2 * per_site)
     rounds = min((n for n in range(1, per_site + 1) if per_site % n == 0), key=lambda n: abs(n - wanted))
     return {
