@@ -30,16 +30,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
 import numpy as np
+from _nnunet import environment, measure_trees, pool_sites, reached
 
 FEDERATIONS = ("hippocampus", "kidney-ct-simulated")
 SIDES = ("autofed", "autofed, commands", "nnU-Net")
-SAMPLES_PER_SECOND = 20
-SHARE_OF_LOOKING = 0.05
 REPEATS = 3
 
 FASTER = 5.0
@@ -79,7 +78,7 @@ def run_federation(data: Path, out: Path, nnunet: Path | None, processes: int, q
     results = out / "results.json"
     if not results.is_file() or json.loads(results.read_text())["wanted"] != wanted:
         for command in warm_up(nnunet):
-            subprocess.run(command, check=True, capture_output=True, env=environment(out))
+            subprocess.run(command, check=True, capture_output=True, env=environment(out, out, out))
         runs = {side: [] for side in sides}
         for repeat in range(wanted["repeats"]):
             for side in sides:  # in turn, so that what else the machine does falls on all of them
@@ -90,37 +89,7 @@ def run_federation(data: Path, out: Path, nnunet: Path | None, processes: int, q
     return table(data.name, json.loads(results.read_text()))
 
 
-def pool_sites(sites: Sequence[Path], raw: Path) -> int:
-    """Copy the cases of all sites into one dataset, each named with its site; gives how many there are."""
-    if not (raw / "dataset.json").is_file():
-        shutil.rmtree(raw, ignore_errors=True)
-        for site in sites:
-            for source in (*site.glob("imagesTr/*"), *site.glob("labelsTr/*")):
-                target = raw / source.parent.name / f"{site.name}_{source.name}"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
-        description = json.loads((sites[0] / "dataset.json").read_text())
-        description.pop("patients", None)
-        description["numTraining"] = len(list((raw / "labelsTr").iterdir()))
-        (raw / "dataset.json").write_text(json.dumps(description))
-    return len(list((raw / "labelsTr").iterdir()))
-
-
 # --- one run ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a tree of processes took: wall and processor seconds, and its highest memory in MB.
-
-    `pss_mb` counts a page that several processes share once, `rss_mb` in each of them.
-    """
-
-    seconds: float
-    cpu_seconds: float
-    pss_mb: float
-    rss_mb: float
-    phases: dict[str, float]
 
 
 def run_side(side: str, raw: Path, out: Path, nnunet: Path | None, processes: int, repeat: int) -> dict:
@@ -137,9 +106,12 @@ def run_side(side: str, raw: Path, out: Path, nnunet: Path | None, processes: in
         "autofed, commands": autofed_commands,
         "nnU-Net": lambda *given: nnunet_side(nnunet, *given),
     }[side](raw, folder, processes)
-    cost = measure_trees(commands, environment(folder, raw.parent), folder / "log.txt", marks)
-    known.write_text(json.dumps(asdict(cost), indent=1))
-    return asdict(cost)
+    begin = time.time()
+    cost = measure_trees(commands, environment(raw.parent, folder, folder / "results"), folder / "log.txt")
+    ends = {**{phase: path.stat().st_mtime - begin for phase, path in marks.items()}, "preprocess": cost.seconds}
+    phases = {p: end - start for (p, end), start in zip(ends.items(), (0.0, *ends.values()), strict=False)}
+    known.write_text(json.dumps({**asdict(cost), "phases": phases}, indent=1))
+    return json.loads(known.read_text())
 
 
 def autofed_side(raw: Path, folder: Path, processes: int) -> tuple[list[list[str]], dict[str, Path]]:
@@ -196,85 +168,6 @@ def warm_up(nnunet: Path | None) -> list[list[str]]:
     """Commands that bring both programs' libraries into the cache of the system."""
     ours = [[sys.executable, "-c", "import autofed.prepared, autofed.verbs"]]
     return ours + ([[str(nnunet / "bin" / "nnUNetv2_plan_and_preprocess"), "-h"]] if nnunet else [])
-
-
-def environment(folder: Path, raw: Path | None = None) -> dict[str, str]:
-    """The environment of both sides: one thread per process, and where nnU-Net finds and leaves its data."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return {**os.environ, **threads, "nnUNet_raw": str(raw), "nnUNet_preprocessed": str(folder),
-            "nnUNet_results": str(folder / "results")}  # fmt: skip
-
-
-def measure_trees(
-    commands: Sequence[Sequence[str]], environ: Mapping[str, str], log: Path, marks: Mapping[str, Path]
-) -> Cost:
-    """Run commands one after the other, with all the processes that they start; an error ends it.
-
-    The sum of RSS is read 20 times a second. PSS takes the system longer to count: it is read whenever that sum is at a
-    new height, and else only as often as it takes a twentieth of a processor. A phase ends when its file of `marks` is
-    written; the last is called preprocess.
-    """
-    watch = _Watch()
-    begin, wall = time.time(), time.monotonic()
-    cpu = 0.0
-    with open(log, "w") as output:
-        for command in commands:
-            process = subprocess.Popen(command, env=environ, stdout=output, stderr=output, start_new_session=True)
-            while True:
-                done, status, usage = os.wait4(process.pid, os.WNOHANG)
-                if done:
-                    break
-                watch.look(process.pid)
-                time.sleep(1 / SAMPLES_PER_SECOND)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            cpu += usage.ru_utime + usage.ru_stime
-            if process.returncode:
-                raise SystemExit(f"{' '.join(command)} failed:\n{log.read_text()[-2000:]}")
-    seconds = time.monotonic() - wall
-    ends = {**{phase: path.stat().st_mtime - begin for phase, path in marks.items()}, "preprocess": seconds}
-    phases = {p: end - start for (p, end), start in zip(ends.items(), (0.0, *ends.values()), strict=False)}
-    return Cost(seconds, cpu, watch.pss / 1024, watch.rss / 1024, phases)
-
-
-class _Watch:
-    """The highest memory of a session so far, in kB."""
-
-    def __init__(self) -> None:
-        self.rss = self.pss = 0.0
-        self.rest_until = 0.0
-
-    def look(self, session: int) -> None:
-        """Count what the session's processes hold now."""
-        members = _session(session)
-        rss = sum(_kilobytes(pid, "status", "VmRSS:") for pid in members)
-        begin = time.monotonic()
-        if rss > self.rss or (rss > self.pss and begin > self.rest_until):
-            self.pss = max(self.pss, sum(_kilobytes(pid, "smaps_rollup", "Pss:") for pid in members))
-            end = time.monotonic()
-            self.rest_until = end + (end - begin) / SHARE_OF_LOOKING
-        self.rss = max(self.rss, rss)
-
-
-def _session(session: int) -> list[str]:
-    """The processes that a command started, also those whose parent is gone."""
-    members = []
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            try:
-                fields = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
-            except OSError:  # it ended just now
-                continue
-            if int(fields[3]) == session:
-                members.append(entry.name)
-    return members
-
-
-def _kilobytes(pid: str, file: str, key: str) -> int:
-    try:
-        lines = Path("/proc", pid, file).read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith(key)), 0)
 
 
 # --- the same arrays? ------------------------------------------------------------------------------------------------
@@ -370,8 +263,8 @@ def _verdict(medians: Mapping[str, dict]) -> list[str]:
     return [
         f"* {faster:.1f} times faster (aim: {FASTER:g}), {theirs['cpu_seconds'] / ours['cpu_seconds']:.1f} times by "
         f"processor seconds, {theirs['seconds'] / medians['autofed, commands']['seconds']:.1f} times by its commands: "
-        f"{_reached(faster >= FASTER)}",
-        f"* {share:.2f} of the memory (aim: {MEMORY_SHARE:g}): {_reached(share <= MEMORY_SHARE)}",
+        f"{reached(faster >= FASTER)}",
+        f"* {share:.2f} of the memory (aim: {MEMORY_SHARE:g}): {reached(share <= MEMORY_SHARE)}",
     ]
 
 
@@ -386,7 +279,7 @@ def _likeness(arrays: dict) -> list[str]:
         lines.append(
             f"* intensities: mean difference {mean:.2g}, {worst['mean']:.2g} in the worst case, {worst['max']:.2g} in "
             f"the worst voxel (aim: {TOLERANCE:g} in the mean of every case): "
-            f"{_reached(not other and worst['mean'] < TOLERANCE)}"
+            f"{reached(not other and worst['mean'] < TOLERANCE)}"
         )
         lines.append(
             f"* labels: in the worst case {100 * worst['labels']:.2g} % of all voxels differ, "
@@ -400,10 +293,6 @@ def _likeness(arrays: dict) -> list[str]:
 
 def _short(value: list | float) -> str:
     return ", ".join(f"{v:.6g}" for v in np.atleast_1d(value))
-
-
-def _reached(is_reached: bool) -> str:
-    return "reached" if is_reached else "NOT reached"
 
 
 if __name__ == "__main__":
