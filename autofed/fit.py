@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from autofed import batches
-from autofed.devices import arithmetic, place
+from autofed.devices import arithmetic, compiled, loss_scales, place, ready, sent
 from autofed.exchange import Arrays
 from autofed.labels import Labels
 from autofed.loss import make_loss
@@ -73,22 +73,41 @@ class Learner:
     """A network and its loss on a device, in the precision of the plan: one backward pass at a time."""
 
     def __init__(self, network: Network, training: Training, device: str, labels: Labels | None = None):
+        ready(device, training.precision)
         module = build(network)
         self.module = place(module, network, device).train()
+        self._forward = compiled(self.module, training.compile, device)
         self._loss = make_loss(training, len(module.heads), labels)
         self._network, self._training, self._device = network, training, device
 
     def gradient(self, patches: batches.Patches, losses: list[float]) -> list[torch.Tensor]:
-        """The gradient of the mean loss over some patches, one tensor a parameter; the loss is appended to `losses`."""
+        """The gradient of the mean loss over some patches, one tensor a parameter; the loss is appended to `losses`.
+
+        Where float16 overflows, the pass is taken again with a smaller scale, so that no step is lost. If it overflows
+        with all of them, which means in the network itself, the gradient is zero and there is no loss: a private
+        mechanism has to bound every patient's.
+        """
+        image = place(sent(patches.image, self._device), self._network, self._device)
+        label = sent(patches.label, self._device)
+        scales = loss_scales(self._training.precision)
+        for scale in scales:
+            loss, found = self._pass(image, label, scale)
+            if len(scales) == 1 or all(bool(part.isfinite().all()) for part in found):
+                losses.append(loss)
+                return found
+        return [torch.zeros_like(p) for p in self.module.parameters()]
+
+    def _pass(self, image: torch.Tensor, label: torch.Tensor, scale: float) -> tuple[float, list[torch.Tensor]]:
+        """The loss, and its gradient, computed of `scale` times the loss."""
         self.module.zero_grad(set_to_none=True)
-        image = place(torch.from_numpy(patches.image), self._network, self._device)
-        label = torch.from_numpy(patches.label).to(self._device)
         with arithmetic(self._training.precision, self._device):
-            outputs = self.module(image)
+            outputs = self._forward(image)
         value = self._loss([logits.float() for logits in outputs], label)
-        value.backward()
-        losses.append(float(value.detach()))
-        return [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.module.parameters()]
+        (value * scale).backward()
+        found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.module.parameters()]
+        for part in found if scale != 1 else []:
+            part.mul_(1 / scale)  # a power of two: nothing is rounded
+        return float(value.detach()), found
 
 
 def _optimiser(parameters: list[nn.Parameter], local: Local) -> torch.optim.Optimizer:

@@ -14,14 +14,40 @@ from monai.networks.blocks.dynunet_block import (
     UnetUpBlock,
     get_conv_layer,
 )
+from monai.networks.layers.factories import Norm
 from torch import nn
 
 from autofed.attention import CBAM
 from autofed.plans import Network
 from autofed.problems import refuse
 
-_NORM = ("INSTANCE", {"affine": True, "eps": 1e-5})
+_NORM = ("WHOLE_INSTANCE", {"affine": True, "eps": 1e-5})
 _ACT = ("leakyrelu", {"inplace": True, "negative_slope": 0.01})
+
+
+class _Whole(nn.Module):
+    """Makes an instance norm hand on a tensor of its own, where torch's is a view of another shape.
+
+    To change a view in place, as the activation behind it does, autograd copies its whole gradient three times.
+    """
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """The same values, bit for bit."""
+        normalised = super().forward(image)
+        return torch.ops.aten._unsafe_view.default(normalised, normalised.shape)
+
+
+class _Whole2d(_Whole, nn.InstanceNorm2d):
+    pass
+
+
+class _Whole3d(_Whole, nn.InstanceNorm3d):
+    pass
+
+
+@Norm.factory_function("whole_instance")
+def _whole_instance(dims: int) -> type[nn.Module]:
+    return {2: _Whole2d, 3: _Whole3d}[dims]
 
 
 class UNet(nn.Module):

@@ -1,10 +1,12 @@
 """Devices: which there are, in which precision and layout, and how they are timed."""
 
+import numpy as np
 import pytest
 import torch
 
-from autofed import devices
-from autofed.devices import arithmetic, pick_device, place, seconds
+from autofed import devices, fit
+from autofed.batches import Patches
+from autofed.devices import arithmetic, compiled, pick_device, place, ready, seconds, sent
 from autofed.network import build
 from autofed.problems import Problems
 from tests.plans_made import small_plan
@@ -57,3 +59,89 @@ def test_the_layout_changes_no_result():
     assert placed.is_contiguous(memory_format=torch.channels_last_3d)
     again = place(module, network, "cpu")(placed)
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(plain, again, strict=True))
+
+
+def test_float16_is_refused_on_a_cpu_with_what_to_write():
+    with pytest.raises(Problems, match="training.precision=bfloat16"):
+        ready("cpu", "float16")
+    ready("cuda", "bfloat16")
+
+
+def test_cuda_multiplies_in_tf32_and_tries_its_algorithms_and_a_cpu_is_left_alone(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", seen.append)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    ready("cpu", "float32")
+    assert seen == [] and not torch.backends.cudnn.benchmark
+    ready("cuda", "float32")
+    assert seen == ["high"] and torch.backends.cudnn.benchmark
+
+
+def test_patches_go_to_cuda_from_pinned_memory_while_the_host_goes_on(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: seen.append("pinned") or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, **how: seen.append((device, how)) or self)
+    sent(np.zeros(3), "cuda")
+    assert seen == ["pinned", ("cuda", {"non_blocking": True})]
+    sent(np.zeros(3), "cpu")
+    assert seen[2:] == [("cpu", {})]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "system", "done"),
+    [(True, "cuda", "linux", True), (False, "cuda", "linux", False), (True, "cuda", "win32", False),
+     (True, "mps", "darwin", False), (True, "cpu", "linux", False)],
+)  # fmt: skip
+def test_only_cuda_compiles_and_only_if_asked(monkeypatch, wanted, device, system, done):
+    monkeypatch.setattr(torch, "compile", lambda module: "compiled")
+    monkeypatch.setattr(devices.sys, "platform", system)
+    module = torch.nn.Identity()
+    assert compiled(module, wanted, device) == ("compiled" if done else module)
+
+
+def test_a_compiled_network_keeps_the_names_of_its_weights(monkeypatch):
+    local = small_plan().local
+    calls = []
+    wrap = lambda module, *_: torch.nn.ModuleDict({"_orig_mod": module})  # noqa: E731
+    monkeypatch.setattr(torch.nn.ModuleDict, "__call__", lambda self, x: calls.append(1) or self["_orig_mod"](x))
+    monkeypatch.setattr(fit, "compiled", wrap)
+    learner = fit.Learner(local.network, local.training, "cpu")
+    learner.gradient(some_patches(), [])
+    assert calls and list(dict(learner.module.named_parameters())) == list(
+        dict(build(local.network).named_parameters())
+    )
+
+
+def some_patches():
+    image = np.random.default_rng(0).standard_normal((1, 1, 16, 16, 16), np.float32)
+    return Patches(image, (image > 0).astype(np.int16))
+
+
+def gradient(monkeypatch, scales, larger=1.0):
+    """A gradient with the scales of the loss set, of a loss that is so much larger, and the losses noted."""
+    monkeypatch.setattr(fit, "loss_scales", lambda _: scales)
+    local, losses = small_plan().local, []
+    torch.manual_seed(0)
+    learner = fit.Learner(local.network, local.training, "cpu")
+    plain = learner._loss
+    learner._loss = lambda logits, label: plain(logits, label) * larger
+    return learner.gradient(some_patches(), losses), losses
+
+
+def test_the_scale_of_the_loss_leaves_no_trace_in_the_gradient(monkeypatch):
+    plain, loss = gradient(monkeypatch, (1.0,))
+    scaled, same = gradient(monkeypatch, devices.loss_scales("float16"))
+    assert loss == same
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-9) for a, b in zip(plain, scaled, strict=True))
+
+
+def test_a_pass_that_overflows_is_taken_again_with_a_smaller_scale(monkeypatch):
+    expected, _ = gradient(monkeypatch, (1.0,), larger=1e30)
+    found, losses = gradient(monkeypatch, (1e30, 2.0**4, 1.0), larger=1e30)
+    assert len(losses) == 1 and np.isfinite(losses).all()
+    assert all(torch.allclose(a, b, rtol=1e-4) for a, b in zip(expected, found, strict=True))
+
+
+def test_a_network_that_overflows_gives_no_gradient_and_no_loss(monkeypatch):
+    found, losses = gradient(monkeypatch, (2.0, 1.0), larger=float("inf"))
+    assert losses == [] and all(not part.any() for part in found)

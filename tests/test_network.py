@@ -1,11 +1,20 @@
-"""The module is what the plan says: sizes, parameters, and weights that go in and out whole."""
+"""The module is what the plan says: sizes, parameters, memory, and weights that go in and out whole."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 
+from autofed.devices import arithmetic, place
+from autofed.loss import make_loss
 from autofed.network import build, load_weights, weights_of
-from autofed.plans import Network
+from autofed.plans import Network, Training, memory
 from autofed.problems import Problems
 from tests.plans_made import small_plan
 
@@ -82,3 +91,73 @@ def test_weights_that_do_not_fit_are_named_all_at_once():
         load_weights(build(PLANS["volumes"]), weights)
     assert len(error.value.problems) == 3
     assert all(name in str(error.value) for name in (missing, wrong, "stranger"))
+
+
+MEASURE = Path(__file__).parent / "benchmarks" / "memory.py"
+
+
+def stored_bytes(plan, patch, precision):
+    """What autograd stores for the way back of two patches: parameters left out, storages counted once."""
+    module, found = place(build(plan, seed=0), plan, "cpu"), {}
+    known = {p.untyped_storage().data_ptr() for p in module.parameters()}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    loss = make_loss(Training(patch_size=patch, batch_size=2, steps_per_round=1), len(module.heads))
+    image = place(torch.randn(2, plan.in_channels, *patch), plan, "cpu")
+    if precision == "float32":
+        known.add(image.untyped_storage().data_ptr())  # it counts among the patches
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        with arithmetic(precision, "cpu"):
+            logits = module(image)
+        kept = loss([part.float() for part in logits], torch.zeros(2, 1, *patch))
+    del kept
+    return sum(size for pointer, (size, _) in found.items() if pointer not in known)
+
+
+@pytest.mark.parametrize("deep", [True, False])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", PLANS)
+def test_stated_activations_are_those_that_autograd_stores(name, precision, deep):
+    plan = PLANS[name].model_copy(update={"deep_supervision": deep})
+    for narrow in (True, False):  # with channels last or first
+        if not narrow:
+            plan = plan.model_copy(update={"features": tuple(4 * f for f in plan.features)})
+        patch = tuple(max(d * 4, 16) for d in plan.divisor)
+        tape = memory.Tape(plan, patch, 2, precision).operations()
+        stated = sum(operation.stores for operation in tape)
+        assert stated == pytest.approx(stored_bytes(plan, patch, precision), rel=0.02)
+
+
+def measured(plan, patch, what):
+    task = {"network": plan.model_dump(mode="json"), "patch": patch, "batch": 2, "what": what}
+    environ = {**os.environ, "PYTHONPATH": str(MEASURE.parents[2]), "OMP_NUM_THREADS": "1",
+               "MALLOC_MMAP_THRESHOLD_": "1048576"}  # fmt: skip
+    command = [sys.executable, MEASURE, "--one", json.dumps(task)]
+    return json.loads(subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells and resets the peak")
+@pytest.mark.parametrize(
+    ("kind", "features", "patch", "what"),
+    [
+        ("unet", (8, 16, 32), (48, 48, 48), "float32"),
+        ("resenc", (32, 64, 128), (128, 128), "bfloat16"),
+        ("unet", (16, 32, 64), (48, 48, 48), "predict"),
+    ],
+)
+def test_a_process_takes_what_the_network_states(kind, features, patch, what):
+    dims, stages = len(patch), len(features)
+    plan = Network(kind=kind, in_channels=1, classes=3, features=features, kernels=((3,) * dims,) * stages,
+                   strides=((1,) * dims, *((2,) * dims,) * (stages - 1)),
+                   blocks=() if kind == "unet" else (1,) * stages)  # fmt: skip
+    found = measured(plan, patch, what)
+    assert found["stated"] == pytest.approx(found["taken"], rel=0.15)
+
+
+def test_an_optimiser_of_a_large_network_takes_more_than_its_activations():
+    plan = Network(in_channels=1, classes=2, features=(32, 512), kernels=((3,) * 3,) * 2, strides=((1,) * 3, (2,) * 3))
+    assert plan.training_bytes((4, 4, 4), 1) > 3 * 4 * plan.parameters

@@ -19,7 +19,18 @@ from autofed.planner.presets import PRESETS, Preset
 from autofed.planner.reasons import Reasons, short
 from autofed.planner.schedules import Length, meetings, training
 from autofed.planner.topology import Task, Topology, batch_for_memory, memory_needed, patch_for_memory
-from autofed.plans import Agreement, Algorithm, Budget, Geometry, Inference, Local, Plan, Privacy
+from autofed.plans import (
+    Agreement,
+    Algorithm,
+    Budget,
+    Geometry,
+    Inference,
+    Local,
+    Network,
+    Plan,
+    Privacy,
+    Training,
+)
 from autofed.problems import Problems, refuse
 
 __all__ = ["ANISOTROPY", "PRESETS", "check_memory", "make"]
@@ -45,6 +56,8 @@ def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str 
     rounds, per_round = meetings(chosen.steps, len(sites), reasons)
     length = Length(per_round, chosen.steps * len(sites))
     recipe = training(found, chosen, length, batch_dice, declaration.dimension, budget, reasons)
+    network = task.network(found, chosen.base)
+    _say_memory(network, recipe, budget, reasons)
     normalisation = intensity(fingerprint, reasons)
     reasons.say("agreement.privacy.mechanism", "none", "no epsilon was asked for: nothing is promised")
     return Plan(
@@ -59,9 +72,7 @@ def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str 
             training=rounds,
             privacy=Privacy(),
         ),
-        local=Local(
-            geometry=_geometry(grid), intensity=normalisation, network=task.network(found, chosen.base), training=recipe
-        ),
+        local=Local(geometry=_geometry(grid), intensity=normalisation, network=network, training=recipe),
         inference=Inference(mirror_axes=recipe.mirror_axes),
         reasons=reasons.lines,
     )
@@ -136,6 +147,13 @@ def _say_geometry(grid: Grid, found: Topology, budget: Budget, reasons: Reasons)
         f"({budget.preset}), a multiple of {found.divisor}",
     )
     reasons.say("local.network.strides", found.strides, "pool the finest axes while edges stay at 4 or more")
+
+
+def _say_memory(network: Network, recipe: Training, budget: Budget, reasons: Reasons) -> None:
+    if "cpu" in budget.devices:
+        needed = network.training_bytes(recipe.patch_size, recipe.batch_size, recipe.precision) / 1e9
+        why = f"what a step takes in {recipe.precision} on a CPU, told from the layers, beside the process itself"
+        reasons.say("local.network", f"{needed:.2g} GB", why)
 
 
 def _geometry(grid: Grid) -> Geometry:

@@ -4,10 +4,12 @@ from autofed.plans.agreement import Agreement, Algorithm, Extension, Privacy, Ro
 from autofed.plans.budget import Budget, Speed
 from autofed.plans.kinds import Configuration, Device, Millimetres, Positive, Precision, PresetName, Shape
 from autofed.plans.local import Channel, Geometry, Inference, Intensity, Local, Preparation, Training
+from autofed.plans.memory import CHANNELS_LAST_BELOW
 from autofed.plans.network import SPATIAL_KERNEL, Convolution, Network, squeezed
 from autofed.plans.plan import VERSION, Plan, Reason, is_plan, load, unknown_fields
 
 __all__ = [
+    "CHANNELS_LAST_BELOW",
     "SPATIAL_KERNEL",
     "VERSION",
     "Agreement",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 Device = Literal["cpu", "cuda", "mps"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
 Configuration = Literal["2d", "3d_fullres", "3d_lowres"]
 PresetName = Literal["plain", "resenc-m", "resenc-l", "resenc-xl", "dcfed"]
 

@@ -66,6 +66,11 @@ class Training(Record):
     mirror_axes: tuple[int, ...] = ()
     rotate_in_plane_only: bool = False
     precision: Precision = "float32"
+    compile: bool = False
+    """Whether torch compiles the network: minutes at every site and round, which only long rounds on CUDA repay.
+
+    Elsewhere nothing is compiled, as nnU-Net does it: not on a CPU or MPS, nor on Windows, which Triton leaves out.
+    """
     seed: int = 12345
 
 
