@@ -154,8 +154,8 @@ class Dataset:
         return digest([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
 
-def open_dataset(folder: Path | str) -> Dataset:
-    """Read a site's folder and check it as far as names and headers go; `Problems` names everything at once."""
+def open_dataset(folder: Path | str, *, headers: bool = True) -> Dataset:
+    """Read a site's folder and check it as far as names and `headers` go; `Problems` names everything at once."""
     folder = Path(folder).resolve()
     if not (folder / "dataset.json").is_file():
         refuse(str(folder), [_no_dataset(folder)])
@@ -171,7 +171,8 @@ def open_dataset(folder: Path | str) -> Dataset:
     labels, order = canonical(description["labels"]), tuple(declared_order(description))
     dataset = Dataset(folder, channels, labels, cases, patients, order)
     name_problem = site_name_problem(dataset.name)
-    refuse(str(folder), [*([name_problem] if name_problem else []), *problems, *_header_problems(dataset)])
+    problems = [*([name_problem] if name_problem else []), *problems, *(_header_problems(dataset) if headers else [])]
+    refuse(str(folder), problems)
     return dataset
 
 

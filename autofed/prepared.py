@@ -490,7 +490,7 @@ def _raw_digest(index: Index) -> str | None:
     if not Path(index.raw).is_dir():
         return None
     try:
-        return open_dataset(index.raw).raw_digest()
+        return open_dataset(index.raw, headers=False).raw_digest()
     except Problems:
         return "unreadable"
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
-import SimpleITK as sitk
 
 from autofed.files import whole_file
 from autofed.images.geometry import PICTURE_SLICE_MM, Geometry, Header, Image, directions
@@ -17,6 +18,7 @@ from autofed.problems import Problems
 
 if TYPE_CHECKING:
     import nibabel
+    import SimpleITK as sitk
 
 NIFTI = (".nii.gz", ".nii")
 ENDINGS = (*NIFTI, ".mha", ".nrrd", ".gipl")
@@ -24,13 +26,22 @@ ENDINGS = (*NIFTI, ".mha", ".nrrd", ".gipl")
 _GIPL_HEADER_BYTES = 256
 _NIFTI_HEADER_BYTES = 348
 
-# ITK prints a warning for every file with a harmless oddity; what matters is raised.
-sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+@cache
+def _itk() -> ModuleType:
+    """SimpleITK, read when the first volume is: it takes 95 MB, which training on prepared data can do without.
+
+    It prints a warning for every file with a harmless oddity; what matters is raised.
+    """
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    return sitk
 
 
 def header(path: Path) -> Header:
     """See `autofed.images.header`."""
-    reader = sitk.ImageFileReader()
+    reader = _itk().ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
@@ -59,7 +70,7 @@ def _three(spacing: tuple[float, ...]) -> tuple[float, float, float]:
 def read(path: Path) -> Image:
     """See `autofed.images.read`."""
     stored, is_scaled = _stored(path)
-    reader = sitk.ImageFileReader()
+    reader = _itk().ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
@@ -72,7 +83,7 @@ def read(path: Path) -> Image:
     except RuntimeError as error:
         return _read_sheared(path, error)
     _refuse_odd(path, image.GetPixelIDTypeAsString(), image.GetDimension())
-    array = sitk.GetArrayFromImage(image).astype(np.float32, copy=False)
+    array = _itk().GetArrayFromImage(image).astype(np.float32, copy=False)
     if image.GetNumberOfComponentsPerPixel() > 1:
         array = np.moveaxis(array, -1, 0)
     elif image.GetDimension() < 4:
@@ -104,12 +115,12 @@ def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
             affine = np.reshape(geometry.affine, (4, 4))
             nibabel.save(nibabel.Nifti1Image(np.transpose(array), affine), part)  # (Z, Y, X) -> (X, Y, Z)
             return
-        image = sitk.GetImageFromArray(array[0] if geometry.dimension == 2 else array)
+        image = _itk().GetImageFromArray(array[0] if geometry.dimension == 2 else array)
         image.SetSpacing(tuple(reversed(geometry.spacing_mm[-image.GetDimension() :])))
         if geometry.origin:
             image.SetOrigin(geometry.origin)
             image.SetDirection(geometry.direction)
-        sitk.WriteImage(image, str(part), useCompression=not str(path).endswith(".nii"))
+        _itk().WriteImage(image, str(part), useCompression=not str(path).endswith(".nii"))
 
 
 def _storable(array: np.ndarray, narrow: bool) -> np.ndarray:
@@ -157,10 +168,10 @@ def _nifti_layout(content: bytes) -> tuple[np.dtype, int, int, bool]:
 
 
 def _gipl_layout(path: Path) -> tuple[np.dtype, int, int, bool]:
-    reader = sitk.ImageFileReader()
+    reader = _itk().ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    voxel = sitk.GetArrayFromImage(sitk.Image([1, 1, 1], reader.GetPixelID()))
+    voxel = _itk().GetArrayFromImage(_itk().Image([1, 1, 1], reader.GetPixelID()))
     return np.dtype((np.void, voxel.itemsize)), math.prod(reader.GetSize()), _GIPL_HEADER_BYTES, False
 
 
