@@ -5,8 +5,8 @@
 DATA is not read. Each figure is that of a process of its own: it takes a step of a tiny network of the same kind, notes
 its memory, resets the peak (Linux's /proc/self/clear_refs) and takes three steps, or predicts twice. Twice over: as
 glibc's malloc is, and with MALLOC_MMAP_THRESHOLD_=131072, the value that it starts with: larger blocks go back to the
-system when they are freed. Left to itself malloc raises that threshold to up to 32 MB and keeps what is smaller: faster,
-but the peak then holds blocks that nobody uses any more. The statement is about tensors, that is about the second figure.
+system when they are freed. Left to itself malloc raises that threshold to up to 32 MB and keeps what is smaller: that
+is faster, but the peak then holds blocks that nobody uses. The statement is about tensors, that is the second figure.
 
 Prints Markdown tables, draws OUT/memory.png, writes OUT/memory.json; what is there is not measured again.
 """
