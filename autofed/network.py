@@ -26,14 +26,18 @@ _ACT = ("leakyrelu", {"inplace": True, "negative_slope": 0.01})
 
 
 class _Whole(nn.Module):
-    """Makes an instance norm hand on a tensor of its own, where torch's is a view of another shape.
+    """Makes an instance norm hand on a tensor of its own, in the image's memory layout; torch's is a view of another.
 
-    To change a view in place, as the activation behind it does, autograd copies its whole gradient three times.
+    To change a view in place, as the activation behind it does, autograd copies its whole gradient three times; and
+    with channels last only before the norm, each convolution orders its image anew, twice.
     """
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """The same values, bit for bit."""
         normalised = super().forward(image)
+        last = torch.channels_last if image.ndim == 4 else torch.channels_last_3d
+        if image.is_contiguous(memory_format=last) and not image.is_contiguous():
+            return normalised.contiguous(memory_format=last)
         return torch.ops.aten._unsafe_view.default(normalised, normalised.shape)
 
 

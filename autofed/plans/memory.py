@@ -93,7 +93,7 @@ class Tape:
         self.each = _FLOAT if precision == "float32" else 2
         self.cast = self.each != _FLOAT
         self.last = len(network.features) - 1
-        self.reordered = network.features[0] < CHANNELS_LAST_BELOW
+        self.channels_last = network.features[0] < CHANNELS_LAST_BELOW
 
     @property
     def supervised(self) -> list[int]:
@@ -107,7 +107,7 @@ class Tape:
     def patches(self) -> float:
         """The patches and their labels, and the copy with channels last."""
         image = _FLOAT * self.network.in_channels * self.voxels[0]
-        return image * (2 if self.reordered and self.network.in_channels > 1 else 1) + _LABEL * self.voxels[0]
+        return image * (2 if self.channels_last and self.network.in_channels > 1 else 1) + _LABEL * self.voxels[0]
 
     def logits(self) -> float:
         """All outputs, which the step holds until it is done."""
@@ -121,20 +121,21 @@ class Tape:
         return operations + [self._loss(stage) for stage in self.supervised]
 
     def _convolution(self, before: float, after: float, weights: int, **other: float) -> Operation:
-        """oneDNN brings input, gradient and weights into an order of its own, unless channels are last already.
+        """oneDNN brings image, gradient and weights into an order of its own; with channels last the gradient alone.
 
-        Then torch does, since the norm hands on maps with channels first.
+        That comes from the norm, which works with channels first.
         """
+        reordered = after if self.channels_last else before + after
         return Operation(
             stores=other.pop("stores", 0) + (self.each * weights if self.cast else 0),
             gradient=other.pop("gradient", before),
-            works=before + after + 2 * self.each * weights,
+            works=other.pop("works", reordered) + 2 * self.each * weights,
             weights=_FLOAT * weights,
             **other,
         )
 
     def _norm(self, bytes_: float, **other: float) -> Operation:
-        return Operation(bytes_, bytes_, works=bytes_ if self.reordered else 0, **other)
+        return Operation(bytes_, bytes_, works=bytes_ if self.channels_last else 0, **other)
 
     def _layer(self, stage: int, before: float, channels: int, volume: int, **other: float) -> Iterator[Operation]:
         """Convolution, norm, activation in place: stored are the convolution's output and the activation's."""
@@ -198,7 +199,7 @@ class Tape:
         network, here, below = self.network, self.map(stage), self.map(stage + 1)
         width, volume = network.features[stage], math.prod(network.kernels[stage])
         weights = network.features[stage + 1] * width * math.prod(network.strides[stage + 1])
-        yield self._convolution(below, 2 * here, weights)
+        yield self._convolution(below, 2 * here, weights, works=below + 2 * here)
         yield Operation(holds=2 * here)  # both halves of the gradient live until the way down has used its half
         yield from self._layer(stage, 2 * here, 2 * width, volume, stores=2 * here)
         if network.kind == "unet":
@@ -210,7 +211,7 @@ class Tape:
         here, logits = self.map(stage), self.map(stage, self.network.classes)
         waiting = _FLOAT * self.network.classes * self.voxels[stage]
         weights = self.network.features[stage] * self.network.classes
-        return self._convolution(here, logits, weights, holds=here - waiting, hands=0)
+        return self._convolution(here, logits, weights, works=here + logits, holds=here - waiting, hands=0)
 
     def _loss(self, stage: int) -> Operation:
         """Softmax, one-hot labels, logarithms of the softmax, and the labels as long integers (MONAI's DiceCELoss)."""
