@@ -1,17 +1,24 @@
 """Where the time of a training step goes: making its patches, and learning from them.
 
-    python tests/benchmarks/step_time.py DATA -o OUT [--federation hippocampus] [--device auto] [--quick]
+    python tests/benchmarks/step_time.py DATA -o OUT [--federation hippocampus] [--device auto] [--before DIR] [--quick]
 
 DATA as in main_job.py; one site of each federation is prepared. Prints Markdown tables and writes OUT/step_time.json.
 The first table is the making of patches in one thread, with nothing beside it. The others are steps of training, fed as
 `fit` feeds them by default: "waiting" is what making the patches adds to the step. Times are medians over steps, so
 that other work on the machine disturbs them less; those of making patches are means, since few patches are rotated.
+
+With --before, a checkout of an earlier version (`git worktree add DIR COMMIT`), the same steps are also taken by that
+version and by this one in turns, each time in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import platform
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -34,6 +41,7 @@ from autofed.privacy.none import NoPrivacy
 FEDERATIONS = ("dermoscopy", "hippocampus")
 HOURS = 0.3
 STEPS, QUICK_STEPS = 40, 8
+TURNS = 3
 FED_PER_STEP = 4
 """Making patches is timed over so many times as many steps: it is quicker, and varies more."""
 PHASES = ("waiting", "forward", "loss", "backward", "optimiser")
@@ -46,6 +54,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--federation", action="append", choices=FEDERATIONS)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--before", type=Path, help="a checkout of an earlier version")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps of a kind, not {STEPS}")
     args = parser.parse_args()
     device, steps = pick_device(args.device), QUICK_STEPS if args.quick else STEPS
@@ -56,6 +65,9 @@ def main() -> None:
         made, store = prepare(args.data / name, args.output / name)
         results[name] = measure(made.local, store, device, steps)
         print(tables(name, made.local.training, results[name]), flush=True)
+        if args.before:
+            results[name]["turns"] = compare(made.local, args.output / name / "work", store, args.before, steps)
+            print(turns_table(results[name]["turns"]), flush=True)
     write_json(args.output / "step_time.json", {"about": about, "seconds": results})
 
 
@@ -77,6 +89,34 @@ def measure(local: plans.Local, store: Store, device: str, steps: int) -> dict:
             kind = f"{precision}{', channels last' if channels_last else ''}"
             training[kind] = time_training(local, store, device, steps, precision, channels_last)
     return {"making": time_making(local.training, store, FED_PER_STEP * steps), "training": training}
+
+
+def compare(local: plans.Local, work: Path, store: Store, before: Path, steps: int) -> dict:
+    """Seconds a step of the earlier version and of this one, in turns: by precision and version, one dict a turn."""
+    here, site = Path(__file__).resolve(), next(iter(store.folders.values())).parent.parent.name
+    found: dict = {}
+    for precision in ("float32", "bfloat16"):
+        training = local.training.model_copy(update={"precision": precision})
+        section = local.model_copy(update={"training": training}).model_dump_json()
+        for _ in range(TURNS):
+            for version, checkout in (("before", before.resolve()), ("now", here.parents[2])):
+                command = [sys.executable, here.with_name("_steps.py"), work, site, section, str(steps)]
+                said = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(checkout)}, check=True,
+                                      capture_output=True, text=True)  # fmt: skip
+                found.setdefault(precision, {}).setdefault(version, []).append(json.loads(said.stdout))
+    return found
+
+
+def turns_table(found: dict) -> str:
+    """Medians over the turns, and their ratio, as Markdown."""
+    lines = ["| ms a step | making patches | learning | together |", "|---|---|---|---|"]
+    for precision, versions in found.items():
+        medians = {v: {p: median(t[p] for t in turns) for p in turns[0]} for v, turns in versions.items()}
+        lines += [f"| {precision}, {v} | " + " | ".join(f"{1e3 * s:.1f}" for s in m.values()) + " |"
+                  for v, m in medians.items()]  # fmt: skip
+        ratios = [medians["now"][part] / medians["before"][part] for part in medians["now"]]
+        lines.append("| ratio | " + " | ".join(f"{r:.2f}" for r in ratios) + " |")
+    return "\n".join([*lines, ""])
 
 
 # --- making patches --------------------------------------------------------------------------------------------------
