@@ -228,3 +228,10 @@ def test_rounds_that_are_validated():
     made = plans.Rounds(rounds=7, snapshots=(7,), validate_every=3)
     assert [r for r in range(1, 8) if made.validates(r)] == [3, 6, 7]
     assert not any(made.model_copy(update={"validate_every": 0}).validates(r) for r in range(1, 8))
+
+
+@pytest.mark.parametrize(("setting", "stays"), [({"batch_size": 1}, False), ({"training.rounds": 2}, True)])
+def test_the_stated_memory_goes_with_the_sizes_that_it_was_stated_for(setting, stays):
+    reason = plans.Reason(field="local.network", value="1 GB", why="told from the layers")
+    made = small_plan().model_copy(update={"reasons": (reason,)})
+    assert (reason in made.change(setting).reasons) == stays

@@ -24,6 +24,7 @@ def apply(record: type[Record], tree: dict[str, Any], assignments: Mapping[str, 
     for path, value, _ in said:
         _assign(tree, path, value)
     changed = {path for path, _, _ in said}
+    changed |= {"local.network"} if any(path.startswith(_SIZES) for path in changed) else set()
     kept = [reason for reason in tree["reasons"] if reason["field"] not in changed]
     return {**tree, "reasons": kept + [{"field": path, "value": str(value), "why": why} for path, value, why in said]}
 
@@ -35,6 +36,10 @@ def unknown_fields(record: type[Record], names: Iterable[str]) -> list[str]:
     twice = [f"{path} is set {paths.count(path)} times; set it once" for path in dict.fromkeys(paths)
              if paths.count(path) > 1]  # fmt: skip
     return [problem for _, problem in resolved if problem] + twice
+
+
+_SIZES = ("local.network.", "local.training.patch_size", "local.training.batch_size", "local.training.precision")
+"""What the memory depends on that the reason of `local.network` states."""
 
 
 def _by_hand(planned: str | None) -> str:
