@@ -30,9 +30,11 @@ from autofed.prepared import (
     preprocess,
     resample,
     resample_labels,
+    resampling,
     restore,
     restore_labels,
     restore_regions,
+    store,
 )
 from autofed.problems import Problems
 from tests.plans_made import SPEED, small_plan
@@ -129,7 +131,7 @@ def test_resampling_is_scipys_spline(shape, target, order, coarse_axis, seed):
 def test_a_volume_of_many_slabs_is_resampled_like_one(monkeypatch):
     values = np.random.default_rng(0).normal(0, 1, (9, 14, 11)).astype(np.float32)
     whole = resample(values, (13, 10, 17), order=3, coarse_axis=None)
-    monkeypatch.setattr(prepared, "_SLAB", 200)
+    monkeypatch.setattr(resampling, "_SLAB", 200)
     assert np.array_equal(resample(values, (13, 10, 17), order=3, coarse_axis=None), whole)
 
 
@@ -150,7 +152,7 @@ def test_of_two_labels_with_the_same_share_the_last_wins():
 
 
 def test_preparing_takes_few_copies_of_a_volume(monkeypatch):
-    monkeypatch.setattr(prepared, "_SLAB", 1 << 13)  # as small beside this volume as slabs are beside a large one
+    monkeypatch.setattr(resampling, "_SLAB", 1 << 13)  # as small beside this volume as slabs are beside a large one
     image = np.random.default_rng(0).uniform(1, 2, (1, 24, 64, 64)).astype(np.float32)
     scan = case(image, (image[0] > 1.9).astype(np.int32), (2.0, 1.0, 1.0))
     tracemalloc.start()
@@ -348,7 +350,7 @@ def test_numpy_is_handed_nothing_but_the_locations(tmp_path, site, monkeypatch):
 
 def test_a_worker_is_sent_nothing_of_other_cases(tmp_path, site, monkeypatch):
     sent = []
-    monkeypatch.setattr(prepared, "each", lambda function, items, **_: sent.extend(items))
+    monkeypatch.setattr(store, "each", lambda function, items, **_: sent.extend(items))
     dataset = open_dataset(site)
     preprocess(dataset, small_plan().local, tmp_path / "work")
     assert [dict(one.cases) for one in sent] == [{case: files} for case, files in dataset.cases.items()]
@@ -360,8 +362,8 @@ def test_a_worker_is_sent_nothing_of_other_cases(tmp_path, site, monkeypatch):
     [((1, 36, 70, 200), (1, 36, 35, 50), (1, 18, 18, 25)), ((3, 1, 300, 100), (3, 1, 150, 100), (3, 1, 75, 100))],
 )
 def test_chunks_and_blocks_share_a_volume_evenly(tmp_path, shape, chunks, blocks):
-    prepared._write(tmp_path / "image.b2nd", np.zeros(shape, np.float32))
-    stored = prepared._open(tmp_path / "image.b2nd")
+    store._write(tmp_path / "image.b2nd", np.zeros(shape, np.float32))
+    stored = store._open(tmp_path / "image.b2nd")
     assert stored.shape == shape and stored.chunks == chunks and stored.blocks == blocks
 
 
