@@ -1,4 +1,4 @@
-"""Cases on the plan's grid, stored so that a patch can be read alone, and the exact way back onto the file's own grid."""
+"""Cases on the plan's grid, stored so that a patch can be read alone, and the way back onto the file's own grid."""
 
 from autofed.prepared.cases import Prepared, WayBack, normalise, prepare, restore, restore_labels, restore_regions
 from autofed.prepared.resampling import resample, resample_labels
