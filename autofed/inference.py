@@ -215,14 +215,8 @@ def _whole(mean: np.ndarray, way: WayBack, labels: Labels) -> np.ndarray:
 
 def _value_counts(ensemble: Ensemble, labels: Labels) -> np.ndarray:
     """Voxels of the plan's grid that are predicted to have each value."""
-    mean = ensemble.mean
-    if labels.is_regions:
-        found = torch.zeros_like(mean[0], dtype=torch.int64)
-        for probability, value in zip(mean, labels.order, strict=True):
-            found[probability > 0.5] = value
-    else:
-        found = mean.argmax(0)
-    return np.bincount(found.flatten().cpu().numpy(), minlength=labels.most + 1)
+    found = labels.paint(ensemble.mean.cpu().numpy())
+    return np.bincount(found.ravel(), minlength=labels.most + 1)
 
 
 def _unit(geometry: Geometry) -> tuple[str, float]:

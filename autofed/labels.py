@@ -99,6 +99,18 @@ class Labels:
             table[list(values), channel] = 1
         return table
 
+    def paint(self, probabilities: np.ndarray) -> np.ndarray:
+        """The label map (*grid), int64, of probabilities (channels, *grid).
+
+        Of classes the most probable; of regions all that are more probable than not, one on top of the other.
+        """
+        if not self.is_regions:
+            return probabilities.argmax(0)
+        painted = np.zeros(probabilities.shape[1:], np.int64)
+        for probability, value in zip(probabilities, self.order, strict=True):
+            painted[probability > 0.5] = value
+        return painted
+
     def names_of_values(self) -> dict[int, str]:
         """What to call the voxels of each value: the structure, or the smallest region that holds them."""
         by_size = sorted(self.structures, key=lambda structure: -len(structure[1]))

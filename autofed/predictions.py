@@ -32,7 +32,7 @@ ABOUT = "prediction.json"
 RESERVED = ("prediction", "report")
 """The JSON of a case of this name would be prediction.json, or the report that evaluate lays down here."""
 
-_SAME_ENSEMBLE = ("weights", "plan", "mirroring")
+_SAME_ENSEMBLE = ("weights", "plan", "mirroring", "postprocessing")
 
 
 class Predictions:
@@ -126,6 +126,7 @@ class Predictions:
                 **_spacing(geometry),
                 **_describe(found),
                 "mirroring": predictor.mirroring,
+                "postprocessing": predictor.postprocessing.model_dump(mode="json"),
                 "asked": asked,
             },
         )

@@ -109,8 +109,9 @@ class Run:
     def members(self, model: str | None = None, folds: Sequence[str] = ()) -> list[Member]:
         """The ensemble of a model: of every fold its best round by held-out patients, or else its snapshots.
 
-        Without a name the common model is taken; without folds that on all patients if it was trained, else all there
-        are. `Problems` lists the models and the folds that there are.
+        Without a name the common model is taken; without folds that on all patients if it was trained, else every one.
+        A training that has not come to its end counts only if none has. `Problems` lists the models and the folds that
+        there are.
         """
         plan, wanted = self.plan(), model or GLOBAL
         found = ", ".join(self.models()) or "none yet: no round has finished"
@@ -122,7 +123,8 @@ class Run:
             if fold not in there
         ]
         refuse(str(self.folder), problems)
-        chosen = list(folds) or ([ALL] if ALL in there else there)
+        ended = [fold for fold in there if self.finished(fold) == plan.agreement.training.rounds] or there
+        chosen = list(folds) or ([ALL] if ALL in ended else ended)
         return [member for fold in chosen for member in self._members(wanted, fold, plan)]
 
     def _members(self, model: str, fold: str, plan: Plan) -> list[Member]:
@@ -171,6 +173,16 @@ def read_file(path: Path) -> Arrays:
 
 
 def read_weights(source: Path) -> Arrays:
-    """Weights to start from: of a run's last round, or of a safetensors file that a run wrote."""
+    """Weights to start from: of a run's training on all patients, or of a safetensors file that a run wrote.
+
+    `Problems` if a run has no such training: then one of its files has to be named.
+    """
     source = Path(source)
-    return read_file(source) if source.is_file() else Run(source).members()[-1].read()
+    if source.is_file():
+        return read_file(source)
+    run = Run(source)
+    run.identity()
+    if ALL not in run.folds() or GLOBAL not in run.models():
+        found = "a file in it, such as fold_0/best.safetensors or sites/SITE/fold_all/memory/round_00001.safetensors"
+        raise Problems(str(source), [f"the run has no common model that was trained on all patients; name {found}"])
+    return run.members(folds=[ALL])[-1].read()

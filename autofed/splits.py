@@ -77,13 +77,14 @@ def by_hash(patients: Sequence[str], fold: int, salt: bytes) -> Split:
 def given(path: Path, patients: Patients, fold: int) -> Split:
     """The split that a site wrote down, as nnU-Net does: a list of {"train": [cases], "val": [cases]}, one a fold.
 
-    Cases that are in neither are left out. `Problems` names what is wrong with it, all at once.
+    Patients that are in neither are left out. `Problems` names what is wrong with it, all at once.
     """
     folds = read_json(path)
     refuse(str(path), _form_problems(folds, fold))
     home = {case: patient for patient, cases in patients.items() for case in cases}
     sides = {side: list(dict.fromkeys(folds[fold][side])) for side in ("train", "val")}
     refuse(str(path), _content_problems(sides, home))
+    refuse(str(path), _parts_of_patients(sides, patients, home))
     train, validation = (tuple(sorted({home[case] for case in sides[side]})) for side in ("train", "val"))
     return Split(train, validation)
 
@@ -104,13 +105,23 @@ def _form_problems(folds: Any, fold: int) -> list[str]:
     if not isinstance(folds, list) or not all(_is_fold(entry) for entry in folds):
         return [f"this is no split; {expected}"]
     if fold >= len(folds):
-        return [f"it has {len(folds)} folds, from 0 on, and fold {fold} was asked for; {expected}"]
+        return [f"it has {len(folds)} folds, from 0 on, and fold {fold} was asked for; name those that there are"]
     return []
 
 
 def _is_fold(entry: Any) -> bool:
     sides = [entry.get(side) for side in ("train", "val")] if isinstance(entry, dict) else [None]
     return all(isinstance(side, list) and all(isinstance(case, str) for case in side) for side in sides)
+
+
+def _parts_of_patients(sides: Mapping[str, Sequence[str]], patients: Patients, home: Mapping[str, str]) -> list[str]:
+    named = {case for cases in sides.values() for case in cases}
+    return [
+        f"{patient} has {', '.join(c for c in patients[patient] if c not in named)} besides, which is in neither; name "
+        "all cases of a patient or none"
+        for patient in sorted({home[case] for case in named})
+        if not named.issuperset(patients[patient])
+    ]
 
 
 def _content_problems(sides: Mapping[str, Sequence[str]], home: Mapping[str, str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -39,9 +39,7 @@ def patch_dice(weights: Arrays, store: Store, plan: Plan, patches: int, device: 
     return {n: float(2 * h[0] / size) for n, h, size in zip(labels.names, hits, sizes, strict=True) if size}
 
 
-def case_dice(
-    weights: Arrays, store: Store, plan: Plan, device: str = "cpu", on_case: Callable[[], None] = lambda: None
-) -> dict[str, np.ndarray]:
+def case_dice(weights: Arrays, store: Store, plan: Plan, device: str = "cpu") -> dict[str, np.ndarray]:
     """Dice of whole held-out cases on the plan's grid, by case: (structures, `RULES`), NaN where not scored.
 
     Predicted as `predict` does, with mirrored views; a structure that is in neither map is not scored, and voxels that
@@ -54,7 +52,6 @@ def case_dice(
         annotated = truth != labels.ignore
         rules = zip(labels.structures, by_rule(found, labels), strict=True)
         scores[case] = np.array([[_dice(m & annotated, mask(truth, v)) for m in masks] for (_, v), masks in rules])
-        on_case()
     return scores
 
 
@@ -90,13 +87,7 @@ def _predict(network: UNet, store: Store, case: str, plan: Plan, labels: Labels,
     ensemble = Ensemble(is_regions=labels.is_regions)
     for probabilities in views(network, store.image(case)[:], plan, plan.inference.mirror_axes, device):
         ensemble.add(probabilities)
-    mean = ensemble.mean.cpu().numpy()
-    if not labels.is_regions:
-        return mean.argmax(0)
-    painted = np.zeros(mean.shape[1:], np.int64)
-    for probability, value in zip(mean, labels.order, strict=True):
-        painted[probability > 0.5] = value
-    return painted
+    return labels.paint(ensemble.mean.cpu().numpy())
 
 
 def _dice(found: np.ndarray, truth: np.ndarray) -> float:

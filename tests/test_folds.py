@@ -104,7 +104,7 @@ def test_predict_ensembles_the_folds(ground, folds, tmp_path):
 
 
 def test_whole_cases_are_scored_once_and_decide_the_postprocessing(ground, folds):
-    table = json.loads((folds.fold_folder("0") / "validation.json").read_text())
+    table = json.loads((folds.fold_folder("0") / "validation.json").read_text())["sites"]
     assert set(table) == {"alpha"} and set(table["alpha"]) == {"organ", "tumour"}
     held = json.loads((folds.site_folder("alpha", "0") / "split.json").read_text())["validation"]
     own = json.loads((folds.site_folder("alpha", "0") / "validation.json").read_text())
@@ -216,32 +216,98 @@ def test_a_split_that_the_site_wrote_down_is_taken_and_must_not_change(tmp_path)
 # --- going on for longer
 
 
-def test_more_rounds_go_on_from_where_it_was_without_a_jump(ground, tmp_path):
-    made = ground.plan.change({"training.rounds": 2})
-    run = ground.train(tmp_path / "run", made)
-    last = weights(run, "all", 2)
-    longer = ground.train(tmp_path / "run", made, rounds=6, resume=True)
-    assert longer.plan().agreement.training.rounds == 6
-    assert longer.plan().agreement.training.extensions[0].at == 2
-    assert longer.finished("all") == 6 and len(metrics.read(longer.rounds_folder)) == 6
-    assert not same(last, weights(longer, "all", 6))
-    again = ground.train(tmp_path / "run", made, rounds=6, resume=True)  # what was extended once is so
+def test_more_rounds_go_on_from_where_it_was_and_score_whole_cases_again(ground, tmp_path):
+    made, first = ground.plan.change({"training.rounds": 2}), {"folds": ["0"], "resume": True}
+    run = ground.train(tmp_path / "run", made, folds=["0"])
+    last, validation = weights(run, "0", 2), run.fold_folder("0") / "validation.json"
+    longer = ground.train(tmp_path / "run", made, rounds=6, **first)
+    assert longer.plan().agreement.training.rounds == 6 and longer.plan().agreement.training.extended == (2,)
+    assert longer.finished("0") == 6 and len(metrics.read(longer.fold_folder("0"))) == 6
+    assert not same(last, weights(longer, "0", 6))
+    assert json.loads(validation.read_text())["rounds"] == 6
+    again = ground.train(tmp_path / "run", made, rounds=6, **first)  # what was extended once is so
     assert again.plan() == longer.plan()
+    anew = ground.train(tmp_path / "anew", longer.plan(), folds=["0"])
+    assert same(weights(anew, "0", 6), weights(longer, "0", 6))
+    assert metrics.scores(anew.fold_folder("0")) == metrics.scores(longer.fold_folder("0"))
 
 
-def test_only_more_rounds_count_as_longer(ground, tmp_path):
+def test_only_a_training_at_its_end_is_given_more_rounds(ground, tmp_path):
+    class Enough(Exception):
+        pass
+
+    def stop(stage, done, total):
+        if done == 5:
+            raise Enough
+
     made = ground.plan.change({"training.rounds": 2})
-    ground.train(tmp_path / "run", made, rounds=1)
-    with pytest.raises(Problems, match="0 rounds|expected more|greater than"):
-        ground.train(tmp_path / "run", made.change({"training.rounds": 1}), rounds=0, resume=True)
+    with pytest.raises((Problems, Enough)):
+        ground.train(tmp_path / "run", made, progress=stop)
+    with pytest.raises(Problems, match="fold all has finished 1 of 2 rounds; finish it with --resume --fold all"):
+        ground.train(tmp_path / "run", made, rounds=4, resume=True)
+    ground.train(tmp_path / "run", made, rounds=2, resume=True)  # the rounds that it has are no longer training
+    with pytest.raises(Problems, match="1 rounds were asked for, 2 are planned; expected more"):
+        ground.train(tmp_path / "run", made, rounds=1, resume=True)
+    with pytest.raises(Problems, match="--init comes too late"):
+        ground.train(tmp_path / "run", made, rounds=4, resume=True, init=tmp_path / "run")
+
+
+# --- which weights count
+
+
+def test_a_training_that_has_not_come_to_its_end_is_not_predicted_with(ground, tmp_path):
+    class Enough(Exception):
+        pass
+
+    def stop(stage, done, total):
+        if done == 5:
+            raise Enough
+
+    made = ground.plan.change({"training.rounds": 2})
+    run = ground.train(tmp_path / "run", made, folds=["0"])
+    with pytest.raises((Problems, Enough)):
+        ground.train(tmp_path / "run", made, resume=True, progress=stop)
+    assert run.folds() == ["0", "all"]
+    assert ["fold 0" in member.name for member in run.members()] == [True]
+    assert len(run.members(folds=["all"])) == 1
+
+
+def test_weights_that_have_seen_the_held_out_patients_are_no_start(ground, folds, tmp_path):
+    with pytest.raises(Problems, match="has trained on patients that fold 1 holds out"):
+        ground.train(tmp_path / "run", folds=["1"], init=folds.folder)
+    with pytest.raises(Problems, match="no common model that was trained on all patients; name a file in it"):
+        ground.train(tmp_path / "run", init=folds.folder)
+    assert not (tmp_path / "run").exists()
+    made = ground.plan.change({"training.rounds": 1, "learning_rate": 1e-12})
+    best = states.best_path(folds.fold_folder("0"))
+    run = ground.train(tmp_path / "run", made, folds=["0"], init=best)
+    given = load_groups(best)[0]["weights"]
+    assert all(np.allclose(given[n], w, atol=1e-6) for n, w in weights(run, "0", 1).items())
+
+
+def test_postprocessing_is_decided_also_if_the_run_was_killed_before_it(ground, folds):
+    (folds.folder / "postprocessing.json").unlink()
+    again = ground.train(folds.folder, folds=["0", "3"], resume=True)
+    assert (again.folder / "postprocessing.json").is_file()
+
+
+def test_folds_draw_each_by_themselves(ground, tmp_path):
+    """The same patients train in two folds of a site that holds out nobody, and yet other patches are drawn."""
+    made = ground.plan.change({"training.rounds": 1})
+    run = ground.train(tmp_path / "run", made, folds=["00", "0", "1"])
+    losses = [metrics.read(run.fold_folder(f))[0]["sites"]["bravo"]["loss"] for f in ("0", "1")]
+    assert losses[0] != losses[1] and run.folds() == ["0", "1"]
 
 
 # --- what people look at
 
 
-def test_the_curves_are_there_for_tensorboard(folds):
-    written = b"".join(p.read_bytes() for p in sorted((folds.fold_folder("0") / "tensorboard").iterdir()))
-    assert b"loss/alpha" in written and b"dice/alpha/organ" in written
+def test_the_curves_are_there_for_tensorboard_once_each(ground, folds):
+    ground.train(folds.folder, folds=["0"], resume=True)  # the file is written anew from the lines
+    (path,) = (folds.fold_folder("0") / "tensorboard").iterdir()
+    written = path.read_bytes()
+    assert written.count(b"loss/alpha") == written.count(b"dice/alpha/organ") == 4
+    assert written.count(b"loss/bravo") == 4 and b"dice/bravo" not in written
 
 
 # --- a full disk

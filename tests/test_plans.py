@@ -1,5 +1,6 @@
 """The plan as a record: round trip, overrides, and checks across its sections."""
 
+import itertools
 import json
 import math
 
@@ -173,53 +174,65 @@ def test_a_ct_channel_needs_its_numbers():
 # --- the schedule of the learning rate
 
 
-def schedule(rounds, *extensions):
-    past = [{"at": at, "planned": planned} for at, planned in extensions]
-    return plans.Rounds.parse({"rounds": rounds, "snapshots": [rounds], "extensions": past}, "rounds")
+def schedule(*lengths):
+    *before, rounds = lengths
+    return plans.Rounds.parse({"rounds": rounds, "snapshots": [rounds], "extended": before}, "rounds")
 
 
 def test_the_rate_falls_with_the_power_of_nine_tenths():
     assert [schedule(10).rate_at(t) for t in (0, 2.5, 5, 10)] == pytest.approx([1, 0.75**0.9, 0.5**0.9, 0])
 
 
-@pytest.mark.parametrize(
-    "made", [schedule(20, (10, 10)), schedule(40, (5, 10), (20, 20)), schedule(11, (9, 10)), schedule(100, (40, 50))]
-)
-def test_more_rounds_make_no_jump(made):
-    length = made.rounds
-    steps = np.linspace(0, length, 40 * length + 1)
-    rates = np.array([made.rate_at(t) for t in steps])
-    steepest = 10 / min(length - e.at for e in made.extensions)  # from 0 to at most 1 over a tenth of what was left
-    away = steps < length - 0.5  # the power .9 falls steeply at its very end, extended or not
-    joints = np.array([any(abs(t - e.planned) < 0.5 and e.at == e.planned for e in made.extensions) for t in steps])
-    assert np.abs(np.diff(rates))[away[1:] & ~joints[1:]].max() <= 1.05 * steepest / 40
-    for extension in made.extensions:
-        before, after = (made.rate_at(extension.at + d) for d in (-1e-9, 1e-9))
-        assert before == pytest.approx(after, abs=1e-6)
-    tenth = made.extensions[-1].at + (length - made.extensions[-1].at) / 10
-    assert made.rate_at(tenth) == pytest.approx((1 - tenth / length) ** 0.9)
+@pytest.mark.parametrize("lengths", [(10, 20), (10, 20, 40), (10, 11), (50, 100)])
+def test_more_rounds_make_no_jump(lengths):
+    made = schedule(*lengths)
+    for before, after in itertools.pairwise(lengths):
+        assert made.rate_at(before - 1e-6) == pytest.approx(0, abs=1e-5)
+        assert made.rate_at(before) == 0
+        climb = (after - before) / 10
+        steps = before + np.linspace(0, climb, 101)
+        rates = np.array([made.rate_at(t) for t in steps])
+        assert (np.diff(rates) > 0).all() or after - before == 1  # it climbs, in no larger steps than a hundredth
+        assert np.abs(np.diff(rates)).max() <= 0.011
+        assert made.rate_at(before + climb) == pytest.approx((1 - (before + climb) / after) ** 0.9)
+    assert made.rate_at(lengths[-1]) == 0
 
 
-def test_a_plan_is_extended_with_its_history():
-    made = small_plan().extend(9, at=2)
-    training = made.agreement.training
-    assert training.rounds == 9 and training.snapshots[-1] == 9
-    assert [(e.at, e.planned) for e in training.extensions] == [(2, 3)]
-    again = made.extend(12, at=9).agreement.training
-    assert [(e.at, e.planned) for e in again.extensions] == [(2, 3), (9, 9)]
+def test_what_was_before_an_extension_stays_as_it_was():
+    short, long = schedule(10), schedule(10, 30)
+    assert [short.rate_at(t) for t in range(11)] == [long.rate_at(t) for t in range(11)]
+    short, long = (made.model_copy(update={"validate_every": 3}) for made in (short, long))
+    assert [short.validates(r) for r in range(1, 11)] == [long.validates(r) for r in range(1, 11)]
+
+
+@pytest.mark.parametrize("lengths", [(10, 10), (20, 10), (10, 30, 20)])
+def test_an_extension_makes_a_training_longer(lengths):
+    with pytest.raises(Problems, match="must make a training longer"):
+        schedule(*lengths)
+
+
+def test_a_plan_is_extended_with_its_history_and_keeps_snapshots_that_are_there():
+    made = small_plan(**{"training.rounds": 20})
+    assert made.agreement.training.snapshots == (16, 18, 20)
+    longer = made.extend(21)
+    assert longer.agreement.training.extended == (20,)
+    assert longer.agreement.training.snapshots == (18, 20, 21)
+    longest = longer.extend(60)
+    assert longest.agreement.training.extended == (20, 21)
+    assert longest.agreement.training.snapshots == (48, 54, 60)
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_a_plan_is_not_made_shorter(rounds):
     with pytest.raises(Problems, match=f"{rounds} rounds were asked for, 3 are planned"):
-        small_plan().extend(rounds, at=1)
+        small_plan().extend(rounds)
 
 
 def test_a_private_plan_is_not_extended_and_chooses_nothing_by_scores():
     private = small_plan(**{"privacy.mechanism": "dp-sgd"})
     assert private.agreement.training.validate_every == 0
     with pytest.raises(Problems, match="noise of a private plan is made for its rounds"):
-        private.extend(9, at=3)
+        private.extend(9)
     with pytest.raises(Problems, match="write training.validate_every 0"):
         private.change({"validate_every": 2})
 

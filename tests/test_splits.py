@@ -64,7 +64,7 @@ def write(folder, folds):
 
 @pytest.mark.parametrize("private", [False, True])
 def test_what_a_site_wrote_down_counts(tmp_path, private):
-    write(tmp_path, [{"train": ["b1"], "val": ["c1"]}, {"train": ["c1", "d1"], "val": ["a2", "a1"]}])
+    write(tmp_path, [{"train": ["b1"], "val": ["c1"]}, {"train": ["c1", "d1"], "val": ["a2", "a1"]}])  # eve: neither
     assert split(PATIENTS, "1", tmp_path, private=private) == Split(("cat", "dan"), ("ann",))
 
 
@@ -74,12 +74,13 @@ def test_what_a_site_wrote_down_counts(tmp_path, private):
         ({"train": []}, ["this is no split; expected a list"]),
         ([{"train": ["b1"]}], ["this is no split; expected a list"]),
         ([{"train": ["b1"], "val": [3]}], ["this is no split; expected a list"]),
-        ([], ["0 folds, from 0 on, and fold 0 was asked for"]),
+        ([], ["it has 0 folds, from 0 on, and fold 0 was asked for"]),
         (
             [{"train": ["a1", "zoe"], "val": ["a2", "tim"]}],
             ["train names zoe", "val names tim", "the patient ann is in train and in val"],
         ),
-        ([{"train": [], "val": ["a2"]}], ["train is empty"]),
+        ([{"train": [], "val": ["b1"]}], ["train is empty"]),
+        ([{"train": ["b1"], "val": ["a2"]}], ["ann has a1 besides, which is in neither"]),
     ],
 )
 def test_a_split_that_cannot_be_is_refused_with_all_that_is_wrong(tmp_path, folds, says):

@@ -4,7 +4,7 @@
 `feeders` who does the work: the calling thread, a thread of its own or processes.
 """
 
-from autofed.batches.feeders import AHEAD, Feeder, Workers, memory_bytes, stream
+from autofed.batches.feeders import AHEAD, Feeder, Killed, Workers, memory_bytes, stream
 from autofed.batches.patches import Draw, Patches, draw_patch, make_step
 from autofed.batches.views import STRAIGHT, View, draw_view
 
@@ -13,6 +13,7 @@ __all__ = [
     "STRAIGHT",
     "Draw",
     "Feeder",
+    "Killed",
     "Patches",
     "View",
     "Workers",

@@ -36,6 +36,11 @@ AHEAD = 2
 _LIBRARIES = 300 << 20
 """Bytes that a process takes before it makes anything."""
 
+
+class Killed(Problems):
+    """A process that makes patches was killed from outside."""
+
+
 Source = tuple[Store, Training]
 
 
@@ -176,7 +181,7 @@ class _Process:
             self._source = source
             made, error, where = self._pipe.recv()
         except (EOFError, OSError):
-            raise Problems("making patches", [_KILLED]) from None
+            raise Killed("making patches", [_KILLED]) from None
         if error is not None:
             error.add_note(f"In the process that makes patches:\n{where}")
             raise error

@@ -25,6 +25,7 @@ class Hospital(Protocol):
     """What answering needs of a site (`federation.site.Site`)."""
 
     name: str
+    stream: str
     store: Store
     held: Store
     plan: Plan
@@ -64,7 +65,7 @@ class View:
             self._mechanism,
             steps=steps,
             rate=lambda done: rounds.rate_at(before + done),
-            seed=(site.plan.local.training.seed, _number(site.name), self._round),
+            seed=(site.plan.local.training.seed, _number(site.stream), self._round),
             labels=Labels.of(site.plan.agreement),
             device=site.device,
             feeder=site.feeder,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -52,13 +54,19 @@ def _path(folder: Path) -> Path:
 class Board:
     """The curves as events that TensorBoard reads, in folder/tensorboard; to be used in a `with` statement.
 
-    A run that goes on after its round `finished` has TensorBoard forget what an earlier one said of later rounds.
+    The file is written anew from the lines of the finished rounds, so that it says no more and no less than they do.
+    Written in the thread that asks for it: what the disk has to say against it comes out here.
     """
 
-    def __init__(self, folder: Path, finished: int):
-        from tensorboardX import SummaryWriter
+    def __init__(self, folder: Path):
+        from tensorboardX.event_file_writer import EventsWriter
 
-        self._writer = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=finished + 1)
+        place = Path(folder) / "tensorboard"
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        self._writer = EventsWriter(str(place / "events"))
+        for line in read(folder):
+            self.show(line["round"], line["seconds"], line["sites"])
 
     def __enter__(self) -> Self:
         return self
@@ -68,9 +76,11 @@ class Board:
 
     def show(self, round: int, seconds: float, sites: Said) -> None:
         """Add the points of a round."""
-        self._writer.add_scalar("seconds", seconds, round)
-        for tag, value in _curves(sites):
-            self._writer.add_scalar(tag, value, round)
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        for tag, value in (("seconds", seconds), *_curves(sites)):
+            self._writer.write_event(Event(wall_time=time.time(), step=round, summary=scalar(tag, value)))
         self._writer.flush()
 
 

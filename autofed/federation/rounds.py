@@ -52,7 +52,7 @@ def run(course: Course, state: ServerState) -> ServerState:
     `Problems` names every site that failed or answered what cannot be merged; the rounds before are saved.
     """
     rounds = course.plan.agreement.training
-    with metrics.Board(course.folder, state.round) as board:
+    with metrics.Board(course.folder) as board:
         while state.round < rounds.rounds:
             begin = time.monotonic()
             releases = course.ask(TRAIN, state.round + 1, state.shared)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from autofed import algorithms, privacy
-from autofed.batches import Feeder
+from autofed.batches import Feeder, Killed
 from autofed.exchange import Failure, Groups, Release, Request, from_bytes, to_bytes
 from autofed.federation.answers import Memory, View, validate, verify
 from autofed.files import write_bytes
@@ -31,7 +31,8 @@ to score the final one on their whole cases. One answer a round to each."""
 class Site:
     """A site's data, memory, ledger and door in one run.
 
-    `held` is the data of the patients that are held out. `folder` is the site's own in this run: the log, what it
+    `held` is the data of the patients that are held out; `stream` names what is drawn, and is the site's name unless
+    there are several folds. `folder` is the site's own in this run: the log, what it
     remembers between rounds, and its last releases. The same request is answered with the same bytes from there,
     uncharged and with the same noise. `ledgers` maps the hospitals whose data this is to their ledgers: one, except
     where a simulation pools them. `feeder` makes the patches. `trusted` are the algorithms outside autofed that this
@@ -48,6 +49,7 @@ class Site:
         *,
         run: str,
         held: Store | None = None,
+        stream: str = "",
         device: str = "cpu",
         feeder: Feeder | None = None,
         trusted: Collection[str] = (),
@@ -57,6 +59,7 @@ class Site:
         self.store = store
         self.plan = plan
         self.held = held or store.only(())
+        self.stream = stream or name
         self.folder = Path(folder)
         self.memory = Memory(self.folder / "memory")
         self.ledgers = [PrivacyLedger(path, site) for site, path in ledgers.items()]
@@ -101,8 +104,10 @@ class Site:
             raise _BadRequest(f"found round {message.round}, the plan has {self.plan.agreement.training.rounds}")
         if message.question not in QUESTIONS:
             raise _BadRequest(f"found the question {message.question!r}, expected one of {', '.join(QUESTIONS)}")
-        if message.question != TRAIN and not self.plan.agreement.training.validate_every:
-            raise _BadRequest(f"found the question {message.question!r}, but the plan chooses nothing by scores")
+        if message.question != TRAIN and not self.plan.agreement.training.validates(message.round):
+            raise _BadRequest(f"found {message.question!r} of round {message.round}, which the plan does not score")
+        if message.question == VERIFY and message.round != self.plan.agreement.training.rounds:
+            raise _BadRequest(f"found {VERIFY!r} of round {message.round}, which is not the last")
         return message
 
     def _refuse_repeated_or_past(self, request: Request) -> None:
@@ -155,6 +160,8 @@ class _NotAffordable(ValueError):
 
 
 def _code(error: Exception) -> str:
+    if isinstance(error, Killed):
+        return "failed"
     if isinstance(error, _BadRequest | Problems):
         return "bad-request"
     if isinstance(error, _NotAffordable):

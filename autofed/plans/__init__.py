@@ -1,6 +1,6 @@
 """The plan: what every site vets and follows. Records, their checks, and what a network costs, without torch."""
 
-from autofed.plans.agreement import Agreement, Algorithm, Extension, Privacy, Rounds, spaced_snapshots
+from autofed.plans.agreement import Agreement, Algorithm, Privacy, Rounds, spaced_snapshots
 from autofed.plans.budget import Budget, Speed
 from autofed.plans.kinds import Configuration, Device, Millimetres, Positive, Precision, PresetName, Shape
 from autofed.plans.local import Channel, Geometry, Inference, Intensity, Local, Preparation, Training
@@ -19,7 +19,6 @@ __all__ = [
     "Configuration",
     "Convolution",
     "Device",
-    "Extension",
     "Geometry",
     "Inference",
     "Intensity",

@@ -45,68 +45,50 @@ class Privacy(Record):
         return self
 
 
-class Extension(Record):
-    """A training that was planned for `planned` rounds was given more of them after round `at`."""
-
-    at: int = Field(ge=0)
-    planned: int = Field(ge=1)
-
-
 class Rounds(Record):
     """How often the sites meet, and what becomes of the common weights.
 
     `snapshots` are the rounds whose weights make the ensemble, fixed beforehand. Every `validate_every` rounds the
     sites score the model on the patients that they held out, if there are any; 0 is never. `ema` is the share of the
     old value in a moving average of the weights, round by round; with 0 the weights themselves are the model.
+    `extended` are the lengths that the training had before it was given more rounds, each when it had come to its end.
     """
 
     rounds: int = Field(ge=1)
     snapshots: tuple[int, ...]
     validate_every: int = Field(1, ge=0)
     ema: float = Field(0.0, ge=0, lt=1)
-    extensions: tuple[Extension, ...] = ()
+    extended: tuple[Positive, ...] = ()
 
     @model_validator(mode="after")
     def _within(self) -> Self:
         if not self.snapshots or any(not 1 <= s <= self.rounds for s in self.snapshots):
             raise ValueError(f"snapshots must be rounds between 1 and {self.rounds}, found {list(self.snapshots)}")
-        lengths = [*(e.planned for e in self.extensions), self.rounds]
-        if lengths != sorted(set(lengths)) or any(e.at > e.planned for e in self.extensions):
-            raise ValueError("extensions must make a training longer each time, and begin within its rounds")
+        if list(self._lengths) != sorted(set(self._lengths)):
+            raise ValueError(f"each extension must make a training longer, found {list(self._lengths)}")
         return self
 
+    @property
+    def _lengths(self) -> tuple[int, ...]:
+        return (*self.extended, self.rounds)
+
     def validates(self, round: int) -> bool:
-        """Whether the model of a round is scored: every so many rounds, and at the end."""
-        return self.validate_every > 0 and (round % self.validate_every == 0 or round == self.rounds)
+        """Whether the model of a round is scored: every so many rounds, and at the end, also one that was passed."""
+        return self.validate_every > 0 and (round % self.validate_every == 0 or round in self._lengths)
 
     def rate_at(self, rounds: float) -> float:
         """The learning rate after so many rounds, as a share of the first: (1 - t)^0.9 with t from 0 to 1 (nnU-Net).
 
-        Where a training was given more rounds the rate does not jump: over the first tenth of what is left it goes over
-        from where it was to the curve of the longer training.
+        A training that was given more rounds when it had come to its end, and its rate to 0, climbs to the curve of the
+        longer one over the first tenth of what is left: the rate does not jump.
         """
-        rate = _poly(rounds, self._planned(0))
-        for number, extension in enumerate(self.extensions):
-            if rounds <= extension.at:
-                return rate
-            before = self._before(number).rate_at(extension.at)
-            longer = self._planned(number + 1)
-            share = min(1.0, 10 * (rounds - extension.at) / (longer - extension.at))
-            rate = (1 - share) * before + share * _poly(rounds, longer)
-        return rate
-
-    def _planned(self, number: int) -> int:
-        """The rounds that were planned after so many extensions."""
-        return self.extensions[number].planned if number < len(self.extensions) else self.rounds
-
-    def _before(self, number: int) -> Rounds:
-        """The training as it was before an extension."""
-        rounds = self.extensions[number].planned
-        return self.model_copy(update={"rounds": rounds, "extensions": self.extensions[:number]})
-
-
-def _poly(done: float, rounds: int) -> float:
-    return max(0.0, 1 - done / rounds) ** 0.9
+        before = 0
+        for length in self._lengths:
+            if rounds <= length:
+                climbed = min(1.0, 10 * (rounds - before) / (length - before)) if before else 1.0
+                return climbed * (1 - rounds / length) ** 0.9
+            before = length
+        return 0.0
 
 
 class Agreement(Record):

@@ -11,7 +11,7 @@ from pydantic import model_validator
 from autofed.files import Record, read_json
 from autofed.labels import Labels
 from autofed.plans import changes
-from autofed.plans.agreement import Agreement
+from autofed.plans.agreement import Agreement, spaced_snapshots
 from autofed.plans.budget import Budget
 from autofed.plans.local import Inference, Local
 from autofed.problems import Problems, refuse
@@ -48,10 +48,11 @@ class Plan(Record):
         """The plan without its history: two plans that ask for the same thing are equal in this form."""
         return self.model_copy(update={"reasons": ()})
 
-    def extend(self, rounds: int, at: int) -> Plan:
-        """The plan of a training that goes on to `rounds` rounds after `at` of them are done, without a jump.
+    def extend(self, rounds: int) -> Plan:
+        """The plan of a training that has come to its end and goes on to `rounds` rounds, without a jump.
 
-        `Problems` if that is not longer than planned, or if the plan is private: its noise is for the rounds planned.
+        The ensemble keeps old snapshots where the new rounds are too few for it. `Problems` if that is not longer than
+        planned, or if the plan is private: its noise is for the rounds planned.
         """
         training = self.agreement.training
         problems = []
@@ -60,9 +61,14 @@ class Plan(Record):
         if self.agreement.privacy.mechanism != "none":
             problems.append("the noise of a private plan is made for its rounds; plan again and begin a new run")
         refuse("--rounds", problems)
-        past = [e.model_dump() for e in training.extensions]
-        made = {"agreement.training.rounds": rounds}
-        return self.change({**made, "agreement.training.extensions": [*past, {"at": at, "planned": training.rounds}]})
+        wanted = spaced_snapshots(rounds)
+        late = [s for s in wanted if s > training.rounds]
+        early = training.snapshots[-(len(wanted) - len(late)) :] if len(late) < len(wanted) else ()
+        return self.change({
+            "agreement.training.rounds": rounds,
+            "agreement.training.snapshots": [*early, *late],
+            "agreement.training.extended": [*training.extended, training.rounds],
+        })  # fmt: skip
 
     def change(self, assignments: dict[str, Any]) -> Plan:
         """A plan with some fields set by hand, each recorded as a reason.

@@ -12,11 +12,11 @@ import numpy as np
 from autofed import algorithms, privacy
 from autofed.algorithms import Algorithm
 from autofed.batches import Feeder
-from autofed.exchange import Release
+from autofed.exchange import Release, ServerState
 from autofed.federation import rounds, states
 from autofed.federation.inprocess import InProcess
 from autofed.federation.site import Site
-from autofed.files import read_json, write_json
+from autofed.files import digest, read_json, write_json
 from autofed.labels import Labels
 from autofed.network import build, weights_of
 from autofed.parallel import Progress
@@ -28,6 +28,7 @@ from autofed.runs import Identity, Run
 from autofed.splits import ALL, Split, split
 
 POOLED = "pooled"
+VALIDATION = "validation.json"
 
 
 class StepCounter:
@@ -74,8 +75,12 @@ class Folds:
         refuse("--fold", problems)
         splits = dict(zip(folds, gathered("--fold", [partial(self._splits, fold) for fold in folds]), strict=True))
         nobody = [f for f, found in splits.items() if f != ALL and not any(s.validation for s in found.values())]
-        refuse("--fold", [f"no site holds out a patient in fold {f}, with fewer than five each; write --fold all"
-                          for f in nobody])  # fmt: skip
+        refuse("--fold", [
+            f"no site holds out a patient in fold {f}: each has fewer than five, or says so in its splits.json; write "
+            "--fold all" for f in nobody
+        ])  # fmt: skip
+        refuse("--fold", [f"fold {f} leaves {name} nobody to train on; write --fold all, or another"
+                          for f, found in splits.items() for name, s in found.items() if not s.train])  # fmt: skip
         refuse("--fold", [p for fold, found in splits.items() for p in self._changes(fold, found)])
         for fold, found in splits.items():
             self._sites(fold, found)
@@ -94,9 +99,15 @@ class Folds:
         state = states.load(folder, saved[-1]) if saved else self.algorithm.start(self._setup(fold))
         self.counter.begin(state.round)
         state = rounds.run(course, state)
-        if course.holds_out and not (folder / "validation.json").is_file():
-            write_json(folder / "validation.json", _table(rounds.verify(course, state)))
+        if course.holds_out:
+            self._verify(course, state)
             self._decide()
+
+    def _verify(self, course: rounds.Course, state: ServerState) -> None:
+        """Score whole held-out cases once, and again when a training has been given more rounds."""
+        path = course.folder / VALIDATION
+        if not path.is_file() or read_json(path)["rounds"] != state.round:
+            write_json(path, {"rounds": state.round, "sites": _table(rounds.verify(course, state))})
 
     @property
     def _is_private(self) -> bool:
@@ -109,7 +120,8 @@ class Folds:
     def _setup(self, fold: str) -> algorithms.Setup:
         """What a fold starts from: the weights given, or its own random ones."""
         given = self.run.start()
-        seed = self.plan.local.training.seed + (0 if fold == ALL else 1 + int(fold))
+        seed = self.plan.local.training.seed
+        seed = seed if fold == ALL else int(digest([seed, fold])[:8], 16)
         return algorithms.Setup(self.plan, given or weights_of(build(self.plan.local.network, seed=seed)))
 
     def _splits(self, fold: str) -> dict[str, Split]:
@@ -137,14 +149,15 @@ class Folds:
     def _site(self, name: str, fold: str, train: Store, held: Store, ledgers: Mapping[str, Path]) -> Site:
         return Site(
             name, train, self.plan, self.run.site_folder(name, fold), ledgers, run=self._name(fold), held=held,
-            device=self.device, feeder=self.feeder, trusted=self.trusted, on_step=self.counter,
+            stream=name if fold == ALL else f"{name}/fold_{fold}", device=self.device, feeder=self.feeder,
+            trusted=self.trusted, on_step=self.counter,
         )  # fmt: skip
 
     def _decide(self) -> None:
         """Decide what is done to predictions from the held-out cases of all folds so far."""
         totals = {name: np.zeros((2, len(RULES))) for name in Labels.of(self.plan.agreement).names}
-        for path in sorted(self.run.folder.glob("fold_*/validation.json")):
-            for found in read_json(path).values():
+        for path in sorted(self.run.folder.glob(f"fold_*/{VALIDATION}")):
+            for found in read_json(path)["sites"].values():
                 for name, rows in found.items():
                     totals[name] += np.array([rows["sums"], rows["cases"]])
         with np.errstate(invalid="ignore"):

@@ -34,11 +34,12 @@ def preprocess(
 
 
 def _take_splits(raw: Path, work: Path) -> None:
-    """Copy the split that a site wrote down, under nnU-Net's name or a shorter one."""
+    """Copy the split that a site wrote down, under nnU-Net's name or a shorter one; or forget one that is gone."""
     for name in (splits.FILE, "splits_final.json"):
         if (raw / name).is_file():
             write_json(work / splits.FILE, read_json(raw / name))
             return
+    (work / splits.FILE).unlink(missing_ok=True)
 
 
 def _disagreement(dataset: Dataset, made: Plan) -> list[str]:

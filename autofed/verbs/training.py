@@ -55,8 +55,7 @@ def train(
     made = _extended(folder, made, rounds or 0) if extended else _with_choices(made, None, rounds)
     chosen, wanted = algorithms.make(made.agreement.algorithm, trusted), _numbered(folds)
     stores = _stores(Path(work), made)
-    if not extended:
-        _refuse_other_run(folder, made, resume, init)
+    _refuse_other_run(folder, folder.plan() if extended else made, resume, init)
     names = (POOLED,) if algorithms.gathers(chosen) else tuple(stores)
     identity = folder.identity() if folder.exists else Identity(sites=names)
     counter = StepCounter(made, len(stores), len(wanted), progress)
@@ -66,6 +65,7 @@ def train(
     course.check(wanted)
     start = None
     if init is not None:
+        refuse("--init", _leaks(Path(init), wanted))
         start = read_weights(Path(init))
         load_weights(build(made.local.network), start, f"--init {init}")
     if not folder.exists:
@@ -96,7 +96,18 @@ def _numbered(folds: Sequence[str]) -> list[str]:
     names = [n for fold in folds for n in ([str(k) for k in range(FOLDS)] if fold == CROSS_VALIDATION else [str(fold)])]
     wrong = [name for name in names if name != ALL and not name.isdecimal()]
     refuse("--fold", [f"there is no fold {name!r}; write all, cv, or a number from 0 to {FOLDS - 1}" for name in wrong])
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(name if name == ALL else str(int(name)) for name in names))
+
+
+def _leaks(init: Path, folds: Sequence[str]) -> list[str]:
+    """A run has learned from patients that a fold of this one would hold out."""
+    held = [fold for fold in folds if fold != ALL]
+    if not held or not init.is_dir():
+        return []
+    return [
+        f"the run {init} has trained on patients that fold {', '.join(held)} holds out, so its scores would be worth "
+        "nothing; train with --fold all, or name a file with weights of other patients"
+    ]
 
 
 def _with_choices(made: Plan, algorithm: str | None, rounds: int | None) -> Plan:
@@ -112,20 +123,24 @@ def _with_choices(made: Plan, algorithm: str | None, rounds: int | None) -> Plan
 def _extended(folder: Run, made: Plan, rounds: int) -> Plan:
     """The plan of a run that goes on to `rounds` rounds, whether or not its plan says so already."""
     current = folder.plan()
-    problems = []
     if _without_length(current) != _without_length(made):
-        problems.append("the run follows another plan; resume it with the plan.json inside it and no other choices")
-    finished = {folder.finished(fold) for fold in folder.folds()} or {0}
-    if len(finished) > 1:
-        problems.append("its folds have not finished the same number of rounds; finish them before asking for more")
-    refuse(str(folder.folder), problems)
-    if rounds == current.agreement.training.rounds:
+        raise Problems(str(folder.folder), [_ANOTHER_PLAN])
+    length = current.agreement.training.rounds
+    if rounds == length:
         return current
-    return current.extend(rounds, finished.pop())
+    unfinished = [f for f in folder.folds() if folder.finished(f) < length]
+    refuse(str(folder.folder), [
+        f"fold {f} has finished {folder.finished(f)} of {length} rounds; finish it with --resume --fold {f} and the "
+        "plan.json inside the run, then ask for more" for f in unfinished
+    ])  # fmt: skip
+    return current.extend(rounds)
+
+
+_ANOTHER_PLAN = "the run follows another plan; resume it with the plan.json inside it and no other choices"
 
 
 def _without_length(made: Plan) -> Plan:
-    training = made.agreement.training.model_copy(update={"rounds": 1, "snapshots": (1,), "extensions": ()})
+    training = made.agreement.training.model_copy(update={"rounds": 1, "snapshots": (1,), "extended": ()})
     agreement = made.agreement.model_copy(update={"training": training})
     return made.without_reasons().model_copy(update={"agreement": agreement})
 
@@ -154,7 +169,7 @@ def _refuse_other_run(folder: Run, made: Plan, resume: bool, init: PathLike | No
     if not resume:
         problems.append("there is a run already; add --resume to go on with it, or give another folder")
     elif folder.plan().without_reasons() != made.without_reasons():
-        problems.append("the run follows another plan; resume it with the plan.json inside it and no other choices")
+        problems.append(_ANOTHER_PLAN)
     if resume and init is not None:
         problems.append("the run has begun, so --init comes too late; leave it out, or give another folder")
     refuse(str(folder.folder), problems)
