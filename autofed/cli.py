@@ -177,6 +177,10 @@ def train(
             progress=progress,
         )
     typer.echo(f"{output}: finished; models: {', '.join(run.models())}")
+    for trained in run.folds():
+        scores = [f"{name} {_number(dice)}" for name, dice in run.held_out(trained).items()]
+        if scores:
+            typer.echo(f"fold {trained}: Dice of the held-out cases: {', '.join(scores)}")
     typer.echo(f"next: autofed predict {output} -i IMAGES -o OUT")
 
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from autofed import plans
 from autofed.exchange import Arrays, load_groups, save_groups
 from autofed.federation import states
-from autofed.files import Record, is_part
+from autofed.files import Record, is_part, read_json
 from autofed.inference import Member
 from autofed.plans import Plan
 from autofed.postprocessing import Postprocessing
@@ -24,6 +24,9 @@ from autofed.problems import Problems, refuse
 from autofed.splits import ALL
 
 GLOBAL = "global"
+
+VALIDATION = "validation.json"
+"""In a fold's folder: the scores of whole held-out cases, by site and structure."""
 
 _START = "start.safetensors"
 _BEGINNING = ("plan.json", _START)
@@ -146,6 +149,17 @@ class Run:
 
     def _memory(self, site: str, fold: str) -> Path:
         return self.site_folder(site, fold) / "memory"
+
+    def held_out(self, fold: str) -> dict[str, float]:
+        """Mean Dice of each structure over the held-out cases of all sites; nothing before they were scored."""
+        path = self.fold_folder(fold) / VALIDATION
+        sites = read_json(path)["sites"] if path.is_file() else {}
+        totals: dict[str, list[float]] = {}
+        for rows in sites.values():
+            for name, row in rows.items():
+                found = totals.setdefault(name, [0.0, 0.0])
+                found[0], found[1] = found[0] + row["sums"][0], found[1] + row["cases"][0]
+        return {name: dice / cases for name, (dice, cases) in totals.items() if cases}
 
     @property
     def _postprocessing(self) -> Path:

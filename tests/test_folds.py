@@ -112,6 +112,7 @@ def test_whole_cases_are_scored_once_and_decide_the_postprocessing(ground, folds
     row = table["alpha"]["organ"]
     assert row["dice"] == pytest.approx(np.mean([case["organ"] for case in own.values()]), abs=1e-3)
     assert isinstance(folds.postprocessing(), Postprocessing)
+    assert folds.held_out("0")["organ"] == pytest.approx(row["dice"], abs=1e-3) and folds.held_out("all") == {}
 
 
 def test_what_the_runs_found_is_done_to_every_prediction(ground, folds):

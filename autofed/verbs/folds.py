@@ -24,11 +24,10 @@ from autofed.plans import Plan
 from autofed.postprocessing import RULES, decide
 from autofed.prepared import Store, pool
 from autofed.problems import gathered, refuse
-from autofed.runs import Identity, Run
+from autofed.runs import VALIDATION, Identity, Run
 from autofed.splits import ALL, Split, split
 
 POOLED = "pooled"
-VALIDATION = "validation.json"
 
 
 class StepCounter:
