@@ -142,6 +142,19 @@ def load_groups(path: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict[str,
         raise Problems(str(path), error.problems) from None
 
 
+def peek(path: Path) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """The names in each group of such a file, and its words, from its header alone; `Problems` as `load_groups`."""
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            around = json.loads(json.loads(file.read(length))["__metadata__"]["autofed"])
+        return dict(around["groups"]), dict(around["words"])
+    except FileNotFoundError:
+        raise Problems(str(path), ["there is no such file"]) from None
+    except (struct.error, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise Problems(str(path), [f"it is not whole or not one of autofed's ({error})"]) from None
+
+
 def _plain(array: np.ndarray) -> np.ndarray:
     value = np.asarray(array, order="C")
     if value.dtype not in _DTYPES:

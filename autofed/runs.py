@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import Field
 
 from autofed import plans
-from autofed.exchange import Arrays, load_groups, save_groups
+from autofed.exchange import Arrays, load_groups, peek, save_groups
 from autofed.federation import states
 from autofed.files import Record, is_part, read_json
 from autofed.inference import Member
@@ -105,7 +105,7 @@ class Run:
 
     def models(self) -> list[str]:
         """The models that can be predicted with: "global" if there is a common one, and sites with one of their own."""
-        common = any(states.model_of(states.load(self.fold_folder(f), self.finished(f))) for f in self.folds())
+        common = any(states.has_model(self.fold_folder(f), self.finished(f)) for f in self.folds())
         own = {p.parent.parent.name for p in self.folder.glob("sites/*/fold_*/memory") if any(p.iterdir())}
         return [*([GLOBAL] if common else []), *sorted(own)]
 
@@ -134,7 +134,7 @@ class Run:
         name = f"{self.folder.name}/{model}" + ("" if fold == ALL else f" fold {fold}")
         best = states.best_path(self.fold_folder(fold) if model == GLOBAL else self._memory(model, fold))
         if best.is_file():
-            return [Member(f"{name} best round {load_groups(best)[1]['round']}", plan, partial(read_file, best))]
+            return [Member(f"{name} best round {peek(best)[1]['round']}", plan, partial(read_file, best))]
         readers = self._readers(model, fold)
         chosen = [r for r in plan.agreement.training.snapshots if r in readers] or [max(readers)]
         return [Member(f"{name} round {r}", plan, readers[r]) for r in chosen]

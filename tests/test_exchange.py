@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save
 
+from autofed import exchange
 from autofed.exchange import (
     Failure,
     Release,
@@ -229,3 +230,13 @@ def test_a_file_that_is_missing_or_cut_is_named(tmp_path):
     with pytest.raises(Problems, match="not whole") as caught:
         load_groups(path)
     assert caught.value.about == str(path)
+
+
+def test_a_file_says_what_is_in_it_without_being_read(tmp_path):
+    groups = {"weights": {"b": np.ones(3, np.float32), "a": np.zeros(2)}, "empty": {}}
+    exchange.save_groups(tmp_path / "x.safetensors", groups, {"round": 4})
+    assert exchange.peek(tmp_path / "x.safetensors") == ({"weights": ["b", "a"], "empty": []}, {"round": 4})
+    (tmp_path / "cut").write_bytes((tmp_path / "x.safetensors").read_bytes()[:40])
+    for name, says in (("cut", "not whole"), ("none", "no such file")):
+        with pytest.raises(Problems, match=says):
+            exchange.peek(tmp_path / name)

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from autofed.exchange import Arrays, ServerState, load_groups, save_groups
+from autofed.exchange import Arrays, ServerState, load_groups, peek, save_groups
 from autofed.federation.selection import Choice
 from autofed.files import whole_folder, write_json
 from autofed.plans import Plan
@@ -39,6 +39,11 @@ def saved_rounds(folder: Path) -> list[int]:
 def model_of(state: ServerState) -> Arrays:
     """The weights of the common model: their moving average if there is one, and nothing if there is no such model."""
     return state.kept.get("mean") or state.shared.get("weights", {})
+
+
+def has_model(folder: Path, round: int) -> bool:
+    """Whether a round left a common model: without reading it."""
+    return "weights" in peek(_round_folder(folder, round) / "shared.safetensors")[0]
 
 
 def save_best(folder: Path, model: Arrays, choice: Choice) -> None:
