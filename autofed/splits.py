@@ -43,7 +43,7 @@ def split(patients: Patients, fold: str, folder: Path, *, private: bool) -> Spli
         return Split(tuple(sorted(patients)), ())
     if (path := folder / FILE).is_file():
         return given(path, patients, int(fold))
-    refuse("--fold", [f"fold {fold} was asked for; write 0 to {FOLDS - 1}"] if int(fold) >= FOLDS else [])
+    refuse("a split by fifths", [f"there is no fold {fold}; write 0 to {FOLDS - 1}"] if int(fold) >= FOLDS else [])
     if private:
         return by_hash(list(patients), int(fold), _salt(folder / "salt"))
     return in_five(list(patients), int(fold))

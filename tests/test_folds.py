@@ -55,6 +55,15 @@ def same(a, b):
     return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) for n in a) and len(a) > 0
 
 
+class Enough(Exception):
+    """Raised by a progress that has seen enough."""
+
+
+def stop_at_the_fifth_step(stage, done, total):
+    if stage == "training" and done == 5:
+        raise Enough
+
+
 def test_each_fold_holds_out_others_and_a_small_site_nobody(folds):
     sides = {
         (site, fold): json.loads((folds.site_folder(site, fold) / "split.json").read_text())
@@ -132,17 +141,10 @@ def test_what_the_runs_found_is_done_to_every_prediction(ground, folds):
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "local", "pooled"])
 def test_a_fold_that_is_broken_off_resumes_to_the_bit(ground, tmp_path, algorithm):
-    class Enough(Exception):
-        pass
-
-    def stop(stage, done, total):
-        if stage == "training" and done == 5:
-            raise Enough
-
     made = ground.plan.change({"training.rounds": 3, "training.ema": 0.6, "training.snapshots": [2, 3]})
     whole = ground.train(tmp_path / "whole", made, folds=["1"], algorithm=algorithm)
     with pytest.raises((Problems, Enough)):
-        ground.train(tmp_path / "broken", made, folds=["1"], algorithm=algorithm, progress=stop)
+        ground.train(tmp_path / "broken", made, folds=["1"], algorithm=algorithm, progress=stop_at_the_fifth_step)
     broken = ground.train(tmp_path / "broken", made, folds=["1"], algorithm=algorithm, resume=True)
     for path in sorted(whole.folder.rglob("*.safetensors")):
         ours = load_groups(path)
@@ -179,7 +181,7 @@ def test_the_moving_average_is_the_model(ground, tmp_path):
     [
         (["x"], "there is no fold 'x'; write all, cv"),
         (["0", "x", "-1"], "2 problems|no fold '-1'"),
-        (["7"], "fold 7 was asked for; write 0 to 4"),
+        (["7"], "there is no fold 7; write 0 to 4"),
     ],
 )
 def test_folds_that_cannot_be_are_refused(ground, tmp_path, folds, says):
@@ -234,16 +236,9 @@ def test_more_rounds_go_on_from_where_it_was_and_score_whole_cases_again(ground,
 
 
 def test_only_a_training_at_its_end_is_given_more_rounds(ground, tmp_path):
-    class Enough(Exception):
-        pass
-
-    def stop(stage, done, total):
-        if done == 5:
-            raise Enough
-
     made = ground.plan.change({"training.rounds": 2})
     with pytest.raises((Problems, Enough)):
-        ground.train(tmp_path / "run", made, progress=stop)
+        ground.train(tmp_path / "run", made, progress=stop_at_the_fifth_step)
     with pytest.raises(Problems, match="fold all has finished 1 of 2 rounds; finish it with --resume --fold all"):
         ground.train(tmp_path / "run", made, rounds=4, resume=True)
     ground.train(tmp_path / "run", made, rounds=2, resume=True)  # the rounds that it has are no longer training
@@ -257,17 +252,10 @@ def test_only_a_training_at_its_end_is_given_more_rounds(ground, tmp_path):
 
 
 def test_a_training_that_has_not_come_to_its_end_is_not_predicted_with(ground, tmp_path):
-    class Enough(Exception):
-        pass
-
-    def stop(stage, done, total):
-        if done == 5:
-            raise Enough
-
     made = ground.plan.change({"training.rounds": 2})
     run = ground.train(tmp_path / "run", made, folds=["0"])
     with pytest.raises((Problems, Enough)):
-        ground.train(tmp_path / "run", made, resume=True, progress=stop)
+        ground.train(tmp_path / "run", made, resume=True, progress=stop_at_the_fifth_step)
     assert run.folds() == ["0", "all"]
     assert ["fold 0" in member.name for member in run.members()] == [True]
     assert len(run.members(folds=["all"])) == 1
