@@ -54,5 +54,5 @@ $(READY): pyproject.toml constraints.txt
 	fi
 	@echo "installing what autofed needs (once)"
 	@$(PIP) install $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") "$$(grep '^torch==' constraints.txt)"
-	@$(PIP) install -c constraints.txt -e ".[dev]"
+	@$(PIP) install -c constraints.txt -e ".[dev,flower]"
 	@touch $@

@@ -1,8 +1,17 @@
 """The plan: what every site vets and follows. Records, their checks, and what a network costs, without torch."""
 
-from autofed.plans.agreement import Agreement, Algorithm, Privacy, Rounds, spaced_snapshots
+from autofed.plans.agreement import Agreement, Algorithm, Average, Faults, Privacy, Rounds, Server, spaced_snapshots
 from autofed.plans.budget import Budget, Speed
-from autofed.plans.kinds import Configuration, Device, Millimetres, Positive, Precision, PresetName, Shape
+from autofed.plans.kinds import (
+    Configuration,
+    Device,
+    Millimetres,
+    Positive,
+    Precision,
+    PresetName,
+    Shape,
+    WirePrecision,
+)
 from autofed.plans.local import Channel, Geometry, Inference, Intensity, Local, Preparation, Training
 from autofed.plans.memory import CHANNELS_LAST_BELOW
 from autofed.plans.network import SPATIAL_KERNEL, Convolution, Network, squeezed
@@ -14,11 +23,13 @@ __all__ = [
     "VERSION",
     "Agreement",
     "Algorithm",
+    "Average",
     "Budget",
     "Channel",
     "Configuration",
     "Convolution",
     "Device",
+    "Faults",
     "Geometry",
     "Inference",
     "Intensity",
@@ -33,9 +44,11 @@ __all__ = [
     "Privacy",
     "Reason",
     "Rounds",
+    "Server",
     "Shape",
     "Speed",
     "Training",
+    "WirePrecision",
     "is_plan",
     "load",
     "spaced_snapshots",

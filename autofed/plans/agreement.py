@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from autofed.case import site_name_problem
 from autofed.files import Record
-from autofed.labels import ClassOrder, Values, labels_problems
-from autofed.plans.kinds import Positive
+from autofed.labels import ClassOrder, Labels, Values, labels_problems
+from autofed.plans.kinds import Positive, WirePrecision
 
 
 class Algorithm(Record):
@@ -17,6 +17,40 @@ class Algorithm(Record):
 
     name: str = "fedavg"
     settings: dict[str, float | int | bool | str] = Field(default_factory=dict)
+
+
+class Average(Record):
+    """How the coordinator averages what the sites release, and how far a site that lies can pull it.
+
+    "mean" is weighted by patients. The others count every site once: "median" and "trimmed-mean" go coordinate by
+    coordinate (the latter without the share `trim` of the sites at either end), and "norm-bound" is a mean to which no
+    site gives more than `bound` times the median norm of all sites' answers.
+    """
+
+    rule: Literal["mean", "median", "trimmed-mean", "norm-bound"] = "mean"
+    trim: float = Field(0.2, gt=0, lt=0.5)
+    bound: float = Field(1.0, gt=0)
+
+
+class Server(Record):
+    """The coordinator's step along the averaged update: as it is, with momentum, or Adam's."""
+
+    optimiser: Literal["plain", "momentum", "adam"] = "plain"
+    rate: float = Field(1.0, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    second_momentum: float = Field(0.99, ge=0, lt=1)
+    epsilon: float = Field(1e-3, gt=0)
+
+
+class Faults(Record):
+    """What happens when sites fail: a round counts with so many of them, and is tried so often.
+
+    A site that has not answered within `deadline_minutes` is left out of the round; without it the coordinator waits.
+    """
+
+    least_sites: int = Field(1, ge=1)
+    attempts: int = Field(3, ge=1)
+    deadline_minutes: float | None = Field(None, gt=0)
 
 
 class Privacy(Record):
@@ -52,6 +86,7 @@ class Rounds(Record):
     sites score the model on the patients that they held out, if there are any; 0 is never. `ema` is the share of the
     old value in a moving average of the weights, round by round; with 0 the weights themselves are the model.
     `extended` are the lengths that the training had before it was given more rounds, each when it had come to its end.
+    `steps_at` are the local steps in a round of sites that take fewer or more than `local.training.steps_per_round`.
     """
 
     rounds: int = Field(ge=1)
@@ -59,6 +94,7 @@ class Rounds(Record):
     validate_every: int = Field(1, ge=0)
     ema: float = Field(0.0, ge=0, lt=1)
     extended: tuple[Positive, ...] = ()
+    steps_at: dict[str, Positive] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _within(self) -> Self:
@@ -92,7 +128,11 @@ class Rounds(Record):
 
 
 class Agreement(Record):
-    """The part of the plan that all sites share and vet; its digest names the federation's contract."""
+    """The part of the plan that all sites share and vet; its digest names the federation's contract.
+
+    `wire` is the precision in which weights and updates travel. `annotated` names, for sites that never annotated some
+    of the structures, those that they did.
+    """
 
     channels: tuple[str, ...]
     labels: dict[str, Values]
@@ -102,6 +142,11 @@ class Agreement(Record):
     algorithm: Algorithm
     training: Rounds
     privacy: Privacy
+    average: Average = Field(default_factory=Average)
+    server: Server = Field(default_factory=Server)
+    faults: Faults = Field(default_factory=Faults)
+    wire: WirePrecision = "float32"
+    annotated: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     public_images: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -110,9 +155,31 @@ class Agreement(Record):
         problems += labels_problems(self.labels, self.regions_class_order)
         if self.privacy.mechanism != "none" and self.training.validate_every:
             problems.append("a private training chooses nothing by scores: write training.validate_every 0")
+        problems += _site_problems(self)
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+
+def _site_problems(agreement: Agreement) -> list[str]:
+    """What is said of sites and structures that are not in the agreement, or of more sites than there are."""
+    sites, names = list(agreement.patients), Labels.of(agreement).names
+    problems = [
+        f"{field} names {site!r}, which is not among the sites {', '.join(sites)}"
+        for field, said in (("training.steps_at", agreement.training.steps_at), ("annotated", agreement.annotated))
+        for site in said
+        if site not in sites
+    ]
+    problems += [
+        f"annotated names {name!r} at {site}, which is no structure; the structures are {', '.join(names)}"
+        for site, annotated in agreement.annotated.items()
+        for name in annotated
+        if name not in names
+    ]
+    if agreement.faults.least_sites > len(sites):
+        found = agreement.faults.least_sites
+        problems.append(f"faults.least_sites is {found}, but there are {len(sites)} sites; write {len(sites)} or less")
+    return problems
 
 
 def spaced_snapshots(rounds: Any, count: int = 3) -> list[int]:

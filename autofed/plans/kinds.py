@@ -9,6 +9,7 @@ from pydantic import Field
 Device = Literal["cpu", "cuda", "mps"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Configuration = Literal["2d", "3d_fullres", "3d_lowres"]
+WirePrecision = Literal["float32", "bfloat16", "int8"]
 PresetName = Literal["plain", "resenc-m", "resenc-l", "resenc-xl", "dcfed"]
 
 Positive = Annotated[int, Field(ge=1)]

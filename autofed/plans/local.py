@@ -60,6 +60,8 @@ class Training(Record):
     learning_rate: float = Field(0.01, gt=0)
     momentum: float = Field(0.99, ge=0, lt=1)
     weight_decay: float = Field(3e-5, ge=0)
+    keep_momentum: bool = False
+    """Whether a site's momentum outlives a round; else the optimiser starts anew from the weights it is sent."""
     gradient_clip: float = Field(12.0, gt=0)
     foreground_share: float = Field(0.33, ge=0, le=1)
     batch_dice: bool = False

@@ -48,6 +48,10 @@ class Plan(Record):
         """The plan without its history: two plans that ask for the same thing are equal in this form."""
         return self.model_copy(update={"reasons": ()})
 
+    def steps_at(self, site: str) -> int:
+        """The local steps that a site takes in a round."""
+        return self.agreement.training.steps_at.get(site, self.local.training.steps_per_round)
+
     def extend(self, rounds: int) -> Plan:
         """The plan of a training that has come to its end and goes on to `rounds` rounds, without a jump.
 
