@@ -38,12 +38,17 @@ class ServerState:
 
 @dataclass(frozen=True)
 class Request:
-    """A question to a site. (run, round, question) names it: the same question is answered with the same bytes."""
+    """A question to a site. (run, round, question) names it: the same question is answered with the same bytes.
+
+    `since` is the last round in which this site's answer was merged, 0 if none was: the site goes on from what it
+    remembered then, not from a round whose answer was lost.
+    """
 
     run: str
     round: int
     question: str
     shared: Groups = field(default_factory=dict)
+    since: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ Message = Request | Release | Failure
 _KINDS: dict[str, type] = {"request": Request, "release": Release, "failure": Failure}
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 _GROUPS = {"request": "shared", "release": "arrays", "failure": ""}
-_WORDS = {"run": str, "round": int, "question": str, "site": str, "code": str, "public": dict}
+_WORDS = {"run": str, "round": int, "since": int, "question": str, "site": str, "code": str, "public": dict}
 
 
 def to_bytes(message: Message) -> bytes:

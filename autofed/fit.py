@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -19,14 +19,25 @@ from autofed.network import build, load_weights, weights_of
 from autofed.plans import Local, Network, Training
 from autofed.prepared import Store
 from autofed.privacy import Mechanism
+from autofed.solver import reach
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a site's training gave: the weights, and the loss of every step that drew somebody (float32)."""
+    """What a site's training gave: the weights, and the loss of every step that drew somebody (float32).
+
+    `reach` is how far the steps would have led along a gradient of 1 (`autofed.solver`), `momentum` what the optimiser
+    carries, by the names of the weights; it is empty without momentum.
+    """
 
     weights: dict[str, np.ndarray]
     losses: np.ndarray
+    reach: float
+    momentum: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def update(self, before: Arrays) -> dict[str, np.ndarray]:
+        """The weights less those before."""
+        return {name: self.weights[name] - array for name, array in before.items()}
 
 
 def fit(
@@ -38,6 +49,9 @@ def fit(
     steps: int,
     rate: Callable[[float], float],
     seed: Sequence[int],
+    proximal: float = 0.0,
+    correction: Arrays | None = None,
+    momentum: Arrays | None = None,
     labels: Labels | None = None,
     device: str = "cpu",
     feeder: batches.Feeder | None = None,
@@ -45,28 +59,35 @@ def fit(
 ) -> Fitted:
     """Train from `weights` for so many steps on a site's patients.
 
-    `rate` gives the share of the plan's learning rate when so much of these steps is done, from 0 to 1. The optimiser
-    starts anew, since momentum of weights that have since been averaged points elsewhere. `labels` say what the values
+    `rate` gives the share of the plan's learning rate when so much of these steps is done, from 0 to 1. To what the
+    mechanism and the clip make of each gradient are added `proximal` times the way from `weights` so far (FedProx) and
+    the `correction` (SCAFFOLD): neither depends on a patient. The optimiser goes on with `momentum`, or starts anew,
+    since momentum of weights that have since been averaged points elsewhere. `labels` say what the values
     of the site's label maps mean (see `make_loss`). Patches are made by the `feeder`, which may serve many trainings,
     or by one thread for this one.
     """
     torch.manual_seed(int(np.random.SeedSequence(list(seed)).generate_state(1)[0]))
     learner = Learner(local.network, local.training, device, labels)
     load_weights(learner.module, weights)
-    parameters = list(learner.module.parameters())
-    optimiser = _optimiser(parameters, local)
+    named = dict(learner.module.named_parameters())
+    parameters = list(named.values())
+    optimiser = _optimiser(named, local, momentum or {})
+    pull = _Pull(named, proximal, correction or {})
     draws = islice(mechanism.sampler(list(store.patients), seed), steps)
-    losses = []
+    losses, rates = [], [local.training.learning_rate * rate(step / steps) for step in range(steps)]
     feed = batches.stream if feeder is None else feeder.stream
     for step, groups in enumerate(feed(store, draws, local.training, seed)):
-        _set_rate(optimiser, local.training.learning_rate * rate(step / steps))
+        _set_rate(optimiser, rates[step])
         found: list[float] = []
         gradients = (learner.gradient(group, found) for group in groups)
         _apply(parameters, mechanism.step(gradients, parameters), local.training.gradient_clip)
+        pull.add()
         optimiser.step()
         losses += [float(np.mean(found))] if found else []  # an empty draw has no loss
         on_step()
-    return Fitted(weights_of(learner.module), np.asarray(losses, dtype=np.float32))
+    way = reach(rates, local.training.momentum, local.training.momentum > 0, proximal)
+    carried = _momentum(optimiser, named)
+    return Fitted(weights_of(learner.module), np.asarray(losses, dtype=np.float32), way, carried)
 
 
 class Learner:
@@ -110,15 +131,41 @@ class Learner:
         return float(value.detach()), found
 
 
-def _optimiser(parameters: list[nn.Parameter], local: Local) -> torch.optim.Optimizer:
+class _Pull:
+    """What is added to every gradient and depends on no patient: FedProx's term and SCAFFOLD's correction."""
+
+    def __init__(self, named: Mapping[str, nn.Parameter], proximal: float, correction: Arrays):
+        self._parameters = list(named.values())
+        self._proximal = proximal
+        self._start = [p.detach().clone() for p in self._parameters] if proximal else []
+        self._correction = [torch.from_numpy(correction[n]).to(p) for n, p in named.items()] if correction else []
+
+    def add(self) -> None:
+        """Add them to the parameters' gradients."""
+        for parameter, start in zip(self._parameters, self._start, strict=False):
+            parameter.grad.add_(parameter.detach() - start, alpha=self._proximal)  # type: ignore[union-attr]
+        for parameter, part in zip(self._parameters, self._correction, strict=False):
+            parameter.grad.add_(part)  # type: ignore[union-attr]
+
+
+def _optimiser(named: Mapping[str, nn.Parameter], local: Local, momentum: Arrays) -> torch.optim.Optimizer:
     training = local.training
-    return torch.optim.SGD(
-        parameters,
+    optimiser = torch.optim.SGD(
+        named.values(),
         lr=training.learning_rate,
         momentum=training.momentum,
         nesterov=training.momentum > 0,
         weight_decay=training.weight_decay,
     )
+    for name, array in momentum.items():
+        optimiser.state[named[name]]["momentum_buffer"] = torch.from_numpy(array.copy()).to(named[name])
+    return optimiser
+
+
+def _momentum(optimiser: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, np.ndarray]:
+    """What the optimiser carries, by the names of the weights."""
+    buffers = {name: optimiser.state[parameter].get("momentum_buffer") for name, parameter in named.items()}
+    return {name: buffer.detach().cpu().numpy().copy() for name, buffer in buffers.items() if buffer is not None}
 
 
 def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

@@ -152,6 +152,13 @@ def build(plan: Network, seed: int | None = None) -> UNet:
     return module
 
 
+def normalisation(plan: Network) -> frozenset[str]:
+    """The names of the weights that belong to normalisation layers."""
+    layers = (nn.modules.instancenorm._InstanceNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+    found = [name for name, layer in build(plan).named_modules() if isinstance(layer, layers)]
+    return frozenset(w for w in weights_of(build(plan)) if w.rsplit(".", 1)[0] in found)
+
+
 def weights_of(module: nn.Module) -> dict[str, np.ndarray]:
     """All trainable arrays by name, as float32 copies."""
     return {name: p.detach().to("cpu", torch.float32).numpy().copy() for name, p in module.named_parameters()}

@@ -106,7 +106,7 @@ class Run:
     def models(self) -> list[str]:
         """The models that can be predicted with: "global" if there is a common one, and sites with one of their own."""
         common = any(states.has_model(self.fold_folder(f), self.finished(f)) for f in self.folds())
-        own = {p.parent.parent.name for p in self.folder.glob("sites/*/fold_*/memory") if any(p.iterdir())}
+        own = {p.parent.parent.name for p in self.folder.glob("sites/*/fold_*/memory") if _own_models(p)}
         return [*([GLOBAL] if common else []), *sorted(own)]
 
     def members(self, model: str | None = None, folds: Sequence[str] = ()) -> list[Member]:
@@ -144,7 +144,7 @@ class Run:
         if model == GLOBAL:
             folder = self.fold_folder(fold)
             return {r: partial(_read_state, folder, r) for r in states.saved_rounds(folder) if r > 0}
-        found = self._memory(model, fold).glob("round_*.safetensors")
+        found = _own_models(self._memory(model, fold))
         return {int(p.stem.removeprefix("round_")): partial(read_file, p) for p in found}
 
     def _memory(self, site: str, fold: str) -> Path:
@@ -172,6 +172,11 @@ class Run:
     def save_postprocessing(self, chosen: Postprocessing) -> None:
         """Write down what is done to every prediction."""
         chosen.save(self._postprocessing)
+
+
+def _own_models(memory: Path) -> list[Path]:
+    """The rounds in which a site remembered a model of its own, and not only what helps to train the common one."""
+    return [path for path in sorted(memory.glob("round_*.safetensors")) if "weights" in peek(path)[0]]
 
 
 def _read_state(folder: Path, round: int) -> Arrays:

@@ -24,7 +24,7 @@ HOUSE = Path(__file__).parent.parent
 FLOORS = (
     ("problems", "files", "parallel", "images", "labels", "case", "plans", "exchange"),
     ("fingerprints", "privacy", "planner", "prepared", "splits", "batches", "devices", "attention", "network", "loss"),
-    ("uncertainty", "postprocessing", "fit", "speed", "inference", "validation", "pseudo", "scores"),
+    ("uncertainty", "postprocessing", "solver", "fit", "speed", "inference", "validation", "pseudo", "scores"),
     ("algorithms",),
     (
         "federation.selection",
@@ -32,6 +32,7 @@ FLOORS = (
         "federation.site",
         "federation.states",
         "federation.metrics",
+        "federation.acceptance",
         "federation.rounds",
         "federation.inprocess",
         "federation.flower",

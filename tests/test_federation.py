@@ -71,7 +71,8 @@ def final_arrays(folder, plan):
     last = plan.agreement.training.rounds
     arrays = dict(states.load(folder / "rounds", last).shared.get("weights", {}))
     for memory in sorted(folder.glob(f"sites/*/memory/round_{last:05d}.safetensors")):
-        arrays |= {f"{memory.parent.parent.name}/{n}": a for n, a in load_groups(memory)[0]["weights"].items()}
+        groups = load_groups(memory)[0].values()
+        arrays |= {f"{memory.parent.parent.name}/{n}": a for group in groups for n, a in group.items()}
     return arrays
 
 
@@ -318,7 +319,7 @@ def fake(answers):
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        (lambda n, r: None, "alpha did not answer"),
+        (lambda n, r: None, "the site alpha did not answer"),
         (lambda n, r: b"rubbish", "alpha answered what is no message"),
         (lambda n, r: Failure("r", 1, n, "out-of-memory"), "alpha failed with the code 'out-of-memory'"),
         (lambda n, r: replace(r, round=7), "another question"),

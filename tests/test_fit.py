@@ -101,7 +101,7 @@ class _Push(NoPrivacy):
 def way_of(ground, norm, steps, begun, share, **settings):
     """How far the weights go, in learning rates."""
     weights = weights_of(build(ground[0].local.network, seed=1))
-    plain = {"learning_rate": 0.01, "momentum": 0, "weight_decay": 0, **settings}
+    plain = {"learning_rate": 0.01, "training.momentum": 0, "weight_decay": 0, **settings}
     fitted = train(ground, _Push(2, norm=norm), steps, begun=begun, share=share, weights=weights, **plain)
     return sum(float(((fitted.weights[n] - weights[n]) ** 2).sum()) for n in weights) ** 0.5 / 0.01
 

@@ -165,7 +165,7 @@ def test_a_fingerprint_stands_for_its_site(volumes, tmp_path):
 
 
 def test_resume_gives_the_weights_of_an_unbroken_run(volumes, tmp_path):
-    class Enough(Exception):
+    class Enough(KeyboardInterrupt):
         pass
 
     def stop_in_round_two(stage, done, total):
@@ -173,8 +173,7 @@ def test_resume_gives_the_weights_of_an_unbroken_run(volumes, tmp_path):
             raise Enough
 
     arguments = (volumes.root / "plan.json", volumes.root / "work", tmp_path / "run")
-    # the exception is raised inside a site, which answers with a code: the round fails and is not saved
-    with pytest.raises(Problems, match="round 2"):
+    with pytest.raises(Enough):
         autofed.train(*arguments, device="cpu", progress=stop_in_round_two)
     assert saved_rounds(tmp_path / "run" / "fold_all") == [1]
     with pytest.raises(Problems, match="add --resume"):
@@ -187,11 +186,11 @@ def test_resume_gives_the_weights_of_an_unbroken_run(volumes, tmp_path):
 def test_a_run_that_was_cut_off_in_its_first_round_still_starts_from_the_weights_given(volumes, tmp_path):
     def stop_at_once(stage, done, total):
         if stage == "training" and done == 1:
-            raise RuntimeError
+            raise KeyboardInterrupt
 
     frozen = plans.load(volumes.root / "plan.json").change({"learning_rate": 1e-12, "training.rounds": 1})
     arguments = (frozen, volumes.root / "work", tmp_path / "run")
-    with pytest.raises(Problems, match="round 1"):
+    with pytest.raises(KeyboardInterrupt):
         autofed.train(*arguments, init=volumes.run, device="cpu", progress=stop_at_once)
     with pytest.raises(Problems, match="--init comes too late"):
         autofed.train(*arguments, init=volumes.run, device="cpu", resume=True)

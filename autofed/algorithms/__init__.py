@@ -43,21 +43,33 @@ class SiteView(Protocol):
         """The site's name."""
         ...
 
-    def fit(self, weights: Arrays) -> Fitted:
-        """Train from `weights` on the site's patients, for as many steps as the plan gives a round; once a round."""
+    @property
+    def normalisation(self) -> Collection[str]:
+        """The names of the weights that belong to normalisation layers."""
         ...
 
-    def memory(self, round: int) -> Groups | None:
-        """What the site remembered at the end of that round, or None."""
+    def fit(self, weights: Arrays, *, proximal: float = 0.0, correction: Arrays | None = None) -> Fitted:
+        """Train from `weights` on the site's patients, for as many steps as the plan gives it in a round; once a round.
+
+        `proximal` times the way from `weights` so far and the `correction` are added to every step's gradient.
+        """
+        ...
+
+    def memory(self) -> Groups | None:
+        """What the site remembered in the last round in which its answer counted, or None before there was one."""
         ...
 
     def remember(self, groups: Groups) -> None:
-        """Keep groups of arrays on the site's own disk until later rounds; they never leave."""
+        """Keep groups of arrays on the site's own disk for the next round; they never leave."""
         ...
 
 
 class Algorithm(Protocol):
-    """One way of learning together."""
+    """One way of learning together.
+
+    What else it may state, as a class variable: `gathers` (see `gathers`), `personal` (see `is_personal`) and
+    `released` (see `released`).
+    """
 
     def start(self, setup: Setup) -> ServerState:
         """The state before the first round."""
@@ -115,6 +127,25 @@ def make(choice: Choice, trusted: Collection[str] = ()) -> Algorithm:
 def gathers(algorithm: Algorithm) -> bool:
     """Whether it needs all data in one place; such an algorithm runs only in a simulation."""
     return getattr(algorithm, "gathers", False)
+
+
+def is_personal(algorithm: Algorithm) -> bool:
+    """Whether every site has a model of its own, which is what the patients that it holds out are for."""
+    return getattr(algorithm, "personal", False)
+
+
+def released(algorithm: Algorithm) -> Mapping[str, str]:
+    """The groups that every answer must hold, each with the shared group whose names, shapes and dtypes it must have.
+
+    These are what is added to the shared groups, and what travels in the plan's wire precision.
+    """
+    return getattr(algorithm, "released", {"update": "weights"})
+
+
+def refuse_kept_momentum(name: str, plan: Plan) -> None:
+    """`Problems` if a plan keeps the sites' momentum: an algorithm that counts their way from rest would miscount."""
+    kept = plan.local.training.keep_momentum
+    refuse("local.training.keep_momentum", [f"{name} needs the optimiser to start anew; write false"] if kept else [])
 
 
 def site_weights(plan: Plan) -> Mapping[str, float]:

@@ -21,8 +21,7 @@ class FedAvg:
         """The update: weights after local training less weights before."""
         before = request.shared["weights"]
         fitted = site.fit(before)
-        update = {name: fitted.weights[name] - array for name, array in before.items()}
-        return {"update": update, "metrics": {"loss": fitted.losses}}
+        return {"update": fitted.update(before), "metrics": {"loss": fitted.losses}}
 
     def merge(self, state: ServerState, releases: Sequence[Release], average: Average) -> ServerState:
         """w <- w + average of the updates."""

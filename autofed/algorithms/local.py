@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from autofed.algorithms import Average, Setup, SiteView
 from autofed.exchange import Groups, Release, Request, ServerState
@@ -13,17 +14,19 @@ from autofed.exchange import Groups, Release, Request, ServerState
 class LocalOnly:
     """Every site trains its own model from the common start, for as many steps as in fedavg; no weights leave."""
 
+    personal: ClassVar[bool] = True
+    released: ClassVar[Mapping[str, str]] = {}
+
     def start(self, setup: Setup) -> ServerState:
-        """The common start, sent once."""
-        return ServerState(0, {"weights": setup.weights})
+        """The common start."""
+        return ServerState(0, {"start": setup.weights})
 
     def local(self, site: SiteView, request: Request) -> Groups:
         """Go on from the site's own weights of the last round."""
-        remembered = site.memory(request.round - 1)
-        fitted = site.fit(remembered["weights"] if remembered else request.shared["weights"])
+        fitted = site.fit((site.memory() or {"weights": request.shared["start"]})["weights"])
         site.remember({"weights": fitted.weights})
         return {"metrics": {"loss": fitted.losses}}
 
     def merge(self, state: ServerState, releases: Sequence[Release], average: Average) -> ServerState:
-        """Nothing to merge: there is no common model."""
-        return ServerState(state.round + 1, {})
+        """Nothing to merge: there is no common model. A site that missed its first round still needs the start."""
+        return replace(state, round=state.round + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +16,8 @@ from autofed.federation.selection import best_of, moving_average
 from autofed.files import digest, read_json, write_json
 from autofed.fit import Fitted, fit
 from autofed.labels import Labels
-from autofed.plans import Plan
+from autofed.network import normalisation
+from autofed.plans import Plan, Rounds
 from autofed.prepared import Store
 from autofed.privacy import Mechanism
 from autofed.validation import SHARE, case_dice, patch_dice
@@ -42,23 +44,30 @@ class View:
 
     def __init__(self, site: Hospital, request: Request, mechanism: Mechanism):
         self._site = site
-        self._round = request.round
+        self._round, self._since = request.round, request.since
         self._mechanism = mechanism
         self._charged_steps = site.steps
+        self._kept: dict[str, Arrays] = {}
 
     @property
     def name(self) -> str:
         """The site's name."""
         return self._site.name
 
-    def fit(self, weights: Arrays) -> Fitted:
+    @cached_property
+    def normalisation(self) -> frozenset[str]:
+        """The names of the weights of normalisation layers."""
+        return normalisation(self._site.plan.local.network)
+
+    def fit(self, weights: Arrays, *, proximal: float = 0.0, correction: Arrays | None = None) -> Fitted:
         """Train, once in the round, for the steps that it was charged for."""
         site, steps = self._site, self._charged_steps
         if not steps:
             raise RuntimeError("the steps that this round was charged for have been taken")
         self._charged_steps = 0
         rounds, before = site.plan.agreement.training, self._round - 1
-        return fit(
+        keeps = site.plan.local.training.keep_momentum
+        fitted = fit(
             weights,
             site.store,
             site.plan.local,
@@ -66,20 +75,26 @@ class View:
             steps=steps,
             rate=lambda done: rounds.rate_at(before + done),
             seed=(site.plan.local.training.seed, _number(site.stream), self._round),
+            proximal=proximal,
+            correction=correction,
+            momentum=(self.memory() or {}).get("momentum") if keeps else None,
             labels=Labels.of(site.plan.agreement),
             device=site.device,
             feeder=site.feeder,
             on_step=site.on_step,
         )
+        if keeps:
+            self.remember({"momentum": fitted.momentum})
+        return fitted
 
-    def memory(self, round: int) -> Groups | None:
-        """What the site remembered at the end of that round."""
-        return self._site.memory.recall(round)
+    def memory(self) -> Groups | None:
+        """What the site remembered in the last round in which its answer counted."""
+        return self._site.memory.recall(self._since)
 
     def remember(self, groups: Groups) -> None:
-        """Keep groups of arrays on the site's disk."""
-        rounds = self._site.plan.agreement.training
-        self._site.memory.keep(self._round, groups, rounds.ema, rounds.snapshots)
+        """Keep groups of arrays on the site's disk, beside what it keeps of this round already."""
+        self._kept |= groups
+        self._site.memory.keep(self._round, self._kept, self._since, self._site.plan.agreement.training)
 
 
 @dataclass(frozen=True)
@@ -102,20 +117,20 @@ class Memory:
         path = self.path(round)
         return load_groups(path)[0] if path.is_file() else None
 
-    def keep(self, round: int, groups: Groups, ema: float, snapshots: tuple[int, ...]) -> None:
-        """Write the groups of a round, and forget those that neither resuming nor the ensemble needs."""
-        if ema and "weights" in groups:
-            past = (self.recall(round - 1) or {}).get("mean")
-            groups = {**groups, "mean": moving_average(past, groups["weights"], ema, round)}
+    def keep(self, round: int, groups: Groups, since: int, rounds: Rounds) -> None:
+        """Write the groups of a round that goes on from round `since`, and forget what nothing will need again."""
+        if rounds.ema and "weights" in groups:
+            past = (self.recall(since) or {}).get("mean")
+            groups = {**groups, "mean": moving_average(past, groups["weights"], rounds.ema, round)}
         save_groups(self.path(round), groups)
         for path in self.folder.glob("round_*.safetensors"):
-            if int(path.stem.split("_")[1]) not in {round, round - 1, *snapshots}:
+            if int(path.stem.split("_")[1]) not in {round, since, *rounds.snapshots}:
                 path.unlink()
 
     def model(self, round: int) -> Arrays:
         """The weights of the site's own model after a round."""
         groups = self.recall(round) or {}
-        return groups.get("mean") or groups["weights"]
+        return groups.get("mean") or groups.get("weights", {})
 
     def judge(self, round: int, dice: Mapping[str, float]) -> None:
         """Note how the own model of a round scored, and keep it if it is the best so far."""
@@ -135,10 +150,12 @@ def validate(site: Hospital, request: Request) -> Groups:
     rounds, training = site.plan.agreement.training, site.plan.local.training
     trained = site.steps * training.batch_size * rounds.validate_every
     own = "weights" not in request.shared
-    weights = site.memory.model(request.round) if own else request.shared["weights"]
+    weights = site.memory.model(request.since) if own else request.shared["weights"]
+    if not weights:  # none of its answers has counted yet
+        return {}
     dice = patch_dice(weights, site.held, site.plan, round(SHARE * trained), site.device)
     if own:
-        site.memory.judge(request.round, dice)
+        site.memory.judge(request.since, dice)
     return {"dice": {name: np.array([score], np.float32) for name, score in dice.items()}}
 
 
@@ -147,9 +164,10 @@ def verify(site: Hospital, request: Request) -> Groups:
 
     Every case's own scores stay in the site's folder.
     """
-    if not site.held.patients:
+    weights = _final(site, request)
+    if not site.held.patients or not weights:
         return {}
-    scores = case_dice(_final(site, request), site.held, site.plan, site.device)
+    scores = case_dice(weights, site.held, site.plan, site.device)
     names = Labels.of(site.plan.agreement).names
     write_json(site.folder / "validation.json", {
         case: {names[k]: None if np.isnan(row[0]) else round(float(row[0]), 6) for k, row in enumerate(table)}
@@ -166,7 +184,7 @@ def _final(site: Hospital, request: Request) -> Arrays:
         return request.shared["weights"]
     if site.memory.best.is_file():
         return load_groups(site.memory.best)[0]["weights"]
-    return site.memory.model(request.round)
+    return site.memory.model(request.since)
 
 
 def _number(name: str) -> int:

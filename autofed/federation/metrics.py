@@ -18,10 +18,14 @@ Said = Mapping[str, Mapping[str, Any]]
 """By site: its mean loss, and its Dice by structure where patients are held out."""
 
 
-def note(folder: Path, round: int, seconds: float, sites: Said) -> None:
-    """Append a line for this round; one that a run left which was cut off in this very round is dropped."""
+def note(folder: Path, round: int, seconds: float, sites: Said, left_out: Mapping[str, str]) -> None:
+    """Append a line for this round; one that a run left which was cut off in this very round is dropped.
+
+    `left_out` says of the sites that did not count in it why they did not.
+    """
     lines = [line for line in read(folder) if line["round"] < round]
-    lines.append({"round": round, "seconds": float(f"{seconds:.2f}"), "sites": sites})
+    line = {"round": round, "seconds": float(f"{seconds:.2f}"), "sites": sites}
+    lines.append({**line, "left_out": left_out} if left_out else line)
     write_bytes(_path(folder), "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 

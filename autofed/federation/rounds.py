@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,17 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from autofed.algorithms import Algorithm, Average, site_weights
-from autofed.exchange import Arrays, Failure, Groups, Message, Release, Request, ServerState, from_bytes, to_bytes
+from autofed.algorithms import Algorithm, Average, is_personal, released, site_weights
+from autofed.exchange import Arrays, Groups, Release, Request, ServerState, to_bytes
 from autofed.federation import metrics, states
+from autofed.federation.acceptance import Answers, accept
 from autofed.federation.selection import best_of, moving_average
 from autofed.federation.site import TRAIN, VALIDATE, VERIFY
 from autofed.plans import Plan
 from autofed.privacy import ADAPTATION, Mechanism, adapted
-from autofed.problems import Problems, refuse
+from autofed.problems import Problems
+
+_log = logging.getLogger(__name__)
+
+_ANSWERED = "answered"
+"""The group that the coordinator keeps: the last round in which each site's answer was merged."""
 
 Transport = Callable[[Mapping[str, bytes]], Mapping[str, bytes]]
-"""From one request per site to one answer per site; bytes in, bytes out."""
+"""From one request per site to one answer per site; bytes in, bytes out. Who is silent is not in it."""
 
 
 @dataclass(frozen=True)
@@ -40,42 +47,75 @@ class Course:
     sites: Sequence[str]
     holds_out: bool = False
 
-    def ask(self, question: str, round: int, shared: Groups) -> list[Release]:
-        """The sites' answers; `Problems` names every site that failed or answered what cannot be merged."""
+    def ask(self, question: str, round: int, shared: Groups, since: Mapping[str, int]) -> Answers:
+        """The answers that count; while they are fewer than the plan's least number, the other sites are asked again.
+
+        `since` is the last round in which each site's answer was merged. `Problems` says what was wrong at every site
+        if there are too few after as many attempts as the plan allows.
+        """
+        faults, answers = self.plan.agreement.faults, Answers((), dict.fromkeys(self.sites, ""))
+        least = min(faults.least_sites, len(self.sites))
+        for _ in range(faults.attempts):
+            answers = answers.and_(self._ask_once(question, round, shared, since, tuple(answers.left_out)))
+            for site, why in answers.left_out.items():
+                _log.warning("round %d (%s) without the site %s: it %s", round, question, site, why)
+            if len(answers.releases) >= least:
+                return answers
+        found = f"{len(answers.releases)} of {len(self.sites)} sites answered in {faults.attempts} attempts"
+        raise Problems(f"round {round}", [f"{found}; the plan wants {least}", *_named(answers.left_out)])
+        raise AssertionError("unreachable")
+
+    def _ask_once(
+        self, question: str, round: int, shared: Groups, since: Mapping[str, int], sites: Sequence[str]
+    ) -> Answers:
         request = Request(self.run, round, question, shared)
-        return _check(self.transport(dict.fromkeys(self.sites, to_bytes(request))), self.sites, request)
+        data = {s: to_bytes(replace(request, since=s)) for s in {since.get(site, 0) for site in sites}}
+        answers = self.transport({site: data[since.get(site, 0)] for site in sites})
+        return accept(answers, sites, request, released(self.algorithm) if question == TRAIN else {})
 
 
 def run(course: Course, state: ServerState) -> ServerState:
     """Rounds from `state` until the plan's last; the state after each is saved in folder/round_<r>/.
 
-    `Problems` names every site that failed or answered what cannot be merged; the rounds before are saved.
+    A site that fails is named, left out of the round, and asked again in the next. `Problems` if too few sites answer;
+    the rounds before are saved.
     """
     rounds = course.plan.agreement.training
     with metrics.Board(course.folder) as board:
         while state.round < rounds.rounds:
             begin = time.monotonic()
-            releases = course.ask(TRAIN, state.round + 1, state.shared)
-            state = _merge(course, state, releases)
-            scores = _validate(course, state) if course.holds_out and rounds.validates(state.round) else []
-            seconds, said = time.monotonic() - begin, _said(releases, scores)
-            metrics.note(course.folder, state.round, seconds, said)
+            answers = course.ask(TRAIN, state.round + 1, state.shared, _answered(state))
+            state = _merge(course, state, answers.releases)
+            scores = _validate(course, state) if course.holds_out and rounds.validates(state.round) else ()
+            seconds, said = time.monotonic() - begin, _said(answers.releases, scores)
+            metrics.note(course.folder, state.round, seconds, said, answers.left_out)
             _keep_best(course.folder, state)
             states.save(course.folder, state, course.plan)  # last: a round whose state is there is whole
             board.show(state.round, seconds, said)
     return state
 
 
-def verify(course: Course, state: ServerState) -> list[Release]:
+def verify(course: Course, state: ServerState) -> Sequence[Release]:
     """What the sites say of the final model on whole held-out cases; see `answers.verify`."""
-    best = states.best_weights(course.folder)
-    model = best or states.model_of(state)
-    return course.ask(VERIFY, state.round, {"weights": model} if model else {})
+    return _ask_to_score(course, VERIFY, state, states.best_weights(course.folder) or states.model_of(state))
 
 
-def _validate(course: Course, state: ServerState) -> list[Release]:
-    model = states.model_of(state)
-    return course.ask(VALIDATE, state.round, {"weights": model} if model else {})
+def _validate(course: Course, state: ServerState) -> Sequence[Release]:
+    return _ask_to_score(course, VALIDATE, state, states.model_of(state))
+
+
+def _ask_to_score(course: Course, question: str, state: ServerState, model: Arrays) -> Sequence[Release]:
+    """Have the common model scored, or, where there is none or every site has its own, each site's own."""
+    shared = {"weights": model} if model and not is_personal(course.algorithm) else {}
+    return course.ask(question, state.round, shared, _answered(state)).releases
+
+
+def _answered(state: ServerState) -> dict[str, int]:
+    return {site: int(round[0]) for site, round in state.kept.get(_ANSWERED, {}).items()}
+
+
+def _named(left_out: Mapping[str, str]) -> list[str]:
+    return [f"the site {site} {why}" for site, why in left_out.items()]
 
 
 def _said(releases: Sequence[Release], scores: Sequence[Release]) -> dict[str, dict[str, Any]]:
@@ -102,7 +142,8 @@ def _merge(course: Course, state: ServerState, releases: Sequence[Release]) -> S
     average = partial(_average, current, {site: weights.get(site, 1.0) for site in course.sites})
     merged = course.algorithm.merge(state, releases, average)
     shared = _with_history(merged.shared, state.shared, releases, average)
-    return replace(merged, shared=shared, kept=_with_mean(course, state, merged))
+    answered = {**state.kept.get(_ANSWERED, {}), **{r.site: np.array([merged.round]) for r in releases}}
+    return replace(merged, shared=shared, kept={**_with_mean(course, state, merged), _ANSWERED: answered})
 
 
 def _with_mean(course: Course, before: ServerState, merged: ServerState) -> Groups:
@@ -127,43 +168,3 @@ def _with_history(shared: Groups, before: Groups, releases: Sequence[Release], a
     past, now = before.get(ADAPTATION, {}), average(releases, ADAPTATION)
     stacked = {name: np.concatenate([*([past[name]] if name in past else []), now[name][None]]) for name in now}
     return {**shared, ADAPTATION: stacked}
-
-
-def _check(answers: Mapping[str, bytes], sites: Sequence[str], request: Request) -> list[Release]:
-    """The releases, in the order of the sites' names; a site that is silent is as much a problem as one that errs."""
-    problems = [f"the site {site} did not answer" for site in sites if site not in answers]
-    problems += [f"{site} answered, which is not a site of this run" for site in answers if site not in sites]
-    messages: dict[str, Message] = {}
-    for site, data in sorted(answers.items()):
-        try:
-            messages[site] = from_bytes(data)
-        except Problems as error:
-            problems += [f"the site {site} answered what is no message: {p}" for p in error.problems]
-    for site, message in messages.items():
-        if isinstance(message, Failure):
-            problems.append(f"the site {site} failed with the code {message.code!r}; the details are in its site.log")
-        elif not isinstance(message, Release) or (message.run, message.round, message.site) != (
-            request.run,
-            request.round,
-            site,
-        ):
-            problems.append(f"the site {site} answered another question than that of round {request.round}")
-        else:
-            problems += [f"the site {site}: {p}" for p in _misfits(message.arrays, request.shared)]
-    refuse(f"round {request.round}", problems)
-    return [message for message in messages.values() if isinstance(message, Release)]
-
-
-def _misfits(arrays: Groups, shared: Groups) -> list[str]:
-    """An update must look like the weights it updates, and no number may be NaN or infinite."""
-    problems = []
-    if "update" in arrays and "weights" in shared and _shapes(arrays["update"]) != _shapes(shared["weights"]):
-        problems.append("its update has other names, shapes or dtypes than the weights it was sent")
-    for group, found in arrays.items():
-        if not all(np.isfinite(array).all() for array in found.values()):
-            problems.append(f"{group} holds NaN or infinite values")
-    return problems
-
-
-def _shapes(arrays: Arrays) -> dict[str, tuple]:
-    return {name: (array.shape, array.dtype) for name, array in arrays.items()}

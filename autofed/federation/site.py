@@ -64,7 +64,7 @@ class Site:
         self.memory = Memory(self.folder / "memory")
         self.ledgers = [PrivacyLedger(path, site) for site, path in ledgers.items()]
         self.run = run
-        self.steps = plan.local.training.steps_per_round * len(ledgers)
+        self.steps = sum(plan.steps_at(site) for site in ledgers)
         self.device = device
         self.feeder = feeder
         self.on_step = on_step

@@ -17,7 +17,7 @@ from autofed.planner.hours import SMALLEST_BATCH, size
 from autofed.planner.intensities import intensity
 from autofed.planner.presets import PRESETS, Preset
 from autofed.planner.reasons import Reasons, short
-from autofed.planner.schedules import Length, meetings, training
+from autofed.planner.schedules import Length, faults, meetings, training
 from autofed.planner.topology import Task, Topology, batch_for_memory, memory_needed, patch_for_memory
 from autofed.plans import (
     Agreement,
@@ -71,6 +71,7 @@ def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str 
             algorithm=Algorithm(name=algorithm),
             training=rounds,
             privacy=Privacy(),
+            faults=faults(len(sites), reasons),
         ),
         local=Local(geometry=_geometry(grid), intensity=normalisation, network=network, training=recipe),
         inference=Inference(mirror_axes=recipe.mirror_axes),

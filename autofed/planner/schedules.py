@@ -9,7 +9,7 @@ from autofed.planner.grids import ANISOTROPY
 from autofed.planner.hours import Size
 from autofed.planner.reasons import Reasons
 from autofed.planner.topology import Topology
-from autofed.plans import Budget, Rounds, Training, spaced_snapshots
+from autofed.plans import Budget, Faults, Rounds, Training, spaced_snapshots
 
 SHORT_TRAINING = 40_000
 """Below so many steps of all sites together the plan departs from nnU-Net's long training."""
@@ -34,6 +34,13 @@ def meetings(steps: int, sites: int, reasons: Reasons) -> tuple[Rounds, int]:
     every = max(1, round(rounds / VALIDATIONS))
     reasons.say("agreement.training.validate_every", every, f"about {VALIDATIONS} scores tell a model that got worse")
     return Rounds(rounds=rounds, snapshots=snapshots, validate_every=every), per_round
+
+
+def faults(sites: int, reasons: Reasons) -> Faults:
+    """How many of so many sites make a round."""
+    least = sites // 2 + 1
+    reasons.say("agreement.faults.least_sites", least, "more than half of the sites, or a round is asked again")
+    return Faults(least_sites=least)
 
 
 @dataclass(frozen=True)

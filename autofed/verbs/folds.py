@@ -33,8 +33,8 @@ POOLED = "pooled"
 class StepCounter:
     """Tells the progress how many of all steps of all sites and folds are done."""
 
-    def __init__(self, made: Plan, sites: int, folds: int, progress: Progress):
-        self.per_round = sites * made.local.training.steps_per_round
+    def __init__(self, made: Plan, folds: int, progress: Progress):
+        self.per_round = sum(made.steps_at(site) for site in made.agreement.patients)
         self.per_fold = self.per_round * made.agreement.training.rounds
         self.total = self.per_fold * folds
         self.progress = progress

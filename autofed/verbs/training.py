@@ -58,7 +58,7 @@ def train(
     _refuse_other_run(folder, folder.plan() if extended else made, resume, init)
     names = (POOLED,) if algorithms.gathers(chosen) else tuple(stores)
     identity = folder.identity() if folder.exists else Identity(sites=names)
-    counter = StepCounter(made, len(stores), len(wanted), progress)
+    counter = StepCounter(made, len(wanted), progress)
     picked = pick_device(device)
     feeder = Feeder(_workers(made, picked) if workers is None else workers)
     course = Folds(folder, made, chosen, identity, stores, Path(work), picked, feeder, trusted, counter)

@@ -1,0 +1,52 @@
+"""SCAFFOLD: stochastic controlled averaging (Karimireddy et al., ICML 2020, algorithm 1 with option II)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from autofed.algorithms import Average, Setup, SiteView, refuse_kept_momentum, site_weights
+from autofed.exchange import Arrays, Groups, Release, Request, ServerState
+
+
+@dataclass(frozen=True)
+class Scaffold:
+    """Every site corrects its steps by how its gradients differ from everyone's, so that it does not drift to its own.
+
+    The site's control variate c_i stays in its memory, the common one c is the average of them all.
+    """
+
+    released: ClassVar[Mapping[str, str]] = {"update": "weights", "control": "control"}
+
+    def start(self, setup: Setup) -> ServerState:
+        """The common weights and c = 0; `Problems` if momentum is kept, since a site's way is counted from rest."""
+        refuse_kept_momentum("scaffold", setup.plan)
+        patients = {site: np.array([share]) for site, share in site_weights(setup.plan).items()}
+        return ServerState(0, {"weights": setup.weights, "control": _zeros(setup.weights)}, {"patients": patients})
+
+    def local(self, site: SiteView, request: Request) -> Groups:
+        """The update, and by how much c_i changed: c_i <- c_i - c + (w_global - w) / (learning rates times steps)."""
+        before, common = request.shared["weights"], request.shared["control"]
+        own = (site.memory() or {"control": _zeros(before)})["control"]
+        fitted = site.fit(before, correction={name: common[name] - own[name] for name in before})
+        update, way = fitted.update(before), np.float32(fitted.reach)
+        change = {name: -common[name] - update[name] / way for name in before}
+        site.remember({"control": {name: own[name] + change[name] for name in before}})
+        return {"update": update, "control": change, "metrics": {"loss": fitted.losses}}
+
+    def merge(self, state: ServerState, releases: Sequence[Release], average: Average) -> ServerState:
+        """w <- w + average of the updates; c <- c + the same of the changes, of the sites that answered."""
+        patients = state.kept["patients"]
+        answered = sum(patients[release.site] for release in releases if release.site in patients)
+        share = np.float32(answered / sum(patients.values()) if np.any(answered) else 1)
+        update, change = average(releases, "update"), average(releases, "control")
+        weights = {name: array + update[name] for name, array in state.shared["weights"].items()}
+        control = {name: array + share * change[name] for name, array in state.shared["control"].items()}
+        return ServerState(state.round + 1, {"weights": weights, "control": control}, {"patients": patients})
+
+
+def _zeros(weights: Arrays) -> dict[str, np.ndarray]:
+    return {name: np.zeros_like(array) for name, array in weights.items()}

@@ -1,0 +1,99 @@
+"""Which answers count in a round: whole, of this round, of the right shape, and no rubbish. All others are named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autofed.exchange import Arrays, Failure, Groups, Message, Release, Request, from_bytes
+from autofed.problems import Problems
+
+LARGEST_GROWTH = 10.0
+"""So many times the largest entry before (or 1, if that is larger) is what an entry may become in a round."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The releases that count, in the order of the sites' names, and why each other site was left out."""
+
+    releases: tuple[Release, ...]
+    left_out: Mapping[str, str]
+
+    def and_(self, later: Answers) -> Answers:
+        """These, and those of sites that were asked again."""
+        releases = sorted((*self.releases, *later.releases), key=lambda release: release.site)
+        return Answers(tuple(releases), later.left_out)
+
+
+def accept(
+    answers: Mapping[str, bytes], sites: Sequence[str], request: Request, released: Mapping[str, str]
+) -> Answers:
+    """Part the answers to a request into those that count and those that do not; a silent site is left out, too.
+
+    `released` are the groups that each must hold, and the shared group that each must look like
+    (see `algorithms.released`). What comes from nobody who was asked counts nowhere.
+    """
+    releases, left_out = [], {}
+    for site in sorted(sites):
+        try:
+            releases.append(_release(answers, site, request, released))
+        except Problems as error:
+            left_out[site] = "; ".join(error.problems)
+    return Answers(tuple(releases), left_out)
+
+
+def _release(answers: Mapping[str, bytes], site: str, request: Request, released: Mapping[str, str]) -> Release:
+    if site not in answers:
+        raise Problems(site, ["did not answer"])
+    try:
+        message = from_bytes(answers[site])
+    except Problems as error:
+        raise Problems(site, [f"answered what is no message: {p}" for p in error.problems]) from None
+    problems = _kind_problems(message, site, request)
+    if problems or not isinstance(message, Release):
+        raise Problems(site, problems)
+    problems = _misfits(message.arrays, request.shared, released)
+    if problems:
+        raise Problems(site, problems)
+    return message
+
+
+def _kind_problems(message: Message, site: str, request: Request) -> list[str]:
+    if isinstance(message, Failure):
+        return [f"failed with the code {message.code!r}; the details are in its site.log"]
+    if not isinstance(message, Release):
+        return ["answered with a question"]
+    asked, found = (request.run, request.round, site), (message.run, message.round, message.site)
+    return [] if found == asked else [f"answered another question than that of round {request.round}"]
+
+
+def _misfits(arrays: Groups, shared: Groups, released: Mapping[str, str]) -> list[str]:
+    """A group must look like the one that it is added to, and neither be NaN or infinite nor blow that up."""
+    problems = [f"answered without {group}" for group in released if group not in arrays]
+    problems += [
+        f"answered with NaN or infinite values in {group}"
+        for group, found in arrays.items()
+        if not all(np.isfinite(array).all() for array in found.values())
+    ]
+    for group, like in released.items():
+        if group in arrays and like in shared and not problems:
+            problems += _unlike(group, arrays[group], shared[like])
+    return problems
+
+
+def _unlike(group: str, found: Arrays, before: Arrays) -> list[str]:
+    if _shapes(found) != _shapes(before):
+        return [f"answered with other names, shapes or dtypes in {group} than in the weights it was sent"]
+    limit = LARGEST_GROWTH * max(1.0, *(float(np.abs(array).max(initial=0)) for array in before.values()))
+    largest = max(float(np.abs(before[name] + array).max(initial=0)) for name, array in found.items())
+    return (
+        [f"answered with a {group} that leads to a value of {largest:.2g}, where {limit:.2g} is the most"]
+        if largest > limit
+        else []
+    )
+
+
+def _shapes(arrays: Arrays) -> dict[str, tuple]:
+    return {name: (array.shape, array.dtype) for name, array in arrays.items()}
