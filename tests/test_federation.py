@@ -8,150 +8,22 @@ import numpy as np
 import pytest
 
 from autofed import algorithms, privacy
-from autofed.algorithms import Setup
-from autofed.case import open_dataset
-from autofed.exchange import Failure, Release, Request, ServerState, from_bytes, load_groups, to_bytes
-from autofed.federation import metrics, states
+from autofed.exchange import Failure, Release, Request, ServerState, from_bytes, to_bytes
 from autofed.federation import rounds as loop
+from autofed.federation import states
 from autofed.federation.inprocess import InProcess
 from autofed.federation.site import CODES, Site
-from autofed.files import digest
-from autofed.fit import fit
 from autofed.network import build, weights_of
 from autofed.plans import Algorithm
-from autofed.prepared import open_store, pool, preprocess
 from autofed.privacy.ledger import PrivacyLedger
 from autofed.problems import Problems
-from tests.plans_made import small_plan
-from tests.synthetic import make_site
-
-CASES = {"alpha": 2, "bravo": 3}
-SITES = tuple(CASES)
-WEIGHT_SHARING = ("fedavg", "pooled")
+from tests import small_federation
+from tests.small_federation import SITES, final_arrays, same, train
 
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory):
-    root = tmp_path_factory.mktemp("federation")
-    plan = small_plan(labels=1, cases=4)
-    stores = {}
-    for name, cases in CASES.items():
-        preprocess(open_dataset(make_site(root / name, cases=cases)), plan.local, root / "work")
-        stores[name] = open_store(root / "work", name, plan.local)
-    return plan.change({"agreement.patients": CASES}), stores
-
-
-def with_algorithm(plan, name):
-    return plan.change({"algorithm.name": name}) if name != plan.agreement.algorithm.name else plan
-
-
-def sites_of(plan, stores, folder, run_id):
-    chosen = algorithms.make(plan.agreement.algorithm)
-    held = {"pooled": pool(stores)} if algorithms.gathers(chosen) else stores
-    ledgers = {n: folder / n / "ledger.jsonl" for n in stores}
-    return [
-        Site(n, s, plan, folder / "sites" / n, {k: p for k, p in ledgers.items() if n in (k, "pooled")}, run=run_id)
-        for n, s in held.items()
-    ]
-
-
-def train(ground, folder, name="fedavg", *, state=None, turned=False, transport=None, run_id="r"):
-    plan, stores = ground
-    plan = with_algorithm(plan, name)
-    sites = sites_of(plan, dict(reversed(stores.items())) if turned else stores, folder, run_id)
-    chosen = algorithms.make(plan.agreement.algorithm)
-    state = state or chosen.start(Setup(plan, weights_of(build(plan.local.network, seed=1))))
-    names = tuple(s.name for s in sites)
-    door = (transport or InProcess)(sites)
-    return loop.run(loop.Course(chosen, privacy.find(plan), plan, door, folder / "rounds", run_id, names), state)
-
-
-def final_arrays(folder, plan):
-    """Everything the run ended with: the common state, or what each site remembers."""
-    last = plan.agreement.training.rounds
-    arrays = dict(states.load(folder / "rounds", last).shared.get("weights", {}))
-    for memory in sorted(folder.glob(f"sites/*/memory/round_{last:05d}.safetensors")):
-        groups = load_groups(memory)[0].values()
-        arrays |= {f"{memory.parent.parent.name}/{n}": a for group in groups for n, a in group.items()}
-    return arrays
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) for n in a) and len(a) > 0
-
-
-@pytest.mark.parametrize("name", algorithms.names())
-def test_order_of_sites_does_not_matter(ground, tmp_path, name):
-    train(ground, tmp_path / "one", name)
-    train(ground, tmp_path / "two", name, turned=True)
-    assert same(final_arrays(tmp_path / "one", ground[0]), final_arrays(tmp_path / "two", ground[0]))
-
-
-@pytest.mark.parametrize("name", algorithms.names())
-def test_resumed_equals_unbroken_to_the_bit(ground, tmp_path, name):
-    """The coordinator dies while round 2 is under way: one site has answered and stored, the other has not."""
-    train(ground, tmp_path / "unbroken", name)
-
-    class Dying(InProcess):
-        def __call__(self, requests):
-            first = next(iter(requests))
-            answer = super().__call__({first: requests[first]})
-            if from_bytes(requests[first]).round == 2:
-                raise KeyboardInterrupt
-            return answer | super().__call__({n: r for n, r in requests.items() if n != first})
-
-    with pytest.raises(KeyboardInterrupt):
-        train(ground, tmp_path / "broken", name, transport=Dying)
-    rounds = tmp_path / "broken" / "rounds"
-    assert states.saved_rounds(rounds) == [1]
-    train(ground, tmp_path / "broken", name, state=states.load(rounds, 1))
-    assert same(final_arrays(tmp_path / "unbroken", ground[0]), final_arrays(tmp_path / "broken", ground[0]))
-    strip = lambda folder: [{**m, "seconds": 0} for m in metrics.read(folder)]  # noqa: E731
-    assert strip(rounds) == strip(tmp_path / "unbroken" / "rounds")
-    assert [m["round"] for m in metrics.read(rounds)] == [1, 2, 3]
-
-
-@pytest.mark.parametrize("name", WEIGHT_SHARING)
-def test_a_zero_update_changes_nothing(ground, name):
-    plan, _ = ground
-    chosen = algorithms.make(Algorithm(name=name))
-    weights = weights_of(build(plan.local.network, seed=1))
-    zero = {n: np.zeros_like(w) for n, w in weights.items()}
-    releases = [Release("r", 1, site, {"update": zero}) for site in SITES]
-    average = lambda found, group: privacy.find(plan).average(  # noqa: E731
-        {r.site: r.arrays[group] for r in found}, dict.fromkeys(SITES, 1.0)
-    )
-    after = chosen.merge(chosen.start(Setup(plan, weights)), releases, average)
-    assert after.round == 1 and same(dict(after.shared["weights"]), weights)
-
-
-@pytest.mark.parametrize("name", WEIGHT_SHARING)
-def test_one_site_that_holds_all_data_equals_plain_training_in_the_same_rounds(ground, tmp_path, name):
-    """Without any federation: the training loop by itself on the pooled data, once for each round."""
-    plan, stores = ground
-    together, local = pool(stores), plan.local
-    weights = weights_of(build(local.network, seed=1))
-    for round in (1, 2, 3):
-        seed = (local.training.seed, int(digest("pooled")[:16], 16), round)
-        weights = fit(
-            weights,
-            together,
-            local,
-            privacy.find(plan, 5),
-            steps=2,
-            rate=lambda done, before=round - 1: (1 - (before + done) / 3) ** 0.9,
-            seed=seed,
-        ).weights
-    made = with_algorithm(plan, name)
-    ledgers = {n: tmp_path / f"{n}.jsonl" for n in SITES}
-    site = Site("pooled", together, made, tmp_path / "site", ledgers, run="r")
-    chosen = algorithms.make(made.agreement.algorithm)
-    state = chosen.start(Setup(made, weights_of(build(local.network, seed=1))))
-    found = loop.run(
-        loop.Course(chosen, privacy.find(made), made, InProcess([site]), tmp_path, "r", ("pooled",)), state
-    )
-    assert all(np.allclose(found.shared["weights"][n], weights[n], atol=1e-5) for n in weights)
-    assert [len(PrivacyLedger(path, n).charges()) for n, path in ledgers.items()] == [3, 3]
+    return small_federation.make(tmp_path_factory.mktemp("federation"))
 
 
 def test_sites_count_by_their_patients(ground):

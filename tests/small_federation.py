@@ -1,0 +1,77 @@
+"""A federation of two small sites, and how to train it without the verbs: what tests of the loop start from."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autofed import algorithms, privacy
+from autofed.algorithms import Setup
+from autofed.case import open_dataset
+from autofed.exchange import load_groups
+from autofed.federation import rounds as loop
+from autofed.federation import states
+from autofed.federation.inprocess import InProcess
+from autofed.federation.site import Site
+from autofed.network import build, weights_of
+from autofed.prepared import open_store, pool, preprocess
+from tests.plans_made import small_plan
+from tests.synthetic import make_site
+
+CASES = {"alpha": 2, "bravo": 3}
+SITES = tuple(CASES)
+DOORS = {"inprocess": InProcess}
+"""Transports by name: each is made from the sites."""
+
+
+def make(root):
+    """A plan and the prepared data of its sites."""
+    plan = small_plan(labels=1, cases=4)
+    stores = {}
+    for name, cases in CASES.items():
+        preprocess(open_dataset(make_site(root / name, cases=cases)), plan.local, root / "work")
+        stores[name] = open_store(root / "work", name, plan.local)
+    return plan.change({"agreement.patients": CASES}), stores
+
+
+def sharing():
+    """The names of the algorithms whose sites share weights."""
+    return [name for name in algorithms.names() if "update" in algorithms.released(algorithms.find(name))]
+
+
+def with_algorithm(plan, name):
+    return plan.change({"algorithm.name": name}) if name != plan.agreement.algorithm.name else plan
+
+
+def sites_of(plan, stores, folder, run_id):
+    chosen = algorithms.make(plan.agreement.algorithm)
+    held = {"pooled": pool(stores)} if algorithms.gathers(chosen) else stores
+    ledgers = {n: folder / n / "ledger.jsonl" for n in stores}
+    return [
+        Site(n, s, plan, folder / "sites" / n, {k: p for k, p in ledgers.items() if n in (k, "pooled")}, run=run_id)
+        for n, s in held.items()
+    ]
+
+
+def train(ground, folder, name="fedavg", *, state=None, turned=False, transport=None, run_id="r"):
+    plan, stores = ground
+    plan = with_algorithm(plan, name)
+    sites = sites_of(plan, dict(reversed(stores.items())) if turned else stores, folder, run_id)
+    chosen = algorithms.make(plan.agreement.algorithm)
+    state = state or chosen.start(Setup(plan, weights_of(build(plan.local.network, seed=1))))
+    names = tuple(s.name for s in sites)
+    door = (transport or InProcess)(sites)
+    return loop.run(loop.Course(chosen, privacy.find(plan), plan, door, folder / "rounds", run_id, names), state)
+
+
+def final_arrays(folder, plan):
+    """Everything the run ended with: the common state, or what each site remembers."""
+    last = plan.agreement.training.rounds
+    arrays = dict(states.load(folder / "rounds", last).shared.get("weights", {}))
+    for memory in sorted(folder.glob(f"sites/*/memory/round_{last:05d}.safetensors")):
+        groups = load_groups(memory)[0].items()
+        arrays |= {f"{memory.parent.parent.name}/{g}/{n}": a for g, group in groups for n, a in group.items()}
+    return arrays
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) for n in a) and len(a) > 0

@@ -1,0 +1,116 @@
+"""What holds for every algorithm, with every way of averaging and over every transport: new ones are picked up."""
+
+from dataclasses import fields
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from autofed import algorithms, privacy
+from autofed.algorithms import Setup
+from autofed.exchange import Release, Request, from_bytes
+from autofed.federation import metrics, states
+from autofed.federation import rounds as loop
+from autofed.federation.inprocess import InProcess
+from autofed.federation.site import Site
+from autofed.files import digest
+from autofed.fit import Fitted, fit
+from autofed.network import build, weights_of
+from autofed.plans import Algorithm, Average
+from autofed.prepared import pool
+from autofed.privacy.ledger import PrivacyLedger
+from tests import small_federation
+from tests.small_federation import DOORS, SITES, final_arrays, same, sharing, train, with_algorithm
+
+RULES = Average.model_fields["rule"].annotation.__args__
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    return small_federation.make(tmp_path_factory.mktemp("federation"))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", algorithms.names())
+def test_order_of_sites_does_not_matter(ground, tmp_path, name, rule):
+    made = ground[0].change({"average.rule": rule, "training.rounds": 2}), ground[1]
+    train(made, tmp_path / "one", name)
+    train(made, tmp_path / "two", name, turned=True)
+    assert same(final_arrays(tmp_path / "one", made[0]), final_arrays(tmp_path / "two", made[0]))
+
+
+@pytest.mark.parametrize("door", sorted(set(DOORS) - {"inprocess"}))
+@pytest.mark.parametrize("name", algorithms.names())
+def test_every_transport_gives_the_same_bits(ground, tmp_path, name, door):
+    train(ground, tmp_path / "here", name)
+    train(ground, tmp_path / "there", name, transport=DOORS[door])
+    assert same(final_arrays(tmp_path / "here", ground[0]), final_arrays(tmp_path / "there", ground[0]))
+
+
+@pytest.mark.parametrize("name", algorithms.names())
+def test_resumed_equals_unbroken_to_the_bit(ground, tmp_path, name):
+    """The coordinator dies while round 2 is under way: one site has answered and stored, the other has not."""
+    train(ground, tmp_path / "unbroken", name)
+
+    class Dying(InProcess):
+        def __call__(self, requests):
+            first = next(iter(requests))
+            answer = super().__call__({first: requests[first]})
+            if from_bytes(requests[first]).round == 2:
+                raise KeyboardInterrupt
+            return answer | super().__call__({n: r for n, r in requests.items() if n != first})
+
+    with pytest.raises(KeyboardInterrupt):
+        train(ground, tmp_path / "broken", name, transport=Dying)
+    rounds = tmp_path / "broken" / "rounds"
+    assert states.saved_rounds(rounds) == [1]
+    train(ground, tmp_path / "broken", name, state=states.load(rounds, 1))
+    assert same(final_arrays(tmp_path / "unbroken", ground[0]), final_arrays(tmp_path / "broken", ground[0]))
+    strip = lambda folder: [{**m, "seconds": 0} for m in metrics.read(folder)]  # noqa: E731
+    assert strip(rounds) == strip(tmp_path / "unbroken" / "rounds")
+    assert [m["round"] for m in metrics.read(rounds)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", sharing())
+def test_sites_that_learn_nothing_change_nothing(ground, name, rule):
+    plan = ground[0].change({"average.rule": rule})
+    chosen, weights = algorithms.make(Algorithm(name=name)), weights_of(build(plan.local.network, seed=1))
+    state = chosen.start(Setup(plan, weights))
+    idle = SimpleNamespace(
+        name="", normalisation=(), memory=lambda: None, remember=lambda groups: None,
+        fit=lambda weights, **_: Fitted(dict(weights), np.zeros(1, np.float32), reach=1.0),
+    )  # fmt: skip
+    releases = [Release("r", 1, s, chosen.local(idle, Request("r", 1, "train", state.shared))) for s in SITES]
+    average = lambda found, group: privacy.find(plan).average(  # noqa: E731
+        {r.site: r.arrays[group] for r in found}, dict.fromkeys(SITES, 1.0)
+    )
+    after = chosen.merge(state, releases, average)
+    assert after.round == 1 and same(dict(after.shared["weights"]), weights)
+
+
+@pytest.mark.parametrize("name", sharing())
+def test_one_site_that_holds_all_data_equals_plain_training_in_the_same_rounds(ground, tmp_path, name):
+    """Without any federation: the training loop by itself on the pooled data, once for each round.
+
+    A proximal term would be felt at one site, too, so it is left out.
+    """
+    plan, stores = ground
+    together, local = pool(stores), plan.local
+    weights = weights_of(build(local.network, seed=1))
+    for round in (1, 2, 3):
+        seed = (local.training.seed, int(digest("pooled")[:16], 16), round)
+        weights = fit(
+            weights, together, local, privacy.find(plan, 5), steps=2, seed=seed,
+            rate=lambda done, before=round - 1: (1 - (before + done) / 3) ** 0.9,
+        ).weights  # fmt: skip
+    proximal = "mu" in {f.name for f in fields(algorithms.find(name))}
+    made = with_algorithm(plan, name).change({"algorithm.settings": {"mu": 0.0} if proximal else {}})
+    ledgers = {n: tmp_path / f"{n}.jsonl" for n in SITES}
+    site = Site("pooled", together, made, tmp_path / "site", ledgers, run="r")
+    chosen = algorithms.make(made.agreement.algorithm)
+    state = chosen.start(Setup(made, weights_of(build(local.network, seed=1))))
+    course = loop.Course(chosen, privacy.find(made), made, InProcess([site]), tmp_path, "r", ("pooled",))
+    found = loop.run(course, state)
+    assert all(np.allclose(found.shared["weights"][n], weights[n], atol=1e-5) for n in weights)
+    assert [len(PrivacyLedger(path, n).charges()) for n, path in ledgers.items()] == [3, 3]
