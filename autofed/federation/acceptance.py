@@ -14,6 +14,10 @@ LARGEST_GROWTH = 10.0
 """So many times the largest entry before (or 1, if that is larger) is what an entry may become in a round."""
 
 
+LARGEST_RATIO = 100.0
+"""So many times as long as the median of three or more sites' arrays may be those of one."""
+
+
 @dataclass(frozen=True)
 class Answers:
     """The releases that count, in the order of the sites' names, and why each other site was left out."""
@@ -41,7 +45,25 @@ def accept(
             releases.append(_release(answers, site, request, released))
         except Problems as error:
             left_out[site] = "; ".join(error.problems)
-    return Answers(tuple(releases), left_out)
+    left_out |= _outliers(releases, released)
+    return Answers(tuple(release for release in releases if release.site not in left_out), left_out)
+
+
+def _outliers(releases: Sequence[Release], released: Mapping[str, str]) -> dict[str, str]:
+    """Whose arrays are far longer than is usual; of two sites nobody can say which of them is wrong."""
+    left_out = {}
+    for group in released if len(releases) > 2 else ():
+        lengths = {release.site: _length(release.arrays[group]) for release in releases}
+        usual = float(np.median(list(lengths.values())))
+        for site, length in lengths.items():
+            if length > LARGEST_RATIO * usual > 0:
+                ratio = length / usual
+                left_out[site] = f"answered with a {group} {ratio:.0f} times as long as is usual among the sites"
+    return left_out
+
+
+def _length(arrays: Arrays) -> float:
+    return float(np.sqrt(sum(np.square(array, dtype=np.float64).sum() for array in arrays.values())))
 
 
 def _release(answers: Mapping[str, bytes], site: str, request: Request, released: Mapping[str, str]) -> Release:
