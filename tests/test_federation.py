@@ -10,7 +10,7 @@ import pytest
 from autofed import algorithms, privacy
 from autofed.exchange import Failure, Release, Request, ServerState, from_bytes, to_bytes
 from autofed.federation import rounds as loop
-from autofed.federation import states
+from autofed.federation import metrics, states
 from autofed.federation.inprocess import InProcess
 from autofed.federation.site import CODES, Site
 from autofed.network import build, weights_of
@@ -43,6 +43,25 @@ def test_local_models_know_nothing_of_each_other(ground, tmp_path):
     train((plan, {"alpha": stores["alpha"]}), tmp_path / "alone", "local")
     both, alone = final_arrays(tmp_path / "both", plan), final_arrays(tmp_path / "alone", plan)
     assert same({n: a for n, a in both.items() if n.startswith("alpha/")}, alone)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "pooled"])
+def test_a_site_takes_as_many_steps_as_the_plan_gives_it(ground, tmp_path, name):
+    made = ground[0].change({"training.steps_at": {"bravo": 3}, "training.rounds": 1}), ground[1]
+    train(made, tmp_path, name)
+    charged = {s: PrivacyLedger(tmp_path / s / "ledger.jsonl", s).charges()[0].events[0].steps for s in SITES}
+    assert charged == ({"alpha": 1, "bravo": 3} if name == "fedavg" else {"alpha": 4, "bravo": 4})
+    losses = [line["sites"] for line in metrics.read(tmp_path / "rounds")]
+    assert set(losses[0]) == ({"alpha", "bravo"} if name == "fedavg" else {"pooled"})
+
+
+def test_momentum_that_is_kept_is_remembered_at_the_site_and_changes_the_way(ground, tmp_path):
+    kept = ground[0].change({"keep_momentum": True}), ground[1]
+    ends = [train(made, tmp_path / name) for name, made in (("reset", ground), ("kept", kept))]
+    assert not same(dict(ends[0].shared["weights"]), dict(ends[1].shared["weights"]))
+    names = final_arrays(tmp_path / "kept", ground[0])
+    assert any(name.startswith("alpha/momentum/") for name in names)
+    assert not any(name.startswith("alpha/") for name in final_arrays(tmp_path / "reset", ground[0]))
 
 
 # --- the door

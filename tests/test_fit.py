@@ -117,6 +117,43 @@ def test_the_learning_rate_falls_with_the_power_of_nine_tenths(ground):
     assert way_of(ground, 1.0, 4, 0.2, 0.8) == pytest.approx(expected, rel=1e-3)
 
 
+PLAIN = {"learning_rate": 0.01, "training.momentum": 0, "weight_decay": 0, "gradient_clip": 3}
+
+
+def test_the_correction_is_added_after_the_clip_to_every_step(ground):
+    start = weights_of(build(ground[0].local.network, seed=1))
+    ones = {name: np.full_like(array, 2.0) for name, array in start.items()}
+    made = ground[0].change(PLAIN).local
+    found = fit(start, ground[1], made, _Push(2, norm=0.0), steps=3, rate=lambda done: 1, seed=(1,), correction=ones)
+    assert all(np.allclose(found.weights[n] - start[n], -0.01 * 3 * 2.0, atol=1e-5) for n in start)
+    assert found.reach == pytest.approx(0.03)
+
+
+def test_the_proximal_term_pulls_back_to_the_start_by_the_way_so_far(ground):
+    start = weights_of(build(ground[0].local.network, seed=1))
+    made = ground[0].change(PLAIN | {"learning_rate": 0.1}).local
+    fits = {mu: fit(start, ground[1], made, _Push(2, norm=1.0), steps=5, rate=lambda done: 1, seed=(1,), proximal=mu)
+            for mu in (0.0, 4.0)}  # fmt: skip
+    way = {mu: np.sqrt(sum(((f.weights[n] - start[n]) ** 2).sum() for n in start)) for mu, f in fits.items()}
+    assert way[0.0] == pytest.approx(0.5, rel=1e-3)
+    assert way[4.0] == pytest.approx(0.1 * sum(0.6**k for k in range(5)), rel=1e-3)
+    assert {mu: f.reach for mu, f in fits.items()} == pytest.approx(way, rel=1e-3)
+
+
+def test_two_halves_with_the_momentum_carried_over_are_the_whole(ground):
+    """Along gradients that are always the same; without it the second half begins at rest."""
+    start = weights_of(build(ground[0].local.network, seed=1))
+    made = ground[0].change(PLAIN | {"training.momentum": 0.9}).local
+    go = lambda weights, steps, momentum=None: fit(  # noqa: E731
+        weights, ground[1], made, _Push(2, norm=1.0), steps=steps, rate=lambda done: 1, seed=(1,), momentum=momentum
+    )
+    whole, half = go(start, 6), go(start, 3)
+    carried, anew = go(half.weights, 3, half.momentum), go(half.weights, 3)
+    assert all(np.allclose(carried.weights[n], whole.weights[n], atol=1e-6) for n in start)
+    assert not any(np.allclose(anew.weights[n], whole.weights[n], atol=1e-6) for n in start)
+    assert set(half.momentum) == set(start)
+
+
 def test_progress_is_told_of_every_step(ground):
     plan, store = ground
     steps = []
