@@ -9,8 +9,8 @@ import pytest
 
 from autofed import algorithms, privacy
 from autofed.exchange import Failure, Release, Request, ServerState, from_bytes, to_bytes
-from autofed.federation import rounds as loop
 from autofed.federation import metrics, states
+from autofed.federation import rounds as loop
 from autofed.federation.inprocess import InProcess
 from autofed.federation.site import CODES, Site
 from autofed.network import build, weights_of
