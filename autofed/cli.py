@@ -91,7 +91,10 @@ def plan(
         float | None, typer.Option(help="Memory of the device in GB; default 8, more for larger presets.")
     ] = None,
     device: DeviceOption = Device.auto,
-    algorithm: Annotated[str, typer.Option(help="How the sites learn together.")] = "fedavg",
+    algorithm: Annotated[
+        str,
+        typer.Option(help="How the sites learn together: fedavg, fedprox, fednova, scaffold, fedbn, local, pooled."),
+    ] = "fedavg",
     configuration: Annotated[Configuration, typer.Option(help="On which grid to learn.")] = Configuration.auto,
     preset: Annotated[Preset, typer.Option(help="Which network; nnU-Net's plain one by default.")] = Preset.plain,
     set_: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE, set by hand; may be repeated.")] = None,
@@ -144,7 +147,10 @@ def train(
     plan: Annotated[Path, typer.Argument(help="The plan.")],
     work: Annotated[Path, typer.Argument(help="WORK, with the prepared data of every site of the plan.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="RUN: where the run is kept.")],
-    algorithm: Annotated[str | None, typer.Option(help="Instead of the plan's: fedavg, local, pooled.")] = None,
+    algorithm: Annotated[
+        str | None,
+        typer.Option(help="Instead of the plan's: fedavg, fedprox, fednova, scaffold, fedbn, local, pooled."),
+    ] = None,
     rounds: Annotated[int | None, typer.Option(help="Instead of the plan's.")] = None,
     fold: Annotated[
         list[str] | None,
@@ -178,6 +184,9 @@ def train(
         )
     typer.echo(f"{output}: finished; models: {', '.join(run.models())}")
     for trained in run.folds():
+        for site, missed in run.left_out(trained).items():
+            typer.echo(f"fold {trained}: {len(missed)} of {run.finished(trained)} rounds without {site}; "
+                       f"why is in {run.fold_folder(trained) / 'metrics.jsonl'}")  # fmt: skip
         scores = [f"{name} {_number(dice)}" for name, dice in run.held_out(trained).items()]
         if scores:
             typer.echo(f"fold {trained}: Dice of the held-out cases: {', '.join(scores)}")

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from autofed import plans
 from autofed.exchange import Arrays, load_groups, peek, save_groups
-from autofed.federation import states
+from autofed.federation import metrics, states
 from autofed.files import Record, is_part, read_json
 from autofed.inference import Member
 from autofed.plans import Plan
@@ -160,6 +160,14 @@ class Run:
                 found = totals.setdefault(name, [0.0, 0.0])
                 found[0], found[1] = found[0] + row["sums"][0], found[1] + row["cases"][0]
         return {name: dice / cases for name, (dice, cases) in totals.items() if cases}
+
+    def left_out(self, fold: str) -> dict[str, list[int]]:
+        """The rounds of a fold in which a site's answer did not count, by site."""
+        found: dict[str, list[int]] = {}
+        for line in metrics.read(self.fold_folder(fold)):
+            for site in line.get("left_out", {}):
+                found.setdefault(site, []).append(line["round"])
+        return found
 
     @property
     def _postprocessing(self) -> Path:
