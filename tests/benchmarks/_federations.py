@@ -63,7 +63,8 @@ _HALF = {"geometry.spacing_mm": [999.0, 2.0, 2.0], "patch_size": [128, 128], **_
 
 QUICK: dict[str, dict[str, Any]] = {
     "dermoscopy": {**_HALF, "training.rounds": 24, "steps_per_round": 16},
-    "hippocampus": {"training.rounds": 16, "steps_per_round": 8},
+    "hippocampus": {"geometry.spacing_mm": [1.25, 1.25, 1.25], "patch_size": [32, 40, 32],
+                    "training.rounds": 16, "steps_per_round": 16},
     "breast-ultrasound": {**_HALF, "training.rounds": 24, "steps_per_round": 20},
     "histology": {"patch_size": [128, 128], **_unet(2, (8, 16, 32, 64, 128, 128)),
                   "training.rounds": 24, "steps_per_round": 16},
@@ -177,7 +178,8 @@ class Bench:
         scored = self._score(experiment, run, made)
         seconds = {"training": round(trained - begin, 1), "scoring": round(time.monotonic() - trained, 1)}
         write_json(folder / "result.json", {
-            "experiment": asdict(experiment), "about": about(made), "seconds": seconds, "watched": asdict(watch), **scored,
+            "experiment": asdict(experiment), "about": about(made), "seconds": seconds, "watched": asdict(watch),
+            **scored,
         })  # fmt: skip
         say(f"{experiment.federation} {experiment.name}: {seconds}, Dice {Result(scored).dice('test'):.4f}")
 
@@ -218,6 +220,16 @@ class Result:
     def __init__(self, content: Mapping[str, Any]):
         self.content = content
 
+    @property
+    def seed(self) -> int:
+        """Of the training."""
+        return self.content["experiment"]["seed"]
+
+    def test_cases(self) -> dict[str, float]:
+        """Dice by test case, the mean over the models."""
+        models = [self.cases("test", model) for model, _ in self.models("test")]
+        return {case: float(np.mean([m[case] for m in models if case in m])) for case in models[0]}
+
     def cases(self, where: str, which: str) -> dict[str, float]:
         """Dice by case, of a model on "test" or a site on "held_out"; a site without its own model has the common."""
         found = self.content[where]
@@ -239,7 +251,8 @@ class Result:
 
     def hd95(self, where: str) -> float:
         """Mean over the models, or over the sites, of the cases that have a distance."""
-        return float(np.mean(list(self.each(where, 1).values())))
+        found = list(self.each(where, 1).values())
+        return float(np.mean(found)) if found else float("nan")
 
     def without_distance(self) -> float:
         """The share of test cases with a Dice and no HD95: the structure is in only one of the two maps."""
@@ -389,6 +402,13 @@ def paired(ours: Sequence[Mapping[str, float]], theirs: Sequence[Mapping[str, fl
     return float(apart.mean()), float(low), float(high)
 
 
+def apart(ours: Sequence[Result], theirs: Sequence[Result]) -> tuple[float, ...]:
+    """`paired` on the test set, over the seeds that both have."""
+    by_seed = [{result.seed: result.test_cases() for result in results} for results in (ours, theirs)]
+    seeds = sorted(set(by_seed[0]) & set(by_seed[1]))
+    return paired(*([found[seed] for seed in seeds] for found in by_seed)) if seeds else ()
+
+
 def points(difference: tuple[float, ...]) -> str:
     """A difference in points of Dice, with its interval if it has one."""
     if not difference:
@@ -418,8 +438,8 @@ def described(made: plans.Plan, results: Sequence[Result]) -> str:
     }
     return (
         f"{network.parameters / 1e6:.2f} million parameters, patch {training.patch_size}, spacing "
-        f"{made.local.geometry.spacing_mm[-made.local.axes :]}, batch {training.batch_size}; {length} rounds of {every} "
-        f"steps at each of {len(made.agreement.patients)} sites; {' / '.join(sorted(machines))}.\n"
+        f"{made.local.geometry.spacing_mm[-made.local.axes :]}, batch {training.batch_size}; {length} rounds of "
+        f"{every} steps at each of {len(made.agreement.patients)} sites; {' / '.join(sorted(machines))}.\n"
     )
 
 

@@ -18,7 +18,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from _federations import Bench, Experiment, Result, bench, described, markdown, paired, parser, points, spread
+from _federations import Bench, Experiment, Result, apart, bench, described, markdown, paired, parser, points, spread
 
 ALGORITHMS = ("local", "fedavg", "fedprox", "fednova", "scaffold", "fedbn", "pooled")
 BASELINES = ("local", "pooled")
@@ -112,20 +112,14 @@ def uneven_scores(even: dict[str, list[Result]], uneven: dict[str, list[Result]]
     rows = []
     for name, found in uneven.items():
         if found and name in even:
-            change = paired([pooled_cases(r) for r in found], [pooled_cases(r) for r in even[name][: len(found)]])
+            change = apart(found, even[name])
             rows.append((name, spread([r.dice("test") for r in found]), points(change),
                          spread([r.dice("held_out") for r in found]), worst(found)))  # fmt: skip
     if rows:
-        steps = next(found for found in uneven.values() if found)[0].content["experiment"]
-        yield f"Uneven steps, seed {steps['seed']}; the change to even steps is paired over the test cases."
+        seed = next(found for found in uneven.values() if found)[0].seed
+        yield f"Uneven steps, seed {seed}; the change to even steps is paired over the test cases."
         yield ""
         yield markdown(("algorithm", "Dice, test", "change, points (95 %)", "Dice, held out", "worst site"), rows)
-
-
-def pooled_cases(result: Result) -> dict[str, float]:
-    """Dice by test case, the mean over the models."""
-    models = [result.cases("test", model) for model, _ in result.models("test")]
-    return {case: float(np.mean([m[case] for m in models])) for case in models[0]}
 
 
 def gains(found: dict[str, list[Result]]) -> Iterator[str]:
@@ -134,11 +128,10 @@ def gains(found: dict[str, list[Result]]) -> Iterator[str]:
     others = {name: results for name, results in found.items() if name not in BASELINES}
     if not alone or not others:
         return
-    sites = list(alone[0].each("held_out"))
     every = list(alone[0].content["held_out"])
     for where, said in (("test", "the test set"), ("held_out", "the patients that the site held out")):
-        counts = [str(len(alone[0].cases(where, site))) if site in sites else "0" for site in every]
-        yield f"Gain over local on {said}, points of Dice (95 %); {', '.join(map(' '.join, zip(every, counts, strict=True)))} cases."
+        cases = ", ".join(f"{site} {len(alone[0].cases(where, site))}" for site in every)
+        yield f"Gain over local on {said}, points of Dice (95 %); cases: {cases}."
         yield ""
         yield markdown(("algorithm", *every), [
             (name, *(points(gain(results, alone, where, site)) for site in every)) for name, results in others.items()
@@ -147,7 +140,7 @@ def gains(found: dict[str, list[Result]]) -> Iterator[str]:
 
 def gain(ours: Sequence[Result], alone: Sequence[Result], where: str, site: str) -> tuple[float, ...]:
     """A site's model beside the one that it trained alone, over the seeds that both have."""
-    by_seed = [{r.content["experiment"]["seed"]: r.cases(where, site) for r in results} for results in (ours, alone)]
+    by_seed = [{r.seed: r.cases(where, site) for r in results} for results in (ours, alone)]
     seeds = sorted(set(by_seed[0]) & set(by_seed[1]))
     return paired(*([found[seed] for seed in seeds] for found in by_seed)) if seeds else ()
 
