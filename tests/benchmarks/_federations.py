@@ -30,12 +30,13 @@ import torch
 
 from autofed import algorithms, plans, verbs
 from autofed.case import Dataset, Files, find_images, open_dataset
-from autofed.federation import answers, rounds
+from autofed.devices import pick_device
+from autofed.federation import answers, metrics, rounds
 from autofed.federation.inprocess import InProcess
 from autofed.files import read_json, write_json
-from autofed.inference import Member, Predictor
+from autofed.inference import Predictor
 from autofed.prepared import open_store
-from autofed.problems import Problems
+from autofed.problems import Problems, refuse
 from autofed.runs import GLOBAL, Run
 from autofed.scores import find_references, score_case
 from autofed.splits import split
@@ -95,10 +96,15 @@ class Experiment:
 
 @dataclass
 class Watch:
-    """What a training did: seconds in its rounds and of them in local training; rounds; bytes to and from all sites."""
+    """What a training did: rounds, and bytes to and from all sites.
+
+    `seconds` are those of the rounds by the clock, `local` those of them in local training; `processor` are the
+    processor's, in all.
+    """
 
     seconds: float = 0.0
     local: float = 0.0
+    processor: float = 0.0
     rounds: int = 0
     down: int = 0
     up: int = 0
@@ -174,6 +180,7 @@ class Bench:
         with watching() as watch:
             run = verbs.train(made, work, folder / "run", folds=[HELD_OUT], device=self.device,
                               resume=(folder / "run" / "run.json").is_file())  # fmt: skip
+        complete(run)
         trained = time.monotonic()
         scored = self._score(experiment, run, made)
         seconds = {"training": round(trained - begin, 1), "scoring": round(time.monotonic() - trained, 1)}
@@ -201,8 +208,10 @@ class Bench:
 
     def _score(self, experiment: Experiment, run: Run, made: plans.Plan) -> dict[str, Any]:
         """Every model on the test set, and every site's own (or else the common one) on what that site held out."""
-        device = verbs_device(self.device)
-        models = {model: Predictor(members, device=device, mirroring=False) for model, members in models_of(run)}
+        device = pick_device(self.device)
+        models = {
+            model: Predictor(run.members(model, [HELD_OUT]), device=device, mirroring=False) for model in run.models()
+        }
         test = test_set(self.data / experiment.federation / "test", made)
         held = {}
         for folder in self.sites(experiment.federation):
@@ -325,25 +334,15 @@ def watching() -> Iterator[Watch]:
         patch.object(rounds, "run", timed(run, "seconds")),
         patch.object(InProcess, "__call__", counted),
     ):
+        begin = time.process_time()
         yield watch
+        watch.processor = time.process_time() - begin
 
 
-def verbs_device(wanted: str) -> str:
-    """The device that predict would take."""
-    from autofed.devices import pick_device
-
-    return pick_device(wanted)
-
-
-def models_of(run: Run) -> Iterator[tuple[str, list[Member]]]:
-    """The common model and the sites' own; what a site remembers need not be a model."""
-    for model in run.models():
-        members = run.members(model, [HELD_OUT])
-        try:
-            members[0].read()
-        except Problems:
-            continue
-        yield model, members
+def complete(run: Run) -> None:
+    """`Problems` if a site was left out of a round: such a run says nothing of its algorithm."""
+    lines = metrics.read(run.fold_folder(HELD_OUT))
+    refuse(str(run.folder), [f"round {line['round']}: {line['left_out']}" for line in lines if line.get("left_out")])
 
 
 def test_set(folder: Path, made: plans.Plan) -> Dataset:

@@ -81,7 +81,7 @@ def table(work: Bench, federation: str, names: Sequence[str]) -> str:
 def scores(found: dict[str, list[Result]]) -> str:
     """Mean and spread over the seeds, and the worst site."""
     head = ("algorithm", "seeds", "Dice, test", "HD95, test", "no distance, %", "Dice, held out", "HD95, held out",
-            "worst site", "overhead, %", "minutes")  # fmt: skip
+            "worst site", "overhead, %", "processor min")  # fmt: skip
     return markdown(head, (row for name, results in found.items() for row in rows(name, results)))
 
 
@@ -92,7 +92,7 @@ def rows(name: str, results: Sequence[Result]) -> Iterator[tuple[str, ...]]:
         f"{100 * np.mean([r.without_distance() for r in results]):.1f}",
         spread([r.dice("held_out") for r in results]), mean(r.hd95("held_out") for r in results), worst(results),
         f"{100 * np.mean([r.overhead for r in results]):.1f}",
-        f"{np.mean([r.content['seconds']['training'] for r in results]) / 60:.1f}",
+        f"{np.mean([r.content['watched']['processor'] for r in results]) / 60:.1f}",
     )  # fmt: skip
     common = [r.common for r in results if r.common is not None]
     if common:
