@@ -63,14 +63,14 @@ def _unet(axes: int, features: Sequence[int]) -> dict[str, Any]:
 _HALF = {"geometry.spacing_mm": [999.0, 2.0, 2.0], "patch_size": [128, 128], **_unet(2, (8, 16, 32, 64, 128, 128))}
 
 QUICK: dict[str, dict[str, Any]] = {
-    "dermoscopy": {**_HALF, "training.rounds": 24, "steps_per_round": 16},
+    "dermoscopy": {**_HALF, "training.rounds": 18, "steps_per_round": 14},
     "hippocampus": {"geometry.spacing_mm": [1.25, 1.25, 1.25], "patch_size": [32, 40, 32],
-                    "training.rounds": 16, "steps_per_round": 16},
-    "breast-ultrasound": {**_HALF, "training.rounds": 24, "steps_per_round": 20},
+                    "training.rounds": 16, "steps_per_round": 12},
+    "breast-ultrasound": {**_HALF, "training.rounds": 18, "steps_per_round": 14},
     "histology": {"patch_size": [128, 128], **_unet(2, (8, 16, 32, 64, 128, 128)),
-                  "training.rounds": 24, "steps_per_round": 16},
+                  "training.rounds": 18, "steps_per_round": 12},
 }  # fmt: skip
-"""Changes to the gallery's plans for a CPU: about 75 s of training on one thread."""
+"""Changes to the gallery's plans for a CPU: about a minute of training on one thread."""
 
 FULL: dict[str, Any] = {"training.rounds": 60, "steps_per_round": 30, "learning_rate": 0.1, "momentum": 0.9}
 """Changes to the gallery's plans for an accelerator: the planned network, and the recipe of short trainings."""
