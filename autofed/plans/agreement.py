@@ -22,14 +22,14 @@ class Algorithm(Record):
 class Average(Record):
     """How the coordinator averages what the sites release, and how far a site that lies can pull it.
 
-    "mean" is weighted by patients. The others count every site once: "median" and "trimmed-mean" go coordinate by
-    coordinate (the latter without the share `trim` of the sites at either end), and "norm-bound" is a mean to which no
-    site gives more than `bound` times the median norm of all sites' answers.
+    "mean" is weighted by patients, and so is "norm-bound", for which answers are first shrunk to at most `bound` times
+    the median norm of all sites' answers. "median" and "trimmed-mean" count every site once, coordinate by coordinate,
+    the latter without the share `trim` of the sites at either end.
     """
 
     rule: Literal["mean", "median", "trimmed-mean", "norm-bound"] = "mean"
     trim: float = Field(0.2, gt=0, lt=0.5)
-    bound: float = Field(1.0, gt=0)
+    bound: float = Field(1.0, ge=1)
 
 
 class Server(Record):

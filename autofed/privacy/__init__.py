@@ -69,10 +69,14 @@ def adapted(mechanism: Mechanism, history: Arrays) -> Mechanism:
 
 
 def find(plan: Plan, patients: int = 0) -> Mechanism:
-    """The mechanism that a plan names, for a site of so many patients; `Problems` if there is none of that name."""
-    name = plan.agreement.privacy.mechanism
-    if name == "none":
-        from autofed.privacy.none import NoPrivacy
+    """The mechanism and the rule for averages that a plan names, for a site of so many patients.
 
-        return NoPrivacy(batch_size=plan.local.training.batch_size)
-    raise Problems("agreement.privacy.mechanism", [f"there is no mechanism {name!r}; the mechanisms are: none"])
+    `Problems` if there is no mechanism of that name.
+    """
+    from autofed.privacy.none import NoPrivacy
+    from autofed.privacy.robust import around
+
+    name = plan.agreement.privacy.mechanism
+    if name != "none":
+        raise Problems("agreement.privacy.mechanism", [f"there is no mechanism {name!r}; the mechanisms are: none"])
+    return around(NoPrivacy(batch_size=plan.local.training.batch_size), plan.agreement.average)
