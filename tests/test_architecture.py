@@ -32,6 +32,7 @@ FLOORS = (
         "federation.site",
         "federation.states",
         "federation.metrics",
+        "federation.server",
         "federation.acceptance",
         "federation.rounds",
         "federation.inprocess",

@@ -14,7 +14,7 @@ import numpy as np
 
 from autofed.algorithms import Algorithm, Average, is_personal, released, site_weights
 from autofed.exchange import Arrays, Groups, Release, Request, ServerState, to_bytes
-from autofed.federation import metrics, states
+from autofed.federation import metrics, server, states
 from autofed.federation.acceptance import Answers, accept
 from autofed.federation.selection import best_of, moving_average
 from autofed.federation.site import TRAIN, VALIDATE, VERIFY
@@ -141,6 +141,7 @@ def _merge(course: Course, state: ServerState, releases: Sequence[Release]) -> S
     weights = site_weights(course.plan)
     average = partial(_average, current, {site: weights.get(site, 1.0) for site in course.sites})
     merged = course.algorithm.merge(state, releases, average)
+    merged = server.step(course.plan.agreement.server, state, merged)
     shared = _with_history(merged.shared, state.shared, releases, average)
     answered = {**state.kept.get(_ANSWERED, {}), **{r.site: np.array([merged.round]) for r in releases}}
     return replace(merged, shared=shared, kept={**_with_mean(course, state, merged), _ANSWERED: answered})

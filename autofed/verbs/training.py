@@ -10,6 +10,7 @@ from typing import Any
 from autofed import algorithms, plans
 from autofed.batches import Feeder, Workers, memory_bytes
 from autofed.devices import machine_memory_bytes, pick_device
+from autofed.federation.server import refuse_idle
 from autofed.files import PathLike
 from autofed.network import build, load_weights
 from autofed.parallel import Progress, silent
@@ -54,6 +55,7 @@ def train(
     extended = resume and folder.exists and rounds is not None
     made = _extended(folder, made, rounds or 0) if extended else _with_choices(made, None, rounds)
     chosen, wanted = algorithms.make(made.agreement.algorithm, trusted), _numbered(folds)
+    refuse_idle(made.agreement.server, chosen, made.agreement.algorithm.name)
     stores = _stores(Path(work), made)
     _refuse_other_run(folder, folder.plan() if extended else made, resume, init)
     names = (POOLED,) if algorithms.gathers(chosen) else tuple(stores)

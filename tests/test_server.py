@@ -1,0 +1,160 @@
+"""The coordinator's step against the papers' formulas, and that a resumed run keeps its momentum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from autofed import algorithms, privacy
+from autofed.exchange import Release, ServerState, from_bytes, to_bytes
+from autofed.federation import rounds, server, states
+from autofed.plans import Algorithm, Server
+from autofed.problems import Problems
+from tests.plans_made import small_plan
+
+OPTIMISERS = (Server(optimiser="momentum", rate=0.5), Server(optimiser="adam", rate=0.03), Server(rate=0.5))
+stepping = pytest.mark.parametrize("chosen", OPTIMISERS, ids=lambda chosen: chosen.optimiser)
+
+
+def state(*values, round=0, dtype=np.float32, **kept):
+    return ServerState(round, {"weights": {"w": np.array(values, dtype)}}, kept)
+
+
+def walk(chosen, start, updates, dtype=np.float64):
+    """The weights after each round of updates, the same whatever the weights are."""
+    now, seen = state(*start, dtype=dtype), []
+    for update in updates:
+        merged = state(*(now.shared["weights"]["w"] + np.asarray(update, dtype)), round=now.round + 1, dtype=dtype)
+        now = server.step(chosen, now, merged)
+        seen.append(now.shared["weights"]["w"])
+    return np.array(seen)
+
+
+def test_a_plain_step_of_rate_one_is_the_merge_itself():
+    merged = state(1e-9, 3e8)
+    assert server.step(Server(), state(1e9, 1e-9), merged) is merged
+
+
+def test_a_plain_step_goes_a_share_of_the_way():
+    assert walk(Server(rate=0.25), [1.0, 2.0], [[4.0, -4.0]] * 2).tolist() == [[2, 1], [3, 0]]
+
+
+def test_momentum_sums_updates_as_fedavgm():
+    found = walk(Server(optimiser="momentum", rate=0.5, momentum=0.9), [0.0], [[1.0], [2.0], [0.0]])
+    velocities = [1.0, 0.9 + 2, 0.9 * 2.9]
+    assert found[:, 0] == pytest.approx(np.cumsum(velocities) * 0.5)
+
+
+def test_adam_is_algorithm_two_of_reddi():
+    chosen = Server(optimiser="adam", rate=0.1, momentum=0.9, second_momentum=0.99, epsilon=1e-3)
+    updates = np.array([[1.0, -1e-3], [0.5, 0.0], [-2.0, 5e-3]])
+    w, m, v = np.array([1.0, 1.0]), np.zeros(2), np.full(2, 1e-6)
+    for update, found in zip(updates, walk(chosen, w, updates), strict=True):
+        m, v = 0.9 * m + 0.1 * update, 0.99 * v + 0.01 * update**2
+        w = w + 0.1 * m / (np.sqrt(v) + 1e-3)
+        assert found == pytest.approx(w, rel=1e-12)
+
+
+def test_adam_moves_a_steady_coordinate_by_the_rate_as_its_docstring_says():
+    moved = np.diff(walk(Server(optimiser="adam", rate=1.0), [0.0], [[50.0]] * 400)[:, 0], prepend=0.0)
+    assert moved[0] == pytest.approx(1, rel=1e-3) and moved[-1] == pytest.approx(1, rel=0.02)
+    assert moved.argmax() in (11, 12, 13) and moved.max() == pytest.approx(2.1, abs=0.05)
+
+
+@stepping
+def test_an_update_of_nothing_changes_nothing(chosen):
+    assert walk(chosen, [1.0, -2.0], [[0.0, 0.0]] * 3, np.float32).tolist() == [[1, -2]] * 3
+
+
+@stepping
+def test_what_is_kept_has_the_dtype_and_the_names_of_the_weights(chosen):
+    found = server.step(chosen, state(1.0, 2.0), state(1.5, 2.5, round=1, other={"c": np.ones(1)}))
+    assert set(found.kept) - {"other"} == {
+        "momentum": {server.VELOCITY}, "adam": {server.FIRST, server.SECOND}, "plain": set(),
+    }[chosen.optimiser]  # fmt: skip
+    assert all(found.kept[g]["w"].dtype == np.float32 for g in found.kept if g != "other")
+    assert found.shared["weights"]["w"].dtype == np.float32 and found.round == 1
+
+
+def test_a_state_without_common_weights_is_left_alone():
+    merged = ServerState(1, {"start": {"w": np.ones(2)}})
+    assert server.step(OPTIMISERS[0], state(1.0), merged) is merged
+
+
+@pytest.mark.parametrize("name", algorithms.names())
+def test_an_algorithm_that_shares_no_weights_leaves_nothing_to_step_with(name):
+    made = algorithms.make(Algorithm(name=name))
+    server.refuse_idle(Server(), made, name)
+    for chosen in OPTIMISERS:
+        if name == "local":
+            with pytest.raises(Problems, match=f"local shares no weights.*{chosen.optimiser} and rate {chosen.rate:g}"):
+                server.refuse_idle(chosen, made, name)
+        else:
+            server.refuse_idle(chosen, made, name)
+
+
+# --- in the loop
+
+
+@dataclass(frozen=True)
+class Pulling:
+    """Sites that pull the weights half of the way to .9, 1 and 1.1 without training; those that lie, far away."""
+
+    liars: frozenset[str] = frozenset()
+
+    def __call__(self, requests):
+        answers = {}
+        for (site, data), goal in zip(sorted(requests.items()), (0.9, 1.0, 1.1), strict=True):
+            request = from_bytes(data)
+            lie = site in self.liars
+            update = {n: np.full_like(a, -9) if lie else (goal - a) / 2 for n, a in request.shared["weights"].items()}
+            answers[site] = to_bytes(Release(request.run, request.round, site, {"update": update}))
+        return answers
+
+
+def trained(folder, transport=None, begin=None, **settings):
+    sites = ("alpha", "bravo", "charlie")
+    plan = small_plan(sites=sites, cases=6, **{"training.rounds": 4, "validate_every": 0, **settings})
+    course = rounds.Course(algorithms.make(plan.agreement.algorithm), privacy.find(plan), plan, transport or Pulling(),
+                           folder, "r", sites)  # fmt: skip
+    return rounds.run(course, begin or state(0.5, -2.0))
+
+
+@pytest.mark.parametrize("optimiser", ["momentum", "adam"])
+def test_a_run_resumed_from_its_files_is_the_unbroken_one_to_the_bit(tmp_path, optimiser):
+    chosen = {"server.optimiser": optimiser, "training.ema": 0.5, "training.snapshots": [2, 4]}
+    whole = trained(tmp_path / "whole", **chosen)
+    resumed = trained(tmp_path / "resumed", begin=states.load(tmp_path / "whole", 2), **chosen)
+    assert resumed.shared["weights"]["w"].tobytes() == whole.shared["weights"]["w"].tobytes()
+    assert all(whole.kept[g][n].tobytes() == a.tobytes() for g in whole.kept for n, a in resumed.kept[g].items())
+    plain = trained(tmp_path / "plain", **{"training.ema": 0.5})
+    assert not np.allclose(whole.kept["mean"]["w"], plain.kept["mean"]["w"])  # the average is of the weights stepped to
+
+
+def test_a_lying_site_is_left_without_force_by_the_rule_of_the_plan(tmp_path):
+    liar = Pulling(frozenset({"bravo"}))
+    ends = {
+        rule: trained(tmp_path / rule, liar, **{"average.rule": rule, "training.rounds": 12}).shared["weights"]["w"]
+        for rule in ("mean", "median", "trimmed-mean", "norm-bound")
+    }
+    assert (ends.pop("mean") < -5).all()
+    assert all(((end > 0.85) & (end < 1.15)).all() for end in ends.values()), ends
+
+
+# --- set by hand
+
+
+@pytest.mark.parametrize(("optimiser", "rate"), [("momentum", 0.1), ("adam", 0.01), ("plain", 1.0)])
+def test_an_optimiser_set_by_hand_brings_its_rate_and_says_why(optimiser, rate):
+    made = small_plan(**{"server.optimiser": optimiser})
+    assert made.agreement.server == Server(optimiser=optimiser, rate=rate)
+    assert [r.value for r in made.reasons if r.field == "agreement.server.rate"] == [str(rate)]
+    made = small_plan(**{"server.optimiser": optimiser, "server.rate": 0.03})
+    assert made.agreement.server.rate == 0.03
+
+
+def test_an_optimiser_that_there_is_not():
+    with pytest.raises(Problems, match=r"agreement\.server\.optimiser"):
+        small_plan(**{"server.optimiser": "lion"})
