@@ -92,11 +92,17 @@ def plan(
     ] = None,
     device: DeviceOption = Device.auto,
     algorithm: Annotated[
-        str,
-        typer.Option(help="How the sites learn together: fedavg, fedprox, fednova, scaffold, fedbn, local, pooled."),
-    ] = "fedavg",
+        str | None,
+        typer.Option(
+            help="How the sites learn together: fedavg (default, or that of --like), fedprox, fednova, scaffold, fedbn, "
+            "local, pooled."
+        ),
+    ] = None,
     configuration: Annotated[Configuration, typer.Option(help="On which grid to learn.")] = Configuration.auto,
     preset: Annotated[Preset, typer.Option(help="Which network; nnU-Net's plain one by default.")] = Preset.plain,
+    like: Annotated[
+        Path | None, typer.Option(help="A RUN or its plan, whose weights shall go on being trained at these sites.")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE, set by hand; may be repeated.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show every decision with its reason.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON and nothing else.")] = False,
@@ -107,7 +113,7 @@ def plan(
 
     settings = _settings(set_ or [])
     wanted: dict[str, Any] = {"hours": hours, "memory_gb": memory, "device": device.value, "algorithm": algorithm}
-    wanted |= {"configuration": configuration.value, "preset": preset.value}
+    wanted |= {"configuration": configuration.value, "preset": preset.value, "like": like}
     if len(sources) == 1 and plans.is_plan(sources[0]):
         _refuse_new_wishes(wanted)
         made = verbs.change(sources[0], output, settings)
@@ -369,7 +375,7 @@ _MAIN_POINTS = (
 )
 
 
-_DEFAULTS = {"device": "auto", "algorithm": "fedavg", "configuration": "auto", "preset": "plain"}
+_DEFAULTS = {"device": "auto", "configuration": "auto", "preset": "plain"}
 
 
 def _refuse_new_wishes(wanted: dict[str, Any]) -> None:

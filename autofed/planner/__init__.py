@@ -12,11 +12,13 @@ from dataclasses import replace
 from autofed.case import Declaration
 from autofed.fingerprints import Fingerprint
 from autofed.labels import Labels
+from autofed.planner.following import follow
 from autofed.planner.grids import ANISOTROPY, Grid, full_resolution, low_resolution, preferred
 from autofed.planner.hours import SMALLEST_BATCH, size
 from autofed.planner.intensities import intensity
 from autofed.planner.presets import PRESETS, Preset
 from autofed.planner.reasons import Reasons, short
+from autofed.planner.refusals import data_problems, structure_problems
 from autofed.planner.schedules import Length, faults, meetings, training
 from autofed.planner.topology import Task, Topology, batch_for_memory, memory_needed, patch_for_memory
 from autofed.plans import (
@@ -33,7 +35,7 @@ from autofed.plans import (
 )
 from autofed.problems import Problems, refuse
 
-__all__ = ["ANISOTROPY", "PRESETS", "check_memory", "make"]
+__all__ = ["ANISOTROPY", "PRESETS", "check_memory", "follow", "make"]
 
 
 def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str = "fedavg") -> Plan:
@@ -42,7 +44,7 @@ def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str 
     `Problems` if there is nothing to learn from, or if the budget asks for what cannot be planned.
     """
     budget = budget or Budget()
-    _refuse_what_cannot_be_planned(fingerprint, budget)
+    refuse("the plan", [*data_problems(fingerprint, budget), *structure_problems(fingerprint)])
     reasons, preset = Reasons(), PRESETS[budget.preset]
     declaration, sites = fingerprint.declaration, tuple(fingerprint.sites)
     task = _task(declaration, preset, reasons)
@@ -165,20 +167,3 @@ def _geometry(grid: Grid) -> Geometry:
         spacing_mm=grid.spacing_mm,
         median_shape=(z, y, x),
     )
-
-
-def _refuse_what_cannot_be_planned(fingerprint: Fingerprint, budget: Budget) -> None:
-    problems = [] if fingerprint.sites else ["the fingerprint names no site; merge those that the sites handed over"]
-    if budget.epsilon is not None:
-        problems.append("private training is not planned yet; plan without --epsilon")
-    for name, site in fingerprint.sites.items():
-        if site.labelled == 0:
-            problems.append(f"the site {name} has no labelled case; leave it out")
-    if budget.hours is not None and not budget.is_measured(fingerprint.sites):
-        problems.append(f"{budget.hours:g} hours were given, but no speed to divide them by; measure it, or give none")
-    for name in Labels.of(fingerprint.declaration).names:
-        if fingerprint.classes[name].cases == 0:
-            problems.append(f"no case of any site has the structure {name}; remove it from `labels`")
-    if fingerprint.declaration.dimension == 2 and budget.configuration not in ("auto", "2d"):
-        problems.append(f"{budget.configuration} was asked for, but the data are pictures; expected --configuration 2d")
-    refuse("the plan", problems)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from autofed.planner.presets import BASE_FEATURES
 from autofed.planner.reasons import Reasons
 from autofed.planner.topology import Task, Topology
-from autofed.plans import Budget
+from autofed.plans import Budget, Network, Shape
 
 NARROWER = (32, 24, 16, 12, 8)
 """Widths of the first stage, tried from the left until enough steps fit into the hours."""
@@ -46,7 +46,7 @@ def size(task: Task, found: Topology, batch: int, sites: tuple[str, ...], budget
         return Size(BASE_FEATURES, batch, FULL_TRAINING // len(sites))
     for base, smaller in _candidates(batch):
         seconds = budget.seconds_per_step(task.network(found, base), found.patch, smaller, sites)
-        steps = int(budget.hours * 3600 * USEFUL_SHARE / seconds)
+        steps = _steps(budget, seconds)
         if steps >= ENOUGH_STEPS:
             break
     steps = min(steps, FULL_TRAINING // len(sites))
@@ -54,6 +54,18 @@ def size(task: Task, found: Topology, batch: int, sites: tuple[str, ...], budget
     halved = "; smaller here, so that enough steps fit the hours" if smaller < batch else ""
     reasons.say("local.training.batch_size", smaller, cap + halved)
     return Size(base, smaller, max(1, steps))
+
+
+def fitting_steps(network: Network, patch: Shape, batch: int, sites: tuple[str, ...], budget: Budget) -> int:
+    """How many steps of each site with a given network fit the hours, one at least; nnU-Net's where none are given."""
+    full = FULL_TRAINING // len(sites)
+    if budget.hours is None:
+        return full
+    return max(1, min(full, _steps(budget, budget.seconds_per_step(network, patch, batch, sites))))
+
+
+def _steps(budget: Budget, seconds: float) -> int:
+    return int((budget.hours or 0) * 3600 * USEFUL_SHARE / seconds)
 
 
 def _candidates(batch: int) -> Iterator[tuple[int, int]]:

@@ -12,7 +12,7 @@ from autofed.case import disagreements, open_dataset, open_datasets
 from autofed.files import PathLike
 from autofed.fingerprints import Fingerprint, measure, merge
 from autofed.parallel import Progress, silent
-from autofed.planner import PRESETS, check_memory, make
+from autofed.planner import PRESETS, check_memory, follow, make
 from autofed.plans import Budget, Device, Plan, Speed
 from autofed.problems import Problems, gathered, refuse
 
@@ -45,9 +45,10 @@ def plan(
     hours: float | None = None,
     memory_gb: float | None = None,
     device: str = "auto",
-    algorithm: str = "fedavg",
+    algorithm: str | None = None,
     configuration: str = "auto",
     preset: str = "plain",
+    like: PathLike | None = None,
     settings: Mapping[str, Any] | None = None,
     processes: int = 1,
     progress: Progress = silent,
@@ -56,22 +57,30 @@ def plan(
 
     `hours` is for all sites together on this machine, and for each at the same time if it handed over the speed of its
     own; without it a CPU gets one hour and an accelerator nnU-Net's full training. `memory_gb` defaults to what the
-    preset was made for. `settings` maps fields of the plan to values set by hand. `Problems` names everything at once.
+    preset was made for. `settings` maps fields of the plan to values set by hand. `like` is a run or a plan whose
+    weights shall go on being trained at these sites: then grid, network and recipe are those of that plan, and so is
+    the `algorithm` unless one is named; else it is fedavg. `Problems` names everything at once.
     """
     from autofed import algorithms
+    from autofed.federation.server import refuse_idle
 
-    _, _, budget = gathered(
+    trusted = (algorithm,) if algorithm else ()
+    guide, _, _, budget, _ = gathered(
         "plan",
         [
-            partial(algorithms.find, algorithm, trusted=(algorithm,)),
+            partial(_guide, like),
+            partial(algorithms.find, algorithm or "fedavg", trusted=trusted),
             partial(refuse, "--set", plans.unknown_fields(settings or {})),
             partial(_budget, hours, memory_gb, device, configuration, preset),
+            partial(refuse, "--like", _taken_already(memory_gb, configuration, preset) if like else []),
         ],
     )
     merged = merge(_fingerprints(sources, processes, progress))
-    made = make(merged, _measured(budget, merged), algorithm)
+    budget = _measured(budget, merged, guide)
+    made = follow(merged, guide, str(like), budget, algorithm) if guide else make(merged, budget, algorithm or "fedavg")
     made = change(made, None, settings or {})
-    algorithms.make(made.agreement.algorithm, trusted=(algorithm,))
+    chosen = algorithms.make(made.agreement.algorithm, trusted=trusted)
+    refuse_idle(made.agreement.server, chosen, made.agreement.algorithm.name)
     if output is not None:
         made.save(Path(output))
     return made
@@ -86,6 +95,23 @@ def change(plan: PathLike | Plan, output: PathLike | None, settings: Mapping[str
     if output is not None:
         made.save(Path(output))
     return made
+
+
+def _guide(like: PathLike | None) -> Plan | None:
+    """The plan to follow, by itself or inside a run."""
+    if like is None:
+        return None
+    return plans.load(Path(like) / "plan.json" if Path(like).is_dir() else like)
+
+
+def _taken_already(memory_gb: float | None, configuration: str, preset: str) -> list[str]:
+    """What cannot be asked for where the network is given."""
+    asked = {"memory": memory_gb is not None, "configuration": configuration != "auto", "preset": preset != "plain"}
+    return [
+        f"--{name} was asked for, but grid and network are those of the plan that is followed; leave out one of both"
+        for name, wanted in asked.items()
+        if wanted
+    ]
 
 
 def _device(wanted: str) -> Device:
@@ -106,22 +132,22 @@ def _budget(hours: float | None, memory_gb: float | None, device: str, configura
     return Budget.parse(wanted, "the budget")
 
 
-def _measured(budget: Budget, merged: Fingerprint) -> Budget:
+def _measured(budget: Budget, merged: Fingerprint, guide: Plan | None = None) -> Budget:
     """With the speeds that sites handed over, and this machine's if it has to train the others.
 
     Where a CPU trains and no hours were asked for, one hour.
     """
     speeds = {name: site.speed for name, site in merged.sites.items() if site.speed}
-    here = None if len(speeds) == len(merged.sites) else _speed(merged, budget)
+    here = None if len(speeds) == len(merged.sites) else _speed(merged, budget, guide)
     budget = budget.model_copy(update={"site_speeds": speeds, "speed": here})
     return budget.model_copy(update={"hours": 1.0}) if budget.hours is None and "cpu" in budget.devices else budget
 
 
-def _speed(found: Fingerprint, budget: Budget) -> Speed:
+def _speed(found: Fingerprint, budget: Budget, guide: Plan | None = None) -> Speed:
     """The speed of this machine on patches such as the plan will have, flat or not."""
     from autofed import speed
 
-    draft = make(found, budget.model_copy(update={"hours": None}))
+    draft = guide or make(found, budget.model_copy(update={"hours": None}))
     return speed.measure_speed(budget.device, draft.local.axes, len(found.declaration.channels))
 
 

@@ -1,0 +1,99 @@
+"""A plan for more, fewer or other sites under which weights that were trained before go on being trained."""
+
+from __future__ import annotations
+
+from autofed.case import DECLARED, in_words
+from autofed.fingerprints import Fingerprint
+from autofed.labels import Labels
+from autofed.planner.grids import full_resolution
+from autofed.planner.hours import fitting_steps
+from autofed.planner.reasons import Reasons, short
+from autofed.planner.refusals import data_problems
+from autofed.planner.schedules import faults, meetings
+from autofed.plans import Agreement, Algorithm, Budget, Faults, Plan, Rounds
+from autofed.problems import refuse
+
+_MADE_FOR = ("memory_gb", "preset", "configuration")
+"""What the budget says of the network, and goes with it."""
+
+
+def follow(
+    fingerprint: Fingerprint, guide: Plan, source: str, budget: Budget | None = None, algorithm: str | None = None
+) -> Plan:
+    """The plan for the data of a (merged) fingerprint that keeps what weights trained by the plan `guide` rest on.
+
+    Grid, normalisation, network and recipe are the guide's, as is the way of learning together unless an `algorithm` is
+    named; patients, rounds and steps follow from the fingerprint and the budget. The reasons call the guide `source`.
+    `Problems` names all at once in which the sites declare another task, and what else stands in the way.
+    """
+    budget = (budget or Budget()).model_copy(update={name: getattr(guide.budget, name) for name in _MADE_FOR})
+    refuse("the plan", [*_differences(fingerprint, guide, source), *data_problems(fingerprint, budget)])
+    reasons, training, sites = Reasons(), guide.local.training, tuple(fingerprint.sites)
+    _say_kept(fingerprint, guide, source, reasons)
+    chosen = _algorithm(guide, source, algorithm, reasons)
+    steps = fitting_steps(guide.local.network, training.patch_size, training.batch_size, sites, budget)
+    rounds, per_round = meetings(steps, len(sites), reasons)
+    within = "no hours were given: as long as nnU-Net's" if budget.hours is None else f"fit {budget.hours:g} h"
+    reasons.say("local.training.steps_per_round", per_round, f"{steps} steps at every site in all; {within}")
+    training = training.model_copy(update={"steps_per_round": per_round})
+    return Plan(
+        budget=budget,
+        agreement=_agreement(fingerprint, guide, rounds, faults(len(sites), reasons), chosen),
+        local=guide.local.model_copy(update={"training": training}),
+        inference=guide.inference,
+        reasons=reasons.lines,
+    )
+
+
+def _differences(fingerprint: Fingerprint, guide: Plan, source: str) -> list[str]:
+    """Where the sites declare what weights of the guide know nothing of."""
+    declared, agreed = fingerprint.declaration, guide.agreement
+    problems = [
+        f"the sites declare {what} {in_words(declared, what)}, {source} has {in_words(agreed, what)}; weights mean "
+        "nothing for another task: make dataset.json say the same, or plan without --like"
+        for what in DECLARED
+        if in_words(declared, what) != in_words(agreed, what)
+    ]
+    if agreed.privacy.mechanism != "none":
+        problems.append(f"{source} is private, and its noise is made for its own patients; plan without --like")
+    return problems
+
+
+def _algorithm(guide: Plan, source: str, wanted: str | None, reasons: Reasons) -> Algorithm:
+    agreed = guide.agreement.algorithm
+    kept = wanted in (None, agreed.name)
+    chosen = agreed if kept else Algorithm(name=str(wanted))
+    why = f"as in {source}, with its settings" if kept else f"asked for; {source} has {agreed.name}"
+    reasons.say("agreement.algorithm", chosen.name, f"{why}; averages, the server's step and the wire are as there")
+    return chosen
+
+
+def _agreement(fingerprint: Fingerprint, guide: Plan, rounds: Rounds, least: Faults, algorithm: Algorithm) -> Agreement:
+    """The guide's, for these patients and rounds."""
+    agreed, sites = guide.agreement, fingerprint.sites
+    return Agreement(**{
+        **dict(agreed),
+        "patients": {name: site.patients for name, site in sites.items()},
+        "algorithm": algorithm,
+        "training": rounds.model_copy(update={"ema": agreed.training.ema}),
+        "faults": agreed.faults.model_copy(update={"least_sites": least.least_sites}),
+        "annotated": {site: names for site, names in agreed.annotated.items() if site in sites},
+    })  # fmt: skip
+
+
+def _say_kept(fingerprint: Fingerprint, guide: Plan, source: str, reasons: Reasons) -> None:
+    """What was taken from the guide, each with the guide's own reason, and what these sites alone would have had."""
+    for line in guide.reasons:
+        if line.field.startswith(("local.", "inference.")):
+            reasons.say(line.field, line.value, f"as in {source}: {line.why}")
+    local = guide.local
+    own, spacing = short(full_resolution(fingerprint, Reasons()).spacing_mm), short(local.geometry.spacing_mm)
+    alone = "" if own == spacing else f"; these sites' cases alone would be planned at {own}"
+    grid = f"as in {source}, since weights mean nothing on another grid{alone}"
+    reasons.say("local.geometry.spacing_mm", spacing, grid)
+    rate = f"as in {source}, also from given weights: one recipe; set a tenth where they should change little"
+    reasons.say("local.training.learning_rate", local.training.learning_rate, rate)
+    lost = [name for name in Labels.of(guide.agreement).names if fingerprint.classes[name].cases == 0]
+    if lost:
+        why = "no case of these sites has it, so what is known of it can only be forgotten"
+        reasons.say("agreement.labels", ", ".join(lost), why)

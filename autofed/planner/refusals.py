@@ -1,0 +1,31 @@
+"""What no plan can be made of."""
+
+from __future__ import annotations
+
+from autofed.fingerprints import Fingerprint
+from autofed.labels import Labels
+from autofed.plans import Budget
+
+
+def data_problems(fingerprint: Fingerprint, budget: Budget) -> list[str]:
+    """Why the sites' data cannot be learned from, or not in this budget."""
+    problems = [] if fingerprint.sites else ["the fingerprint names no site; merge those that the sites handed over"]
+    if budget.epsilon is not None:
+        problems.append("private training is not planned yet; plan without --epsilon")
+    for name, site in fingerprint.sites.items():
+        if site.labelled == 0:
+            problems.append(f"the site {name} has no labelled case; leave it out")
+    if budget.hours is not None and not budget.is_measured(fingerprint.sites):
+        problems.append(f"{budget.hours:g} hours were given, but no speed to divide them by; measure it, or give none")
+    if fingerprint.declaration.dimension == 2 and budget.configuration not in ("auto", "2d"):
+        problems.append(f"{budget.configuration} was asked for, but the data are pictures; expected --configuration 2d")
+    return problems
+
+
+def structure_problems(fingerprint: Fingerprint) -> list[str]:
+    """Which structures nobody could learn, since no case shows them."""
+    return [
+        f"no case of any site has the structure {name}; remove it from `labels`"
+        for name in Labels.of(fingerprint.declaration).names
+        if fingerprint.classes[name].cases == 0
+    ]
