@@ -1,0 +1,218 @@
+"""Plans that follow another: which part is whose, and hospitals that join or fine-tune, from end to end."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+import autofed
+from autofed import cli, plans
+from autofed.exchange import load_groups
+from autofed.federation import states
+from autofed.planner import follow
+from autofed.plans import Budget
+from autofed.problems import Problems
+from autofed.runs import Run
+from tests.plans_made import SPEED, fingerprint, small_plan
+from tests.synthetic import make_site
+
+BUDGET = Budget(hours=0.01, speed=SPEED)
+
+
+def guide(**settings):
+    chosen = {"learning_rate": 0.02, "training.mirror_axes": [1], "inference.overlap": 0.25, "training.rounds": 9}
+    return small_plan(channels=("CT",), labels={"background": 0, "organ": 1, "tumour": 2}, **chosen, **settings)
+
+
+def data(sites=("alpha", "bravo", "echo"), spacing_mm=(1.0, 1.0, 1.0), cases=30, channels=("CT",), **wanted):
+    wanted = {"labels": {"background": 0, "organ": 1, "tumour": 2}, **wanted}
+    return fingerprint((24, 24, 24), spacing_mm, cases, channels, sites=sites, **wanted)
+
+
+def test_what_weights_rest_on_is_the_guides_and_the_rest_the_sites():
+    made, before = follow(data(spacing_mm=(3.0, 2.0, 2.0)), guide(), "RUN", BUDGET), guide()
+    same = {"steps_per_round": made.local.training.steps_per_round}
+    training = before.local.training.model_copy(update=same)
+    assert made.local == before.local.model_copy(update={"training": training})
+    assert made.local.preparation_digest() == before.local.preparation_digest()
+    assert made.inference == before.inference and made.inference.overlap == 0.25
+    assert made.agreement.patients == {"alpha": 10, "bravo": 10, "echo": 10}
+    assert made.agreement.faults.least_sites == 2
+    assert made.budget.hours == 0.01 and made.budget.speed == SPEED
+
+
+def test_rounds_and_steps_fit_the_hours_with_the_guides_network():
+    asked = ((("echo",), 0.01), (("alpha", "echo"), 0.01), (("echo",), 0.04), (("echo",), None))
+    made = [follow(data(sites), guide(), "RUN", BUDGET.model_copy(update={"hours": hours})) for sites, hours in asked]
+    one, two, four, unlimited = (p.agreement.training.rounds * p.local.training.steps_per_round for p in made)
+    network, training = guide().local.network, guide().local.training
+    assert one == pytest.approx(36 * 0.8 / SPEED.seconds(network, training.patch_size, training.batch_size), rel=0.05)
+    assert two == pytest.approx(one / 2, rel=0.1) and four == pytest.approx(one * 4, rel=0.05)
+    assert unlimited == pytest.approx(250e3, rel=0.01)
+
+
+def test_the_way_of_learning_together_is_the_guides_unless_another_is_named():
+    before = guide(**{"algorithm.name": "fedprox", "algorithm.settings": {"mu": 0.1}, "average.rule": "median",
+                      "server.optimiser": "momentum", "training.ema": 0.5, "wire": "bfloat16",
+                      "faults.attempts": 7, "annotated": {"alpha": ["organ"], "bravo": ["tumour"]}})  # fmt: skip
+    kept = follow(data(("bravo", "echo")), before, "RUN", BUDGET).agreement
+    for field in ("algorithm", "average", "server", "wire"):
+        assert getattr(kept, field) == getattr(before.agreement, field)
+    assert kept.faults.attempts == 7 and kept.training.ema == 0.5 and kept.annotated == {"bravo": ("tumour",)}
+    other = follow(data(), before, "RUN", BUDGET, algorithm="fedavg")
+    assert other.agreement.algorithm == plans.Algorithm(name="fedavg")
+    assert "RUN has fedprox" in reason(other, "agreement.algorithm")
+
+
+def reason(made, field):
+    return next(r.why for r in made.reasons if r.field == field)
+
+
+def test_the_reasons_say_what_was_taken_from_where():
+    made = follow(data(spacing_mm=(3.0, 2.0, 2.0)), guide(), "RUN", BUDGET)
+    patch = "local.training.patch_size"
+    assert reason(made, patch) == f"as in RUN: {reason(guide(), patch)}"
+    assert "these sites' cases alone would be planned at 3 x 2 x 2" in reason(made, "local.geometry.spacing_mm")
+    assert "alone" not in reason(follow(data(), guide(), "RUN", BUDGET), "local.geometry.spacing_mm")
+    assert "set a tenth" in reason(made, "local.training.learning_rate")
+    assert "fit 0.01 h" in reason(made, "local.training.steps_per_round")
+    again = follow(data(), made, "RUN2", BUDGET)
+    assert reason(again, patch).startswith("as in RUN2: as in RUN: ")
+
+
+def test_a_structure_that_the_new_sites_lack_is_no_obstacle_but_is_said():
+    found = data(("echo",))
+    empty = found.classes["tumour"].model_copy(update={"cases": 0})
+    made = follow(found.model_copy(update={"classes": {**found.classes, "tumour": empty}}), guide(), "RUN", BUDGET)
+    assert "tumour" in made.agreement.labels and "forgotten" in reason(made, "agreement.labels")
+
+
+def test_all_that_stands_in_the_way_is_said_at_once():
+    private = guide().change({"privacy.mechanism": "magic"})
+    other = data(channels=("MRI", "T2"), labels={"background": 0, "tumour": 1, "organ": 2}, sites=("echo",))
+    with pytest.raises(Problems) as error:
+        follow(other, private, "RUN", Budget(hours=1))
+    text = str(error.value)
+    assert len(error.value.problems) == 4
+    for part in ("channels 2 (MRI, T2), RUN has 1 (CT)", "declare labels", "RUN is private", "no speed"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "what"),
+    [
+        ({"shape": (1, 32, 32)}, {}, "dimension 3D, RUN has 2D"),
+        (
+            {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "order": (1, 2)},
+            {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "order": (2, 1)},
+            "declare labels",
+        ),
+    ],
+)
+def test_another_dimension_or_order_of_regions_is_another_task(before, after, what):
+    with pytest.raises(Problems, match=what):
+        follow(fingerprint(**after), small_plan(**before), "RUN", BUDGET)
+
+
+# --- from end to end
+
+
+SETTINGS = {"training.batch_size": 2, "training.steps_per_round": 1, "training.rounds": 2}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Two hospitals that have trained a model: its folder, with a third hospital, of thicker slices, that has not."""
+    root = tmp_path_factory.mktemp("following")
+    sites = [make_site(root / "raw" / name, cases=2) for name in ("alpha", "bravo")]
+    make_site(root / "raw" / "echo", cases=3, spacing_mm=(2.0, 1.0, 1.0))
+    stages = len(autofed.plan(sites, hours=0.01, device="cpu").local.network.features)
+    autofed.plan(sites, root / "plan.json", hours=0.01, device="cpu",
+                 settings={**SETTINGS, "network.features": [4] * stages})  # fmt: skip
+    autofed.preprocess(root / "plan.json", sites, root / "work")
+    autofed.train(root / "plan.json", root / "work", root / "RUN", device="cpu")
+    autofed.train(root / "plan.json", root / "work", root / "ALONE", algorithm="local", device="cpu")
+    return root
+
+
+def following(root, folder, sites, like, init, **options):
+    """Plan, prepare and train as a hospital would; gives the run and how many cases were prepared anew."""
+    raw = [root / "raw" / site for site in sites]
+    autofed.plan(raw, folder / "plan.json", hours=0.01, device="cpu", like=like, settings=SETTINGS, **options)
+    new = autofed.preprocess(folder / "plan.json", raw, root / "work")
+    return autofed.train(folder / "plan.json", root / "work", folder / "run", init=init, device="cpu"), new
+
+
+def common(run, round=2):
+    return states.load(Run(run).rounds_folder, round).shared["weights"]
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def test_a_hospital_joins_a_model_that_others_trained(finished, tmp_path):
+    run, new = following(finished, tmp_path, ("alpha", "bravo", "echo"), finished / "RUN", finished / "RUN")
+    assert new == {"alpha": 0, "bravo": 0, "echo": 3}  # the grid is the same: who was prepared is not again
+    assert same(run.start(), common(finished / "RUN"))
+    assert not same(common(run.folder), run.start()) and run.models() == ["global"]
+    assert run.plan().local.network == Run(finished / "RUN").plan().local.network
+    assert "as in" in (tmp_path / "plan.json").read_text()
+
+
+def test_one_hospital_fine_tunes_a_finished_model_and_predicts_with_it(finished, tmp_path):
+    run, _ = following(finished, tmp_path, ("echo",), finished / "plan.json", finished / "RUN")
+    assert run.plan().agreement.patients == {"echo": 3} and same(run.start(), common(finished / "RUN"))
+    found = autofed.predict(run.folder, np.zeros((1, 12, 16, 16)), spacing_mm=(2, 1, 1), mirroring=False)
+    assert found.labels.shape == (12, 16, 16)
+
+
+def test_a_hospital_goes_on_from_the_model_of_another(finished, tmp_path):
+    model = finished / "ALONE/sites/bravo/fold_all/memory/round_00002.safetensors"
+    run, _ = following(finished, tmp_path, ("echo",), finished / "ALONE", model, algorithm="fedavg")
+    assert run.plan().agreement.algorithm.name == "fedavg" and run.models() == ["global"]
+    assert same(run.start(), load_groups(model)[0]["weights"])
+    assert not same(run.start(), common(finished / "RUN"))
+
+
+def test_what_the_guide_decides_cannot_be_asked_for(finished, tmp_path):
+    with pytest.raises(Problems) as error:
+        autofed.plan([finished / "raw/echo"], tmp_path / "plan.json", like=finished / "RUN", hours=-1, device="cpu",
+                     memory_gb=4, preset="resenc-m", configuration="2d")  # fmt: skip
+    text = str(error.value)
+    assert all(f"--{name} was asked for" in text for name in ("memory", "preset", "configuration")) and "hours" in text
+    assert not (tmp_path / "plan.json").exists()
+
+
+@pytest.mark.parametrize(("like", "says"), [("raw", "plan.json: there is no such file"), ("nowhere", "no such file")])
+def test_what_is_neither_a_run_nor_a_plan_is_not_followed(finished, like, says):
+    with pytest.raises(Problems, match=says):
+        autofed.plan([finished / "raw/echo"], like=finished / like, hours=0.01, device="cpu")
+
+
+def test_an_idle_server_step_is_refused_when_planning_and_before_training(finished, tmp_path):
+    settings = {"server.optimiser": "adam"}
+    with pytest.raises(Problems, match="local shares no weights"):
+        autofed.plan([finished / "raw/echo"], hours=0.01, device="cpu", algorithm="local", settings=settings)
+    made = plans.load(finished / "plan.json").change(settings)
+    with pytest.raises(Problems, match="local shares no weights"):
+        autofed.train(made, finished / "work", tmp_path / "run", algorithm="local", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_same_from_the_shell(finished, tmp_path, monkeypatch, capsys):
+    options = ["--hours", 0.01, "--device", "cpu", "--set", "server.optimiser=momentum", "--set", "server.rate=0.2"]
+    arguments = ["plan", finished / "raw/echo", "--like", finished / "RUN", "-o", tmp_path / "plan.json", *options]
+    monkeypatch.setattr(sys, "argv", ["autofed", *map(str, arguments)])
+    cli.main()
+    assert "as in" in capsys.readouterr().out
+    value = json.loads((tmp_path / "plan.json").read_text())
+    assert list(value["agreement"]["patients"]) == ["echo"]
+    assert value["agreement"]["server"] | {"optimiser": "momentum", "rate": 0.2} == value["agreement"]["server"]
+    with pytest.raises(SystemExit):
+        monkeypatch.setattr(sys, "argv", ["autofed", "plan", str(tmp_path / "plan.json"), "--like", "RUN"])
+        cli.main()
+    assert "like was asked for" in capsys.readouterr().err
