@@ -10,9 +10,12 @@ import pytest
 from autofed import algorithms, privacy
 from autofed.exchange import Release, ServerState, from_bytes, to_bytes
 from autofed.federation import rounds, server, states
+from autofed.federation.inprocess import InProcess
 from autofed.plans import Algorithm, Server
 from autofed.problems import Problems
+from tests import small_federation
 from tests.plans_made import small_plan
+from tests.small_federation import same
 
 OPTIMISERS = (Server(optimiser="momentum", rate=0.5), Server(optimiser="adam", rate=0.03), Server(rate=0.5))
 stepping = pytest.mark.parametrize("chosen", OPTIMISERS, ids=lambda chosen: chosen.optimiser)
@@ -120,6 +123,33 @@ def trained(folder, transport=None, begin=None, **settings):
     course = rounds.Course(algorithms.make(plan.agreement.algorithm), privacy.find(plan), plan, transport or Pulling(),
                            folder, "r", sites)  # fmt: skip
     return rounds.run(course, begin or state(0.5, -2.0))
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    return small_federation.make(tmp_path_factory.mktemp("federation"))
+
+
+class CutOff(InProcess):
+    """The coordinator is killed before the third round."""
+
+    def __call__(self, requests):
+        if from_bytes(next(iter(requests.values()))).round == 3:
+            raise KeyboardInterrupt
+        return super().__call__(requests)
+
+
+@pytest.mark.parametrize("name", small_federation.sharing())
+def test_with_every_algorithm_a_run_that_was_cut_off_ends_with_the_same_bits(ground, tmp_path, name):
+    made = ground[0].change({"server.optimiser": "adam", "server.rate": 0.003}), ground[1]
+    whole = small_federation.train(made, tmp_path / "whole", name)
+    with pytest.raises(KeyboardInterrupt):
+        small_federation.train(made, tmp_path / "cut", name, transport=CutOff)
+    before = states.load(tmp_path / "cut" / "rounds", 2)
+    small_federation.train(made, tmp_path / "cut", name, state=before)
+    assert same(*(small_federation.final_arrays(tmp_path / folder, ground[0]) for folder in ("whole", "cut")))
+    moved = max(np.abs(a - before.shared["weights"][n]).max() for n, a in whole.shared["weights"].items())
+    assert 0 < moved < 2.2 * 0.003  # Adam's own bound on a step
 
 
 @pytest.mark.parametrize("optimiser", ["momentum", "adam"])
