@@ -59,6 +59,7 @@ def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str 
     network = task.network(found, chosen.base)
     _say_memory(network, recipe, budget, reasons)
     normalisation = intensity(fingerprint, reasons)
+    annotated = _annotated(fingerprint, reasons)
     reasons.say("agreement.privacy.mechanism", "none", "no epsilon was asked for: nothing is promised")
     return Plan(
         budget=budget,
@@ -72,6 +73,7 @@ def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str 
             training=rounds,
             privacy=Privacy(),
             faults=faults(len(sites), reasons),
+            annotated=annotated,
         ),
         local=Local(geometry=_geometry(grid), intensity=normalisation, network=network, training=recipe),
         inference=Inference(mirror_axes=recipe.mirror_axes),
@@ -87,6 +89,19 @@ def _task(declaration: Declaration, preset: Preset, reasons: Reasons) -> Task:
         why = f"{kind}; memory is counted for all {entries} entries of `labels` (nnU-Net)"
         reasons.say("local.network.classes", labels.channels, why)
     return Task(len(declaration.channels), labels.channels, preset, entries - labels.channels)
+
+
+def _annotated(fingerprint: Fingerprint, reasons: Reasons) -> dict[str, tuple[str, ...]]:
+    """What was annotated at the sites that annotated some of the structures only."""
+    names, sites = Labels.of(fingerprint.declaration).names, fingerprint.sites
+    partial = {site: counts.annotated for site, counts in sites.items() if 0 < len(counts.annotated) < len(names)}
+    if partial:
+        shown = "; ".join(f"{site}: {', '.join(annotated)}" for site, annotated in partial.items())
+        every = sum(site.labelled for site in sites.values())
+        taught = ", ".join(f"{name} by {fingerprint.labelled(name)}" for name in names)
+        why = f"no absence is taught where nobody looked: of {every} labelled cases {taught} (marginal loss)"
+        reasons.say("agreement.annotated", shown, why)
+    return partial
 
 
 def check_memory(plan: Plan) -> None:
@@ -177,7 +192,9 @@ def _refuse_what_cannot_be_planned(fingerprint: Fingerprint, budget: Budget) -> 
     if budget.hours is not None and not budget.is_measured(fingerprint.sites):
         problems.append(f"{budget.hours:g} hours were given, but no speed to divide them by; measure it, or give none")
     for name in Labels.of(fingerprint.declaration).names:
-        if fingerprint.classes[name].cases == 0:
+        if fingerprint.sites and all(name not in (s.annotated or (name,)) for s in fingerprint.sites.values()):
+            problems.append(f"no site annotated the structure {name}; remove it from `labels` and from `annotated`")
+        elif fingerprint.classes[name].cases == 0:
             problems.append(f"no case of any site has the structure {name}; remove it from `labels`")
     if fingerprint.declaration.dimension == 2 and budget.configuration not in ("auto", "2d"):
         problems.append(f"{budget.configuration} was asked for, but the data are pictures; expected --configuration 2d")
