@@ -103,6 +103,12 @@ class Labels:
         """Outputs of the network: one per region, or one per class with the background."""
         return len(self.structures) + (not self.is_regions)
 
+    @property
+    def unknown_channels(self) -> tuple[int, ...]:
+        """The outputs for structures that were not annotated."""
+        named = enumerate(self.names, start=int(not self.is_regions))
+        return tuple(channel for channel, name in named if not self.is_annotated(name))
+
     def is_foreground(self, label: np.ndarray) -> np.ndarray:
         """Where a label map holds some structure."""
         return label > 0 if self.ignore is None else (label > 0) & (label != self.ignore)
