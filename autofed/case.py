@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -228,16 +229,17 @@ def disagreements(declarations: Mapping[str, Declaration]) -> list[str]:
 
 
 def _annotated_hint(declarations: Mapping[str, Declaration]) -> str:
-    """What to write where a site leaves out structures that it never annotated, as a local dataset may well do."""
-    names = {site: Labels.of(declaration).names for site, declaration in declarations.items()}
-    every = list(dict.fromkeys(name for own in names.values() for name in own))
-    for site, own in names.items():
-        missing = [name for name in every if name not in own]
-        if missing:
-            quoted = ", ".join(f'"{name}"' for name in own)
-            never = f"{site} never annotated {' and '.join(missing)}"
-            return f'; if {never}, write the same labels there too and "annotated": [{quoted}]'
-    return ""
+    """What to write where sites leave out structures that they never annotated, as local datasets may well do."""
+    every = dict.fromkeys(name for declaration in declarations.values() for name in Labels.of(declaration).names)
+    sites: dict[tuple[str, ...], list[str]] = {}
+    for site, declaration in declarations.items():
+        sites.setdefault(Labels.of(declaration).names, []).append(site)
+    return "".join(
+        f"; if {' and '.join(which)} never annotated {' and '.join(missing)}, write the same labels there too and "
+        f'"annotated": {json.dumps(own)}'
+        for own, which in sites.items()
+        if (missing := [name for name in every if name not in own])
+    )
 
 
 def in_words(declaration: Declares, what: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -92,8 +93,14 @@ def test_a_structure_that_nobody_annotated_is_refused(tmp_path):
 def test_sites_with_other_labels_are_told_what_to_write(tmp_path):
     one = make_site(tmp_path / "alpha", cases=1, dimension=2, labels={"background": 0, "organ": 1})
     two = make_site(tmp_path / "bravo", cases=1, **FLAT)
-    hint = 'if alpha never annotated tumour, write the same labels there too and "annotated": \\["organ"\\]'
-    with pytest.raises(Problems, match=f"disagree on labels .*; make dataset.json the same at all sites; {hint}$"):
+    hint = '; if alpha never annotated tumour, write the same labels there too and "annotated": ["organ"]'
+    with pytest.raises(Problems) as caught:
+        planned([one, two])
+    (found,) = caught.value.problems
+    assert "disagree on labels" in found and found.endswith("make dataset.json the same at all sites" + hint)
+    two = make_site(tmp_path / "charlie", cases=1, dimension=2, labels={"background": 0, "tumour": 1})
+    other = '; if charlie never annotated organ, write the same labels there too and "annotated": ["tumour"]'
+    with pytest.raises(Problems, match=re.escape(hint + other) + "$"):
         planned([one, two])
 
 
@@ -160,6 +167,13 @@ def test_references_of_a_site_score_what_it_annotated_alone(tmp_path, part):
     assert found["alpha_000"] == found["alpha_001"] == {"organ"}
     assert part == "Ts" or found["bravo_000"] == {"organ", "tumour"}
     assert "tumour: 2 cases come from sites that did not annotate it; it is not scored there." in report.notes
+
+
+def test_references_that_were_annotated_for_nobody_knows_what_are_refused(tmp_path):
+    site = make_site(tmp_path / "alpha", cases=1, **FLAT, **ALPHA)
+    write_json(site / "dataset.json", {**read_json(site / "dataset.json"), "annotated": ["kidney"]})
+    with pytest.raises(Problems, match=r"alpha/dataset.json: `annotated` names 'kidney', which is no structure"):
+        autofed.evaluate(site / "labelsTr", site)
 
 
 # Sites with few cases, with nothing in them, and on other scales
