@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,9 +18,12 @@ from autofed.images import Geometry, Header
 from autofed.labels import (
     ClassOrder,
     Declaring,
+    Labels,
     Values,
+    annotated_problems,
     canonical,
     declared_order,
+    declared_structures,
     labels_problems,
     said,
     value_problems,
@@ -101,7 +105,10 @@ class Files:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A folder in nnU-Net's raw layout: dataset.json, imagesTr, labelsTr. The folder's name is the site's name."""
+    """A folder in nnU-Net's raw layout: dataset.json, imagesTr, labelsTr. The folder's name is the site's name.
+
+    `annotated` are the structures that dataset.json says were annotated there; empty if it says nothing: all of them.
+    """
 
     folder: Path
     channels: tuple[str, ...]
@@ -109,6 +116,7 @@ class Dataset:
     cases: Mapping[str, Files]
     patients: Mapping[str, str] = field(default_factory=dict)
     regions_class_order: tuple[int, ...] = ()
+    annotated: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -129,7 +137,7 @@ class Dataset:
         scan = _attempt(read_channels, files.images, problems)
         truth = _attempt(images.read_labels, files.label, problems) if files.label else None
         problems += _image_problems(scan[0], self.channels) if scan else []
-        problems += value_problems(truth[0], self.labels) if truth else []
+        problems += value_problems(truth[0], self.labels, self.annotated) if truth else []
         refuse(f"{self.name}/{case}", problems)
         assert scan is not None, "an image that cannot be read is a problem"
         image, geometry = scan
@@ -169,7 +177,7 @@ def open_dataset(folder: Path | str, *, headers: bool = True) -> Dataset:
     patients = description.get("patients", {})
     problems += [f"`patients` names the case {c!r}, which is not in imagesTr" for c in patients if c not in cases]
     labels, order = canonical(description["labels"]), tuple(declared_order(description))
-    dataset = Dataset(folder, channels, labels, cases, patients, order)
+    dataset = Dataset(folder, channels, labels, cases, patients, order, declared_structures(description))
     name_problem = site_name_problem(dataset.name)
     problems = [*([name_problem] if name_problem else []), *problems, *(_header_problems(dataset) if headers else [])]
     refuse(str(folder), problems)
@@ -215,8 +223,23 @@ def disagreements(declarations: Mapping[str, Declaration]) -> list[str]:
             views.setdefault(in_words(declaration, what), []).append(site)
         if len(views) > 1:
             listed = "; ".join(f"{', '.join(sites)}: {value}" for value, sites in views.items())
-            problems.append(f"the sites disagree on {what} ({listed}); make dataset.json the same at all sites")
+            hint = _annotated_hint(declarations) if what == "labels" else ""
+            problems.append(f"the sites disagree on {what} ({listed}); make dataset.json the same at all sites{hint}")
     return problems
+
+
+def _annotated_hint(declarations: Mapping[str, Declaration]) -> str:
+    """What to write where sites leave out structures that they never annotated, as local datasets may well do."""
+    every = dict.fromkeys(name for declaration in declarations.values() for name in Labels.of(declaration).names)
+    sites: dict[tuple[str, ...], list[str]] = {}
+    for site, declaration in declarations.items():
+        sites.setdefault(Labels.of(declaration).names, []).append(site)
+    return "".join(
+        f"; if {' and '.join(which)} never annotated {' and '.join(missing)}, write the same labels there too and "
+        f'"annotated": {json.dumps(own)}'
+        for own, which in sites.items()
+        if (missing := [name for name in every if name not in own])
+    )
 
 
 def in_words(declaration: Declares, what: str) -> str:
@@ -293,7 +316,10 @@ def _description_problems(description: Any) -> list[str]:
     names = _channel_names(description)
     if not isinstance(names, dict) or sorted(names) != sorted(str(i) for i in range(len(names))) or not names:
         problems.append('`channel_names` must map "0", "1", ... to names, for example {"0": "T1"}')
-    problems += labels_problems(description.get("labels"), declared_order(description))
+    wrong = labels_problems(description.get("labels"), declared_order(description))
+    problems += wrong
+    if not wrong and "annotated" in description:
+        problems += annotated_problems(description["annotated"], description["labels"])
     if str(description.get("file_ending", "")).lower() not in images.ENDINGS:
         known = " ".join(sorted(images.ENDINGS))
         problems.append(f"`file_ending` is {description.get('file_ending')!r}; expected one of {known}")

@@ -372,6 +372,7 @@ _MAIN_POINTS = (
     "local.training.batch_size",
     "local.network.features",
     "agreement.training.rounds",
+    "agreement.annotated",
 )
 
 

@@ -16,7 +16,16 @@ from pydantic import Field
 
 from autofed.case import Case, Dataset, Declaration, disagreements, site_name_problem
 from autofed.files import Record
-from autofed.labels import BACKGROUND, IGNORE, Labels, labels_problems, mask, voxel_counts
+from autofed.labels import (
+    BACKGROUND,
+    IGNORE,
+    Labels,
+    Structures,
+    annotated_problems,
+    labels_problems,
+    mask,
+    voxel_counts,
+)
 from autofed.parallel import Progress, silent, total
 from autofed.plans import Speed
 from autofed.problems import refuse
@@ -40,12 +49,14 @@ Counts = dict[str, int]
 class SiteCounts(Record):
     """How much a site has; the number of patients is public. `patients` counts those with a labelled case.
 
+    `annotated` are the structures that its dataset.json says were annotated; none: it says nothing, and all were.
     `speed` is that of the machine that will train there, if it was measured.
     """
 
     patients: int = Field(ge=0)
     cases: int = Field(ge=0)
     labelled: int = Field(ge=0)
+    annotated: Structures = ()
     speed: Speed | None = None
 
 
@@ -98,6 +109,10 @@ class Fingerprint(Record):
         """The number of cases over all sites."""
         return sum(site.cases for site in self.sites.values())
 
+    def labelled(self, structure: str) -> int:
+        """How many cases have a label that shows the structure if it is there: those of sites that annotated it."""
+        return sum(site.labelled for site in self.sites.values() if structure in (site.annotated or (structure,)))
+
     def with_speed(self, speed: Speed) -> Self:
         """The same, with the speed of the machine that will train at its sites."""
         sites = {name: site.model_copy(update={"speed": speed}) for name, site in self.sites.items()}
@@ -124,10 +139,16 @@ def measure(dataset: Dataset, *, processes: int = 1, progress: Progress = silent
     )
     labelled = [case for case, files in dataset.cases.items() if files.label is not None]
     counts = SiteCounts(
-        patients=len({dataset.patient(case) for case in labelled}), cases=len(dataset.cases), labelled=len(labelled)
+        patients=len({dataset.patient(case) for case in labelled}),
+        cases=len(dataset.cases),
+        labelled=len(labelled),
+        annotated=dataset.annotated,
     )
-    found = summed.model_copy(update={"sites": {dataset.name: counts}})
-    refuse(dataset.name, _foreground_problems(found))
+    labels = Labels.of(dataset).with_annotated(dataset.annotated)
+    unknown = {name: ClassCounts() for name in labels.names if not labels.is_annotated(name)}
+    classes = summed.classes | unknown  # a region may share its values with one that was annotated
+    found = summed.model_copy(update={"sites": {dataset.name: counts}, "classes": classes})
+    refuse(dataset.name, [] if dataset.annotated else _foreground_problems(found))
     return found
 
 
@@ -143,16 +164,31 @@ def merge(fingerprints: Sequence[Fingerprint]) -> Fingerprint:
 
 
 def _foreground_problems(found: Fingerprint) -> list[str]:
-    """A mask may be empty, but a site where all are has nothing to learn, or the wrong files."""
+    """A mask may be empty, but a site where all are has the wrong files, unless it says that it looked."""
     structures = Labels.of(found.declaration).names
     if any(found.classes[name].cases for name in structures):
         return []
-    return [f"no label map holds any {' or '.join(structures)}; look whether labelsTr is right, or leave the site out"]
+    quoted = ", ".join(f'"{name}"' for name in structures)
+    return [
+        f"no label map holds any {' or '.join(structures)}; look whether labelsTr is right, or leave the site out; if "
+        f'all were looked for and none was there, say so in dataset.json: "annotated": [{quoted}]'
+    ]
 
 
 def _inconsistencies(found: Fingerprint) -> list[str]:
     """Where the parts of a fingerprint do not belong together."""
-    return [*_site_problems(found.sites), *_declaration_problems(found), *_count_problems(found)]
+    labels = _declaration_problems(found)
+    annotated = [] if labels else _annotated_problems(found)
+    return [*_site_problems(found.sites), *labels, *annotated, *_count_problems(found)]
+
+
+def _annotated_problems(found: Fingerprint) -> list[str]:
+    return [
+        f"sites.{name}: {problem}"
+        for name, site in found.sites.items()
+        if site.annotated
+        for problem in annotated_problems(site.annotated, found.declaration.labels)
+    ]
 
 
 def _site_problems(sites: Mapping[str, SiteCounts]) -> list[str]:

@@ -62,11 +62,15 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Member:
-    """One set of weights of the ensemble, the plan it was trained under, and how to read it when it is needed."""
+    """One set of weights of the ensemble, the plan it was trained under, and how to read it when it is needed.
+
+    `annotated` are the structures that it was taught, if its site annotated some only and it met no other's weights.
+    """
 
     name: str
     plan: Plan
     read: Callable[[], Arrays]
+    annotated: tuple[str, ...] = ()
 
 
 class Predictor:
@@ -129,8 +133,9 @@ class Predictor:
         load_weights(network, member.read(), member.name)
         network.eval()
         axes = member.plan.inference.mirror_axes if self.mirroring else ()
-        own = Ensemble(is_regions=self.labels.is_regions)
-        for probabilities in views(network, image, member.plan, axes, self.device):
+        own, labels = Ensemble(is_regions=self.labels.is_regions), self.labels.with_annotated(member.annotated)
+        for found in views(network, image, member.plan, axes, self.device):
+            probabilities = _of_what_was_taught(found, labels)
             ensemble.add(probabilities)
             own.add(probabilities)
         return _value_counts(own, self.labels)
@@ -140,6 +145,18 @@ class Predictor:
         if key not in self._networks:
             self._networks[key] = build(plan.local.network).to(self.device)
         return self._networks[key]
+
+
+def _of_what_was_taught(probabilities: torch.Tensor, labels: Labels) -> torch.Tensor:
+    """Probabilities (K, *grid) in which what was never annotated is nowhere: that of a class is the background's."""
+    unknown = list(labels.unknown_channels)
+    if not unknown:
+        return probabilities
+    known = probabilities.clone()
+    if not labels.is_regions:
+        known[0] += known[unknown].sum(0)
+    known[unknown] = 0
+    return known
 
 
 @torch.inference_mode()

@@ -4,12 +4,14 @@ As nnU-Net has it. `{"background": 0, "organ": 1, "tumour": 2}` are classes, of 
 entry is a list of values, all of them are regions, which may overlap: `{"background": 0, "whole": [1, 2], "core": 2}`.
 `regions_class_order` then holds a value for each region: a prediction is painted with them one after the other, later
 ones on top. Voxels of `"ignore"`, one above all other values, were not annotated, and nothing is learned from them.
+
+A site that never annotated some of the structures declares the same labels, and names those that it did: `annotated`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -26,6 +28,9 @@ Values = int | tuple[int, ...]
 
 ClassOrder = Annotated[tuple[int, ...], Field(exclude_if=lambda order: not order)]
 """`regions_class_order` in a record: without regions it is empty, and not written."""
+
+Structures = Annotated[tuple[str, ...], Field(exclude_if=lambda names: not names)]
+"""Names of the structures that were annotated, in a record: none stand for all, and are not written."""
 
 _MOST_VALUES = 1 << 16
 
@@ -47,12 +52,14 @@ class Labels:
     """The structures in the order of the network's outputs, each a name with its values; and what else there is.
 
     `order` holds the value that each region is painted with; it is empty without regions, and where nothing is painted.
+    `annotated` are the names of the structures that were annotated, where some were not; empty: all were.
     """
 
     structures: tuple[tuple[str, tuple[int, ...]], ...]
     is_regions: bool = False
     order: tuple[int, ...] = ()
     ignore: int | None = None
+    annotated: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, source: Declaring) -> Labels:
@@ -65,6 +72,16 @@ class Labels:
         known = canonical(labels)
         structures = tuple((name, _listed(values)) for name, values in known.items() if _is_structure(name, values))
         return cls(structures, _has_regions(known), tuple(order), known.get(IGNORE))  # type: ignore[arg-type]
+
+    def with_annotated(self, names: Iterable[str]) -> Labels:
+        """The same labels where only these structures were annotated; no names stand for all of them."""
+        chosen = set(names)
+        known = tuple(name for name in self.names if name in chosen)
+        return replace(self, annotated=() if known == self.names else known)
+
+    def is_annotated(self, name: str) -> bool:
+        """Whether what a label map does not show of a structure is not there."""
+        return not self.annotated or name in self.annotated
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,6 +102,12 @@ class Labels:
     def channels(self) -> int:
         """Outputs of the network: one per region, or one per class with the background."""
         return len(self.structures) + (not self.is_regions)
+
+    @property
+    def unknown_channels(self) -> tuple[int, ...]:
+        """The outputs for structures that were not annotated."""
+        named = enumerate(self.names, start=int(not self.is_regions))
+        return tuple(channel for channel, name in named if not self.is_annotated(name))
 
     def is_foreground(self, label: np.ndarray) -> np.ndarray:
         """Where a label map holds some structure."""
@@ -141,6 +164,12 @@ def declared_order(description: Mapping[str, Any]) -> Any:
     return description.get("regions_class_order") if isinstance(labels, dict) and _has_regions(labels) else ()
 
 
+def declared_structures(description: Mapping[str, Any]) -> tuple[str, ...]:
+    """The `annotated` of a dataset.json that is in order, as its labels are ordered; () without it."""
+    chosen = description.get("annotated", ())
+    return tuple(name for name in Labels.declared(description["labels"]).names if name in chosen)
+
+
 def declared_labels(path: Path) -> dict[str, Values]:
     """The `labels` of a dataset.json or of a prediction.json; `Problems` if they are not in order."""
     description = read_json(path)
@@ -175,6 +204,18 @@ def labels_problems(labels: Any, order: Any = ()) -> list[str]:
         del structures[BACKGROUND]
         problems += _order_problems({name: _listed(v) for name, v in structures.items()}, order)
     return problems
+
+
+def annotated_problems(annotated: Any, labels: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the structures that a dataset.json says were annotated; its labels are in order."""
+    names = Labels.declared(labels).names
+    if not isinstance(annotated, list | tuple) or not annotated or not all(isinstance(n, str) for n in annotated):
+        wanted = f'must list some of the structures {", ".join(names)}, for example ["{names[0]}"]'
+        return [f"`annotated` {wanted}; found {annotated!r}; leave it out if all were annotated"]
+    known = f"the structures are {', '.join(names)}"
+    problems = [f"`annotated` names {n!r}, which is no structure; {known}" for n in annotated if n not in names]
+    twice = sorted({name for name in annotated if annotated.count(name) > 1})
+    return problems + [f"`annotated` names {name} {annotated.count(name)} times; keep one" for name in twice]
 
 
 def _class_problems(labels: Mapping[str, Any]) -> list[str]:
@@ -284,13 +325,23 @@ def voxel_counts(label: np.ndarray, values: int = 0) -> np.ndarray:
     return counts
 
 
-def value_problems(label: np.ndarray, labels: Mapping[str, Values]) -> Iterator[str]:
-    """What is wrong with the values of a site's label map."""
+def value_problems(label: np.ndarray, labels: Mapping[str, Values], annotated: Iterable[str] = ()) -> Iterator[str]:
+    """What is wrong with the values of a site's label map; `annotated` as in `Labels.with_annotated`."""
     declared = {value for values in labels.values() for value in _listed(values)}
-    unknown = sorted(_values(label) - declared)
+    found = _values(label)
+    unknown = sorted(found - declared)
     if unknown:
-        found = f"{unknown[:10]}" + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
-        yield f"the label holds the values {found}, but dataset.json declares only {said(labels)}"
+        shown = f"{unknown[:10]}" + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
+        yield f"the label holds the values {shown}, but dataset.json declares only {said(labels)}"
+    known = Labels.declared(labels).with_annotated(annotated)
+    taught = {value for name, values in known.structures if known.is_annotated(name) for value in values}
+    untold = sorted(found & (known.values - taught - {0}))
+    if untold:
+        names = ", ".join(dict.fromkeys(known.names_of_values()[value] for value in untold))
+        yield (
+            f"the label holds the values {untold} ({names}), but `annotated` in dataset.json names only "
+            f"{', '.join(known.annotated)}; add what was annotated to it, or write 0 there"
+        )
 
 
 def _values(label: np.ndarray) -> set[int]:

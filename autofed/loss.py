@@ -22,9 +22,11 @@ def make_loss(training: Training, resolutions: int, labels: Labels | None = None
 
     Soft Dice without background, smoothed by 1e-5, plus cross-entropy, weighted 1 to 1; each coarser resolution weighs
     half of the one above it (Isensee et al. 2021, supplement). `labels` say what the values of the maps mean; without
-    them they are classes, all annotated. Of regions each is a binary task, and ignored voxels count in no sum.
+    them they are classes, all annotated. Of regions each is a binary task, and ignored voxels count in no sum. What was
+    not annotated is not taught to be absent: such a region has no part in the loss, and such a class is one with the
+    background, whose probability is the sum of theirs (marginal loss; Shi et al., Med Image Anal 70:101979, 2021).
     """
-    if labels is not None and (labels.is_regions or labels.ignore is not None):
+    if labels is not None and (labels.is_regions or labels.ignore is not None or labels.annotated):
         base: _Loss = _AnnotatedLoss(labels, training.batch_dice)
     else:
         base = _class_loss(training)
@@ -49,13 +51,17 @@ class _AnnotatedLoss(_Loss):
     def __init__(self, labels: Labels, batch_dice: bool):
         super().__init__()
         self.is_regions, self.ignore = labels.is_regions, labels.ignore
-        self.targets = torch.from_numpy(labels.targets())
+        unknown = labels.unknown_channels
+        self.merged = [0, *unknown] if unknown and not labels.is_regions else []
+        self.kept = [channel for channel in range(labels.channels) if channel not in {*unknown, *self.merged}]
+        targets = torch.from_numpy(labels.targets())
+        self.targets = targets[:, [0, *self.kept] if self.merged else self.kept]
         self.dice = DiceLoss(
             include_background=labels.is_regions, batch=batch_dice, smooth_nr=_SMOOTH, smooth_dr=_SMOOTH
         )
 
     def forward(self, logits: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-        values = maps[:, 0].long()
+        logits, values = self._of_annotated(logits), maps[:, 0].long()
         target = self.targets.to(logits.device)[values].movedim(-1, 1)  # of an ignored voxel 0 in every channel
         annotated = torch.ones_like(maps) if self.ignore is None else (values != self.ignore)[:, None].to(logits)
         if self.is_regions:
@@ -67,3 +73,13 @@ class _AnnotatedLoss(_Loss):
         # outputs are taken out after the softmax: a logit of 0 would still be a probability
         overlap = self.dice(probabilities * annotated, target * annotated)
         return overlap + (entropies * annotated[:, 0]).sum() / annotated.sum().clamp_min(1)
+
+    def _of_annotated(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits of what was annotated; the softmax of a logsumexp is the sum of the probabilities."""
+        if len(self.kept) == logits.shape[1]:
+            return logits
+        channels = logits.split(1, 1)
+        background = (
+            [torch.cat([channels[k] for k in self.merged], 1).logsumexp(1, keepdim=True)] if self.merged else []
+        )
+        return torch.cat([*background, *(channels[k] for k in self.kept)], 1)

@@ -133,11 +133,12 @@ class Run:
     def _members(self, model: str, fold: str, plan: Plan) -> list[Member]:
         name = f"{self.folder.name}/{model}" + ("" if fold == ALL else f" fold {fold}")
         best = states.best_path(self.fold_folder(fold) if model == GLOBAL else self._memory(model, fold))
+        taught = () if GLOBAL in self.models() else plan.agreement.annotated.get(model, ())
         if best.is_file():
-            return [Member(f"{name} best round {peek(best)[1]['round']}", plan, partial(read_file, best))]
+            return [Member(f"{name} best round {peek(best)[1]['round']}", plan, partial(read_file, best), taught)]
         readers = self._readers(model, fold)
         chosen = [r for r in plan.agreement.training.snapshots if r in readers] or [max(readers)]
-        return [Member(f"{name} round {r}", plan, readers[r]) for r in chosen]
+        return [Member(f"{name} round {r}", plan, readers[r], taught) for r in chosen]
 
     def _readers(self, model: str, fold: str) -> dict[int, Callable[[], Arrays]]:
         """How to read the weights of each round, when they are needed: an ensemble is never in memory as a whole."""

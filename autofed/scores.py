@@ -3,7 +3,8 @@
 What is counted, once and for all:
 
 * The background is no structure. A region is all the values that it has.
-* Voxels that the reference ignores count in neither map: nobody knows what is there.
+* Voxels that the reference ignores count in neither map: nobody knows what is there. Nor is a structure scored in cases
+  of a site whose dataset.json says that it was not annotated there.
 * A structure that is in neither map is not scored (None) and left out of every mean, as nnU-Net leaves out its NaN.
 * A structure that is in only one of them has Dice 0 and Jaccard 0. It has no surface distance, so the HD95 means
   leave it out and look better than they should; `Report.notes` counts these cases.
@@ -27,9 +28,9 @@ from pydantic import Field
 from scipy import ndimage
 
 from autofed import images
-from autofed.files import Record
+from autofed.files import Record, read_json
 from autofed.images import Geometry
-from autofed.labels import Labels, Values, mask, said
+from autofed.labels import Labels, Values, annotated_problems, mask, said
 from autofed.parallel import Progress, each, silent
 from autofed.problems import Problems, refuse
 
@@ -81,6 +82,7 @@ class _Pair:
     prediction: Path
     reference: Path
     labels: Mapping[str, Values]
+    annotated: tuple[str, ...] = ()
 
 
 def score_case(
@@ -90,16 +92,17 @@ def score_case(
     spacing_mm: tuple[float, float, float],
     case: str = "",
     site: str | None = None,
+    annotated: Iterable[str] = (),
 ) -> CaseScores:
     """Compare two label maps (Z, Y, X) of whole numbers, voxel by voxel.
 
     `labels` maps names to values as dataset.json does, background 0 included or not; `spacing_mm` is (z, y, x). A map
-    of one slice is scored in 2D, and its slice distance is not looked at. `Problems` if the shapes differ or a map
-    holds a value that `labels` does not declare; only the reference may hold that of `ignore`. HD95 is the larger of
-    the two directed 95th percentiles (Taha and Hanbury, BMC Med Imaging 15:29, 2015; there is another definition that
-    pools the distances of both directions first).
+    of one slice is scored in 2D, and its slice distance is not looked at. `annotated` are the structures to score, if
+    not all of them. `Problems` if the shapes differ or a map holds a value that `labels` does not declare; only the
+    reference may hold that of `ignore`. HD95 is the larger of the two directed 95th percentiles (Taha and Hanbury, BMC
+    Med Imaging 15:29, 2015; there is another definition that pools the distances of both directions first).
     """
-    known = Labels.declared(labels)
+    known = Labels.declared(labels).with_annotated(annotated)
     problems = [*_shape_problems(prediction, reference), *_value_problems(prediction, reference, labels)]
     refuse(case or "the maps", problems)
     spacing = [float(s) for s in spacing_mm]
@@ -110,6 +113,7 @@ def score_case(
     classes = {
         name: _structure(mask(prediction, values), mask(reference, values), spacing)
         for name, values in known.structures
+        if known.is_annotated(name)
     }
     return CaseScores(case=case, site=site, classes=classes, mean=_mean(classes.values()))
 
@@ -143,10 +147,10 @@ def evaluate_folder(
     """Score a folder of predictions `{case}{ending}` against references of the same names.
 
     `labels` is a folder as `find_references` takes it, or what it gives; `sites` maps case to site, and is found in
-    a folder of sites if it is not given. The maps of uncertainty beside the predictions are passed over. One
-    `Problems` names everything that is wrong: a prediction without a reference, a reference without a prediction (a
-    case that is missing must not make the mean better), shapes or spacings that differ, values that `label_names`
-    does not declare.
+    a folder of sites if it is not given; of a site whose dataset.json has `annotated`, these structures alone are
+    scored. The maps of uncertainty beside the predictions are passed over. One `Problems` names everything that is
+    wrong: a prediction without a reference, a reference without a prediction (a case that is missing must not make the
+    mean better), shapes or spacings that differ, values that `label_names` does not declare.
     """
     references, homes, problems = (dict(labels), {}, []) if isinstance(labels, Mapping) else _references(Path(labels))
     sites = homes if sites is None else sites
@@ -160,7 +164,8 @@ def evaluate_folder(
         problems += error.problems
     refuse("evaluate", problems)
     cases = [case for case, _ in scored]
-    return summarise(cases, _distance_unit(pairs), [*_placement_notes(scored), *_site_notes(cases, sites)])
+    notes = [*_annotation_notes(pairs), *_placement_notes(scored), *_site_notes(cases, sites)]
+    return summarise(cases, _distance_unit(pairs), notes)
 
 
 def find_references(labels: Path) -> tuple[dict[str, Path], dict[str, str]]:
@@ -234,7 +239,13 @@ def _find_pairs(
         problems += [f"{c}: there is a prediction, but no reference for it" for c in found if c not in references]
         missing = [c for c in references if c not in found]
         problems += [f"{c}: there is a reference, but no prediction in {predictions}" for c in missing]
-    pairs = [_Pair(c, sites.get(c), p, references[c], label_names) for c, p in found.items() if c in references]
+    annotated, more = _annotated(references.values(), label_names)
+    problems += more
+    pairs = [
+        _Pair(c, sites.get(c), p, references[c], label_names, annotated.get(references[c].parent, ()))
+        for c, p in found.items()
+        if c in references
+    ]
     pictures = [p.case for p in pairs if _is_picture(p)]
     if 0 < len(pictures) < len(pairs):
         problems.append(f"pictures and volumes are mixed ({', '.join(pictures[:5])} are pictures); distances in pixels "
@@ -263,6 +274,22 @@ def _references(folder: Path) -> tuple[dict[str, Path], dict[str, str], list[str
     return maps, sites, problems
 
 
+def _annotated(
+    references: Iterable[Path], label_names: Mapping[str, Values]
+) -> tuple[dict[Path, tuple[str, ...]], list[str]]:
+    """What was annotated, by folder of label maps of a site in raw layout, where its dataset.json says it; problems."""
+    found: dict[Path, tuple[str, ...]] = {}
+    problems = []
+    for folder in sorted({path.parent for path in references}):
+        about = folder.parent / "dataset.json"
+        description = read_json(about) if folder.name.startswith("labels") and about.is_file() else {}
+        if isinstance(description, dict) and "annotated" in description:
+            wrong = annotated_problems(description["annotated"], label_names)
+            problems += [f"{about}: {problem}" for problem in wrong]
+            found[folder] = () if wrong else tuple(description["annotated"])
+    return found, problems
+
+
 def _label_maps(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """The label maps of a folder by case, and what is wrong with their names."""
     if not folder.is_dir():
@@ -289,7 +316,8 @@ def _check_pair(pair: _Pair) -> tuple[CaseScores, bool]:
 def _score_pair(pair: _Pair) -> tuple[CaseScores, bool]:
     """The scores, and whether both maps say that they lie at the same place of the patient."""
     prediction, reference, geometry, is_same_place = _read_pair(pair)
-    scored = score_case(prediction, reference, pair.labels, geometry.spacing_mm, pair.case, pair.site)
+    spacing_mm = geometry.spacing_mm
+    scored = score_case(prediction, reference, pair.labels, spacing_mm, pair.case, pair.site, pair.annotated)
     return scored, is_same_place
 
 
@@ -369,6 +397,14 @@ def _notes(cases: tuple[CaseScores, ...], distance_unit: str) -> Iterator[str]:
     for name, count in absent.items():
         if count:
             yield f"{name}: in {_cases(count)} neither prediction nor reference holds it; it is not scored there."
+
+
+def _annotation_notes(pairs: list[_Pair]) -> Iterator[str]:
+    partial = [Labels.declared(pair.labels).with_annotated(pair.annotated) for pair in pairs]
+    for name in partial[0].names:
+        count = sum(not labels.is_annotated(name) for labels in partial)
+        if count:
+            yield f"{name}: {_cases(count)} come from sites that did not annotate it; it is not scored there."
 
 
 def _placement_notes(scored: list[tuple[CaseScores, bool]]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from autofed.inference import views
 from autofed.labels import Labels, mask
 from autofed.network import UNet, build, load_weights
 from autofed.plans import Local, Plan
-from autofed.postprocessing import by_rule
+from autofed.postprocessing import RULES, by_rule
 from autofed.prepared import Store
 from autofed.uncertainty import Ensemble
 
@@ -26,9 +26,10 @@ def patch_dice(weights: Arrays, store: Store, plan: Plan, patches: int, device: 
     """Dice of each structure over patches of held-out patients, all counted as one (nnU-Net's pseudo Dice).
 
     The patches are the same whatever the round: what differs between two models is not chance. Every patient is looked
-    at, `patches` in all if that is more. A structure that is neither there nor predicted has no score.
+    at, `patches` in all if that is more. A structure that is neither there nor predicted has no score, nor one that the
+    site never annotated.
     """
-    local, labels = plan.local, Labels.of(plan.agreement)
+    local, labels = plan.local, Labels.of(plan.agreement).with_annotated(store.annotated)
     network = _network(weights, local, device)
     hits = np.zeros((len(labels.structures), 3), np.int64)
     for image, label in _patches(store, local, patches):
@@ -42,16 +43,24 @@ def patch_dice(weights: Arrays, store: Store, plan: Plan, patches: int, device: 
 def case_dice(weights: Arrays, store: Store, plan: Plan, device: str = "cpu") -> dict[str, np.ndarray]:
     """Dice of whole held-out cases on the plan's grid, by case: (structures, `RULES`), NaN where not scored.
 
-    Predicted as `predict` does, with mirrored views; a structure that is in neither map is not scored, and voxels that
-    were not annotated are not looked at.
+    Predicted as `predict` does, with mirrored views; a structure that is in neither map is not scored, and what was not
+    annotated, voxels or structures, is not looked at.
     """
-    network, labels = _network(weights, plan.local, device), Labels.of(plan.agreement)
+    network, labels = _network(weights, plan.local, device), Labels.of(plan.agreement).with_annotated(store.annotated)
     scores = {}
     for case in sorted(case for cases in store.patients.values() for case in cases):
         found, truth = _predict(network, store, case, plan, labels, device), store.label(case)[:]
-        annotated = truth != labels.ignore
-        rules = zip(labels.structures, by_rule(found, labels), strict=True)
-        scores[case] = np.array([[_dice(m & annotated, mask(truth, v)) for m in masks] for (_, v), masks in rules])
+        scores[case] = _case_scores(found, truth, labels)
+    return scores
+
+
+def _case_scores(found: np.ndarray, truth: np.ndarray, labels: Labels) -> np.ndarray:
+    """(structures, `RULES`), NaN where there is nothing to score."""
+    annotated = truth != labels.ignore
+    scores = np.full((len(labels.structures), len(RULES)), np.nan)
+    for row, (name, values), masks in zip(scores, labels.structures, by_rule(found, labels), strict=True):
+        if labels.is_annotated(name):
+            row[:] = [_dice(one & annotated, mask(truth, values)) for one in masks]
     return scores
 
 
@@ -72,13 +81,17 @@ def _patches(store: Store, local: Local, patches: int) -> Iterator[tuple[np.ndar
 
 
 def _hits(logits: np.ndarray, truth: np.ndarray, labels: Labels) -> np.ndarray:
-    """(structures, 3): voxels of each that are right, that were predicted, and that are there; annotated ones alone."""
+    """(structures, 3): voxels of each that are right, that were predicted, and that are there.
+
+    Annotated ones alone; of a structure that was not annotated none are counted.
+    """
     annotated = truth != labels.ignore
     best = logits.argmax(0)
     counts = []
-    for channel, (_, values) in enumerate(labels.structures):
-        found = (logits[channel] > 0 if labels.is_regions else best == channel + 1) & annotated
-        there = mask(truth, values)
+    for channel, (name, values) in enumerate(labels.structures):
+        known = annotated & labels.is_annotated(name)
+        found = (logits[channel] > 0 if labels.is_regions else best == channel + 1) & known
+        there = mask(truth, values) & known
         counts.append([np.count_nonzero(m) for m in (found & there, found, there)])
     return np.array(counts)
 

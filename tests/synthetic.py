@@ -52,12 +52,15 @@ def make_site(
     labels: Mapping[str, int | list[int]] = TUMOUR,
     order: Sequence[int] = (),
     annotated: float = 1.0,
+    annotated_structures: Sequence[str] = (),
     ending: str = "",
     patients: int | Mapping[str, str] = 0,
     unlabelled: int = 0,
     shape: Sequence[int] = (),
     spacing_mm: Sequence[float] = (),
     part: str = "Tr",
+    top: float = 255.0,
+    empty: bool = False,
     seed: int = 0,
 ) -> Path:
     """Write a site and return its folder, whose name is the site's; ids are "{site}_{000}".
@@ -65,7 +68,9 @@ def make_site(
     `ending` is .nii.gz in 3D and .png in 2D unless said otherwise; three channels in pictures make one RGB file each.
     `patients` is a mapping of case to patient, or how many cases each patient has. The last `unlabelled` cases have no
     label. Labels that are regions have a class `order`; of each label map the share `annotated` from the left has its
-    values, and the rest is `ignore`. `shape` and `spacing_mm` are (z, y, x) or, in 2D, (y, x); the shape varies a
+    values, and the rest is `ignore`. All is in the images, but in the labels only `annotated_structures`, if any are
+    named. `top` is the brightest value; more than 255 make pictures of 16 bits. An `empty` site has nothing in images
+    and labels, and says that it looked. `shape` and `spacing_mm` are (z, y, x) or, in 2D, (y, x); the shape varies a
     little from case to case. `part` is Tr for what a site holds, Ts for a test set.
     """
     folder = Path(folder)
@@ -76,15 +81,29 @@ def make_site(
     known = Labels.declared(labels)
     for i, case in enumerate(ids):
         size = [n + (0 if shape else int(rng.integers(0, 5))) for n in base]
-        label = blobs([1, *size][-3:], max(known.values) + 1, rng)
+        label = blobs([1, *size][-3:], 1 if empty else max(known.values) + 1, rng)
         geometry = _geometry(dimension, ending, tuple(spacing_mm))
-        _write_image(folder / f"images{part}", case, ending, paint(label, len(channels), rng), geometry)
+        _write_image(folder / f"images{part}", case, ending, paint(label, len(channels), rng, top), geometry)
+        label = only(label, known.with_annotated(annotated_structures), order)
         if i < cases - unlabelled:
             name = f"{case}{images.label_ending(ending)}"
             label[..., round(label.shape[-1] * annotated) :] = known.ignore or 0
             _write_map(folder / f"labels{part}" / name, label.astype(np.uint8), geometry)
-    write_json(folder / "dataset.json", describe(ids, channels, labels, ending, patients, order))
+    description = describe(ids, channels, labels, ending, patients, order)
+    said = list(known.names) if empty else list(annotated_structures)
+    write_json(folder / "dataset.json", {**description, **({"annotated": said} if said else {})})
     return folder
+
+
+def only(label: np.ndarray, labels: Labels, order: Sequence[int] = ()) -> np.ndarray:
+    """A label map as it is where some structures were annotated alone; regions are painted in their class order."""
+    if not labels.annotated:
+        return label
+    painted = np.zeros_like(label)
+    for number, (name, values) in enumerate(labels.structures):
+        if labels.is_annotated(name):
+            painted[np.isin(label, values)] = order[number] if order else values[0]
+    return painted
 
 
 def describe(
@@ -125,8 +144,9 @@ def _write_image(folder: Path, case: str, ending: str, image: np.ndarray, geomet
         return
     for c, channel in enumerate(image):
         name = f"{case}_{c:04d}{ending}"
+        picture = np.uint8 if channel.max() <= 255 else np.uint16
         _write_map(
-            folder / name, np.round(channel).astype(np.uint8 if images.is_picture(ending) else np.int16), geometry
+            folder / name, np.round(channel).astype(picture if images.is_picture(ending) else np.int16), geometry
         )
         if (beside := images.spacing_file(folder / name)) is not None:
             beside.replace(folder / f"{case}.json")  # one for all channels, as nnU-Net has it

@@ -143,6 +143,11 @@ NAMES_AND_HEADERS = [
      "`labels` gives core the values [0, 2]; write whole numbers above 0, each once"),
     ("regions with a gap", PLAIN, lambda f: declare(f, labels={"background": 0, "whole": [1, 3]}),
      "the values of all regions must be 1, 2, ... without a gap; found background=0, whole=[1, 3]"),
+    ("annotated that names nothing", PLAIN, lambda f: declare(f, annotated=[]),
+     '`annotated` must list some of the structures tumour, for example ["tumour"]; found []; leave it out if all were'),
+    ("annotated that names no structure", PLAIN, lambda f: declare(f, annotated=["tumour", "kidney", "tumour"]),
+     "`annotated` names 'kidney', which is no structure; the structures are tumour",
+     "`annotated` names tumour 2 times; keep one"),
     ("a file that is no image", PLAIN, lambda f: image_of(f).write_bytes(b"no image"),
      "alpha_001: alpha_001_0000.nii.gz: the volume cannot be read"),
     ("an empty file", PLAIN, lambda f: label_of(f).write_bytes(b""),
@@ -225,6 +230,10 @@ VOXELS = [
     ("many values that are not declared", PLAIN,
      lambda f: rewrite(label_of(f), lambda a: np.arange(a.size, dtype=np.uint8).reshape(a.shape) % 20),
      "the label holds the values [2, 3, 4, 5, 6, 7, 8, 9, 10, 11] and 8 more, but dataset.json declares only"),
+    ("values of a structure that was not annotated", PLAIN,
+     lambda f: [declare(f, labels={"background": 0, "tumour": 1, "organ": 2}, annotated=["organ"]),
+                *[empty(f, f"labelsTr/alpha_00{n}*") for n in (0, 2, 3)]],
+     "the label holds the values [1] (tumour), but `annotated` in dataset.json names only organ; add what was"),
     ("a label with fractions", PLAIN, lambda f: rewrite(label_of(f), lambda a: a * 0.5),
      "alpha_001.nii.gz: a label map holds whole numbers only, but this file has fractions or NaN; write the numbers"),
     ("a label with NaN", PLAIN, lambda f: rewrite(label_of(f), spoil(np.nan)),
@@ -233,7 +242,8 @@ VOXELS = [
      "alpha_001.png: a label map has one channel, but this file has 3"),
     ("no foreground at the whole site", PLAIN,
      lambda f: [rewrite(label_of(f, case), np.zeros_like) for case in range(4)],
-     "no label map holds any tumour; look whether labelsTr is right, or leave the site out"),
+     "no label map holds any tumour; look whether labelsTr is right, or leave the site out; if all were looked for and "
+     'none was there, say so in dataset.json: "annotated": ["tumour"]'),
 ]
 # fmt: on
 
@@ -348,6 +358,12 @@ def ignored_parts(folder: Path) -> None:
     rewrite(label_of(folder, case=2), lambda a: np.full_like(a, 2))
 
 
+def nothing_anywhere(folder: Path) -> None:
+    declare(folder, annotated=["tumour"])
+    for case in range(4):
+        rewrite(label_of(folder, case), np.zeros_like)
+
+
 def values_of_regions(folder: Path) -> None:
     declare(folder, labels=NESTED, regions_class_order=[1, 2])
     rewrite(label_of(folder), lambda a: 2 * a)
@@ -382,6 +398,7 @@ def no_spacings(folder: Path) -> None:
         (fractions_beside_integers, {}),
         (other_origin, {}),
         (ignored_parts, {}),
+        (nothing_anywhere, {}),
         (values_of_regions, {}),
         (no_numtraining, {}),
         (labelled_numtraining, {}),

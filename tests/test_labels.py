@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autofed.labels import Labels, canonical, labels_problems, mask, said
+from autofed.labels import Labels, annotated_problems, canonical, labels_problems, mask, said, value_problems
 
 BRATS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
 KIDNEYS = {"background": 0, "kidney": [1, 2, 3], "mass": [2, 3], "tumour": 2}
@@ -89,3 +89,49 @@ def test_masks_of_one_value_and_of_several():
     assert mask(label, (1, 3)).tolist() == [False, True, False, True, False]
     labels = Labels.declared({**BRATS, "ignore": 4})
     assert labels.is_foreground(label).tolist() == [False, True, True, True, False]
+
+
+def test_a_site_may_have_annotated_some_of_the_structures():
+    classes = Labels.declared({"background": 0, "organ": 1, "tumour": 2, "ignore": 3})
+    partial = classes.with_annotated(["tumour"])
+    assert [partial.is_annotated(name) for name in partial.names] == [False, True] and partial != classes
+    assert classes.with_annotated([]) == classes.with_annotated(("tumour", "organ")) == classes
+    assert partial.with_annotated(()) == classes and all(map(classes.is_annotated, classes.names))
+
+
+@pytest.mark.parametrize(
+    ("annotated", "said"),
+    [
+        (["core", "whole"], []),
+        ([], ['`annotated` must list some of the structures whole, core, enhancing, for example ["whole"]; found []']),
+        ("whole", ["found 'whole'; leave it out if all were annotated"]),
+        (None, ["found None"]),
+        ([1], ["found [1]"]),
+        (
+            ["background", "whole", "cor", "whole"],
+            [
+                "names 'background', which is no structure; the structures are whole, core, enhancing",
+                "names 'cor', which",
+                "names whole 2 times; keep one",
+            ],
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_structures_annotated(annotated, said):
+    found = annotated_problems(annotated, BRATS)
+    assert len(found) == len(said) and all(words in f for words, f in zip(said, found, strict=True)), found
+
+
+def test_a_map_holds_values_of_what_was_annotated_alone():
+    label = np.array([[[0, 1, 2, 3]]])
+    classes = {"background": 0, "organ": 1, "tumour": 2, "ignore": 3}
+    (found,) = value_problems(label, classes, ["organ"])
+    assert found == (
+        "the label holds the values [2] (tumour), but `annotated` in dataset.json names only organ; add what was "
+        "annotated to it, or write 0 there"
+    )
+    assert list(value_problems(label, classes, ["organ", "tumour"])) == list(value_problems(label, classes)) == []
+    regions = canonical(BRATS)
+    assert list(value_problems(label, regions, ["whole"])) == []  # its values are those of the regions inside it too
+    (found,) = value_problems(label, regions, ["core"])
+    assert found.startswith("the label holds the values [1] (whole), but")

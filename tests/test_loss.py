@@ -92,3 +92,81 @@ def test_a_patch_that_nobody_annotated_teaches_nothing(labels, batch_dice):
     value, found = gradients(loss, logits, mixed)
     assert 0 < value < 10
     assert all(not gradient[0].any() and gradient[1].any() and gradient.isfinite().all() for gradient in found)
+
+
+# Structures that a site never annotated
+
+PARTIAL = {
+    "classes": Labels.declared({"background": 0, "organ": 1, "tumour": 2, "cyst": 3}).with_annotated(["tumour"]),
+    "one of two": Labels.declared({"background": 0, "organ": 1, "tumour": 2}).with_annotated(["organ"]),
+    "with ignore": CLASSES.with_annotated(["tumour"]),
+}
+
+
+def partial_maps(labels, seed=0):
+    """Logits at two resolutions, and labels of background, what was annotated and ignore."""
+    logits, maps = drawn(labels, seed=seed)
+    there = {value for name, values in labels.structures if labels.is_annotated(name) for value in values}
+    known = torch.tensor([v if v in {*there, labels.ignore} else 0 for v in range(labels.most + 1)])
+    return logits, known[maps.long()].to(torch.int16)
+
+
+@pytest.mark.parametrize("batch_dice", [False, True])
+@pytest.mark.parametrize("labels", PARTIAL.values(), ids=PARTIAL)
+def test_moving_probability_between_background_and_what_was_not_annotated_changes_nothing(labels, batch_dice):
+    """The gradient along that direction is 0: for each class, its share of the logits' gradient is that of its p."""
+    loss = make_loss(TRAINING.model_copy(update={"batch_dice": batch_dice}), 2, labels)
+    logits, maps = partial_maps(labels)
+    value, found = gradients(loss, logits, maps)
+    unknown = [k for k, name in enumerate(labels.names, start=1) if not labels.is_annotated(name)]
+    background = maps[:, 0] == 0
+    for part, gradient in zip(logits, found, strict=True):
+        p = part.softmax(1)
+        for k in unknown:
+            along = gradient[:, 0] / p[:, 0] - gradient[:, k] / p[:, k]  # p0 rises as much as pk falls
+            assert along.abs().max() < 1e-6 < (gradient[:, 0] / p[:, 0]).abs().max()
+    assert all((found[0][:, k][background] <= 0).all() for k in unknown)  # descent pushes it down nowhere
+    moved = []
+    for part in logits:
+        p = part.softmax(1)
+        p[:, 0], p[:, unknown[0]] = 0.1 * p[:, 0], p[:, unknown[0]] + 0.9 * p[:, 0]
+        moved.append(p.log())
+    assert loss(moved, maps).item() == pytest.approx(value, abs=1e-6)
+
+
+def test_what_is_known_to_be_absent_is_pushed_down():
+    labels = PARTIAL["one of two"]
+    logits, maps = partial_maps(labels)
+    _, (gradient,) = gradients(make_loss(TRAINING, 1, labels.with_annotated(())), logits[:1], maps)
+    assert (gradient[:, 2][maps[:, 0] == 0] > 0).all()
+
+
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_the_loss_is_that_of_a_network_with_the_summed_probabilities(batch_dice):
+    """Organ and cyst are one with the background: a task of two classes, whose probabilities are sums."""
+    training, labels = TRAINING.model_copy(update={"batch_dice": batch_dice}), PARTIAL["classes"]
+    logits, maps = partial_maps(labels)
+    p = [part.softmax(1) for part in logits]
+    two = [torch.stack([part[:, 0] + part[:, 1] + part[:, 3], part[:, 2]], 1).log() for part in p]
+    wanted = make_loss(training, 2)(two, (maps == 2).to(torch.int16))
+    assert make_loss(training, 2, labels)(logits, maps).item() == pytest.approx(wanted.item(), abs=1e-6)
+
+
+def test_a_region_that_was_not_annotated_has_no_part_in_the_loss():
+    labels = REGIONS.with_annotated(["whole"])
+    logits, maps = drawn(REGIONS)
+    value, found = gradients(make_loss(TRAINING, 2, labels), logits, maps)
+    assert all(not gradient[:, 1].any() and gradient[:, 0].any() for gradient in found)
+    alone = Labels.declared({"background": 0, "whole": [1, 2], "ignore": 3}, (1,))
+    wanted = make_loss(TRAINING, 2, alone)([part[:, :1] for part in logits], maps)
+    assert value == pytest.approx(wanted.item(), abs=1e-6)
+
+
+def test_where_every_structure_was_annotated_the_loss_is_bit_for_bit_the_common_one():
+    labels = Labels.declared({"background": 0, "organ": 1, "tumour": 2})
+    logits, maps = drawn(labels)
+    common, named = (
+        gradients(make_loss(TRAINING, 2, chosen), logits, maps)
+        for chosen in (None, labels.with_annotated(["tumour", "organ"]))
+    )
+    assert common[0] == named[0] and all(torch.equal(a, b) for a, b in zip(common[1], named[1], strict=True))

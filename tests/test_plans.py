@@ -94,6 +94,20 @@ def test_values_that_cannot_be_are_refused(field, value, says):
         small_plan().change({field: value})
 
 
+def test_every_site_annotated_something_and_every_structure_was_annotated_somewhere():
+    made = small_plan()
+    assert made.change({"annotated": {"alpha": ["structure_1"]}}).agreement.annotated == {"alpha": ("structure_1",)}
+    with pytest.raises(Problems) as caught:
+        made.change({"annotated": {"alpha": [], "bravo": ["structure_1"], "charlie": ["kidney"]}})
+    for said in (
+        "annotated names 'charlie', which is not among the sites alpha, bravo",
+        "annotated names 'kidney' at charlie, which is no structure",
+        "annotated names nothing at alpha, which then teaches nothing",
+        "no site annotated structure_2; remove it",
+    ):
+        assert said in str(caught.value)
+
+
 def test_the_slices_come_first_in_a_flat_plan():
     with pytest.raises(Problems, match="begin with 0"):
         small_plan((1, 32, 32)).change({"geometry.transpose": [1, 0, 2]})

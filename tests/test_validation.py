@@ -12,7 +12,7 @@ from autofed.postprocessing import RULES
 from autofed.prepared import open_store, preprocess
 from autofed.validation import case_dice, patch_dice
 from tests.plans_made import small_plan
-from tests.synthetic import make_site
+from tests.synthetic import ORGAN_AND_TUMOUR, make_site
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +103,27 @@ def test_regions_overlap_and_what_was_not_annotated_is_not_looked_at():
     best = np.array([0, 1, 1, 2, 2, 1])
     found = validation._hits((best == np.arange(3)[:, None]).astype(np.float32).reshape(3, 1, 1, 6), truth, classes)
     assert found.tolist() == [[1, 2, 1], [1, 1, 2]]
+
+
+def test_a_structure_that_the_site_never_annotated_is_not_scored():
+    for order in ((), (1, 2)):
+        declared = {"background": 0, "organ": [1, 2] if order else 1, "tumour": 2}
+        labels = Labels.declared(declared, order).with_annotated(["tumour"])
+        logits = np.random.default_rng(0).normal(size=(labels.channels, 4, 4, 4))
+        truth = np.random.default_rng(1).integers(0, 2, (4, 4, 4)) * 2
+        organ, tumour = validation._hits(logits, truth, labels)
+        assert not organ.any() and tumour.all()
+        organ, tumour = validation._case_scores(labels.paint(logits), truth, labels)
+        assert np.isnan(organ).all() and (tumour > 0).all() and len(organ) == len(RULES)
+
+
+def test_a_store_knows_what_was_annotated_there(tmp_path):
+    site = make_site(tmp_path / "alpha", cases=2, labels=ORGAN_AND_TUMOUR, annotated_structures=("tumour",))
+    plan = small_plan(labels=ORGAN_AND_TUMOUR)
+    preprocess(open_dataset(site), plan.local, tmp_path / "work")
+    store = open_store(tmp_path / "work", "alpha", plan.local).only(["alpha_000", "alpha_001"])
+    assert store.annotated == ("tumour",) and set(store.locations("alpha_000")) == {2}
+    weights = weights_of(build(plan.local.network, seed=1))
+    assert set(patch_dice(weights, store, plan, 1)) == {"tumour"}
+    scores = np.stack(list(case_dice(weights, store, plan).values()))
+    assert np.isnan(scores[:, 0]).all() and not np.isnan(scores[:, 1]).any()

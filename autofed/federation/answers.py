@@ -78,7 +78,7 @@ class View:
             proximal=proximal,
             correction=correction,
             momentum=(self.memory() or {}).get("momentum") if keeps else None,
-            labels=Labels.of(site.plan.agreement),
+            labels=Labels.of(site.plan.agreement).with_annotated(site.store.annotated),
             device=site.device,
             feeder=site.feeder,
             on_step=site.on_step,

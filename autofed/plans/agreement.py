@@ -176,6 +176,16 @@ def _site_problems(agreement: Agreement) -> list[str]:
         for name in annotated
         if name not in names
     ]
+    problems += [
+        f"annotated names nothing at {site}, which then teaches nothing; leave the site out of the plan"
+        for site, annotated in agreement.annotated.items()
+        if not annotated
+    ]
+    problems += [
+        f"annotated says that no site annotated {name}; remove it from `labels`"
+        for name in names
+        if all(name not in agreement.annotated.get(site, names) for site in sites)
+    ]
     if agreement.faults.least_sites > len(sites):
         found = agreement.faults.least_sites
         problems.append(f"faults.least_sites is {found}, but there are {len(sites)} sites; write {len(sites)} or less")

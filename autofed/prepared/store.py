@@ -17,7 +17,7 @@ import numpy as np
 
 from autofed.case import Dataset, open_dataset
 from autofed.files import Record, digest, whole_folder, write_json
-from autofed.labels import ClassOrder, Labels, Values, mask
+from autofed.labels import ClassOrder, Labels, Structures, Values, mask
 from autofed.parallel import Progress, each, silent
 from autofed.plans import Local
 from autofed.prepared.cases import prepare
@@ -47,6 +47,7 @@ class Index(Record):
     preparation: str
     labels: dict[str, Values]
     regions_class_order: ClassOrder = ()
+    annotated: Structures = ()
     channels: tuple[str, ...]
     cases: dict[str, str]
     unlabelled: tuple[str, ...]
@@ -54,10 +55,14 @@ class Index(Record):
 
 @dataclass(frozen=True)
 class Store:
-    """The prepared data of one site (or, for the pooled baseline, of several)."""
+    """The prepared data of one site (or, for the pooled baseline, of several).
+
+    `annotated` are the structures that were annotated there; none stand for all of them.
+    """
 
     folders: Mapping[str, Path]
     patients: Mapping[str, tuple[str, ...]]
+    annotated: tuple[str, ...] = ()
 
     def image(self, case: str) -> blosc2.NDArray:
         """The image (C, *grid), on disk; indexing reads only the part asked for."""
@@ -69,7 +74,8 @@ class Store:
 
     def only(self, patients: Collection[str]) -> Store:
         """The same data with some of the patients alone."""
-        return Store(self.folders, {p: cases for p, cases in self.patients.items() if p in patients})
+        chosen = {p: cases for p, cases in self.patients.items() if p in patients}
+        return replace(self, patients=chosen)
 
     @cached_property
     def _locations(self) -> dict[str, dict[int, np.ndarray]]:
@@ -127,7 +133,8 @@ def open_store(work: Path, site: str, local: Local) -> Store:
     for case, patient in index.cases.items():
         if case not in index.unlabelled:
             by_patient.setdefault(patient, []).append(case)
-    return Store({c: folder / c for c in index.cases}, {p: tuple(cs) for p, cs in sorted(by_patient.items())})
+    patients = {p: tuple(cases) for p, cases in sorted(by_patient.items())}
+    return Store({c: folder / c for c in index.cases}, patients, index.annotated)
 
 
 def pool(stores: Mapping[str, Store]) -> Store:
@@ -156,6 +163,7 @@ def _index(dataset: Dataset, local: Local) -> Index:
         preparation=local.preparation_digest(),
         labels=dict(dataset.labels),
         regions_class_order=dataset.regions_class_order,
+        annotated=dataset.annotated,
         channels=dataset.channels,
         cases={case: dataset.patient(case) for case in dataset.cases},
         unlabelled=tuple(case for case, files in dataset.cases.items() if files.label is None),
@@ -184,7 +192,8 @@ def _prepare_one(local: Local, folder: Path, dataset: Dataset) -> None:
         _write(part / "image.b2nd", ready.image)
         if ready.label is not None:
             _write(part / "label.b2nd", ready.label)
-            locations: dict[str, Any] = dict(_find_locations(ready.label, Labels.of(dataset)))
+            labels = Labels.of(dataset).with_annotated(dataset.annotated)
+            locations: dict[str, Any] = dict(_find_locations(ready.label, labels))
             np.savez(part / "locations.npz", **locations)
         write_json(part / "case.json", ready.way_back.model_dump(mode="json"))
 
@@ -219,9 +228,13 @@ def _even(size: int, most: int) -> int:
 
 
 def _find_locations(label: np.ndarray, labels: Labels) -> Iterator[tuple[str, np.ndarray]]:
-    """Per class or region: all voxels if there are few, else 10 000 or 1 % of them, whichever is more (nnU-Net)."""
+    """Per class or region that was annotated: all voxels, or of many 10 000 or 1 %, whichever is more (nnU-Net)."""
     generator = np.random.default_rng(1234)
-    held = {number: mask(label, values) for number, (_, values) in enumerate(labels.structures, start=1)}
+    held = {
+        number: mask(label, values)
+        for number, (name, values) in enumerate(labels.structures, start=1)
+        if labels.is_annotated(name)
+    }
     if labels.ignore is not None:
         held[ANNOTATED] = label != labels.ignore
     for key, voxels in held.items():

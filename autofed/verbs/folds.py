@@ -69,6 +69,7 @@ class Folds:
 
     def check(self, folds: Sequence[str]) -> None:
         """`Problems` if patients cannot be held out as asked for or changed sides, or if a site cannot take part."""
+        refuse("--algorithm", self._cannot_be_pooled())
         private = self._is_private
         problems = ["k folds spend a patient's privacy k - 1 times; train one"] if private and len(folds) > 1 else []
         refuse("--fold", problems)
@@ -111,6 +112,16 @@ class Folds:
     @property
     def _is_private(self) -> bool:
         return self.plan.agreement.privacy.mechanism != "none"
+
+    def _cannot_be_pooled(self) -> list[str]:
+        """One step on patches of several sites has one loss, and what was annotated differs from site to site."""
+        partial = self.plan.agreement.annotated
+        if not partial or not algorithms.gathers(self.algorithm):
+            return []
+        shown = "; ".join(f"{site} only {', '.join(names)}" for site, names in partial.items())
+        name = self.plan.agreement.algorithm.name
+        return [f"{name} trains on all sites' patches at once, but they annotated other structures ({shown}); name an "
+                "algorithm that trains at each site, or plan without these sites"]  # fmt: skip
 
     def _name(self, fold: str) -> str:
         """What requests call the run: every fold is another one to the sites' ledgers."""

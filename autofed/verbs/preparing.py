@@ -8,6 +8,7 @@ from pathlib import Path
 from autofed import plans, splits
 from autofed.case import DECLARED, Dataset, in_words, open_datasets
 from autofed.files import PathLike, read_json, write_json
+from autofed.labels import Labels
 from autofed.parallel import Progress, silent
 from autofed.plans import Plan
 from autofed.prepared import preprocess as prepare_site
@@ -50,6 +51,14 @@ def _disagreement(dataset: Dataset, made: Plan) -> list[str]:
         for what in DECLARED
         if in_words(declared, what) != in_words(agreement, what)
     ]
+    known = Labels.of(dataset)
+    here, planned = (known.with_annotated(a) for a in (dataset.annotated, agreement.annotated.get(dataset.name, ())))
+    if not problems and here != planned:
+        problems.append(f"{dataset.name} annotated {_names(here)}, the plan says {_names(planned)}; plan again")
     if dataset.name not in agreement.patients:
         problems.append(f"{dataset.name} is not a site of the plan, which has {', '.join(agreement.patients)}")
     return problems
+
+
+def _names(labels: Labels) -> str:
+    return ", ".join(labels.annotated) or "every structure"

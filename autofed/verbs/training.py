@@ -12,6 +12,7 @@ from autofed.batches import Feeder, Workers, memory_bytes
 from autofed.devices import machine_memory_bytes, pick_device
 from autofed.federation.server import refuse_idle
 from autofed.files import PathLike
+from autofed.labels import Labels
 from autofed.network import build, load_weights
 from autofed.parallel import Progress, silent
 from autofed.plans import Plan
@@ -150,13 +151,16 @@ def _without_length(made: Plan) -> Plan:
 def _stores(work: Path, made: Plan) -> dict[str, Store]:
     """The prepared data of every site of the plan; all that is missing is named at once."""
     stores: dict[str, Store] = {}
-    problems = []
+    known, problems = Labels.of(made.agreement), []
     for site, patients in sorted(made.agreement.patients.items()):
         try:
             stores[site] = open_store(work, site, made.local)
             found = len(stores[site].patients)
             if found != patients:
                 problems.append(f"{site} has {found} patients with labels, the plan says {patients}; plan again")
+            here, planned = stores[site].annotated, made.agreement.annotated.get(site, ())
+            if known.with_annotated(here) != known.with_annotated(planned):
+                problems.append(f"{site} annotated other structures than the plan says; plan and preprocess again")
         except Problems as error:
             problems += [f"{error.about}: {p}" for p in error.problems]
     refuse("the prepared data", problems)
