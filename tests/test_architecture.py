@@ -29,6 +29,7 @@ FLOORS = (
     (
         "federation.selection",
         "federation.answers",
+        "federation.deltas",
         "federation.site",
         "federation.states",
         "federation.metrics",
