@@ -12,7 +12,7 @@ al., ICML 2019.) With float32 there are no differences, and nothing is kept.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +37,18 @@ class Parcel:
     precisions: Mapping[str, str] = field(default_factory=dict)
     held: Groups = field(default_factory=dict)
 
-    def for_site(self, since: int, round: int) -> tuple[Groups, Mapping[str, str]]:
-        """The groups for a site whose answer of round `since` was the last to be merged, and their precisions."""
-        return (self.difference, self.precisions) if since == round - 1 else (self.whole, {})
+    def request(self, run: str, round: int, question: str, since: int) -> Request:
+        """The question for a site whose answer of round `since` was the last to be merged."""
+        if since == round - 1:
+            return Request(run, round, question, self.difference, since, self.precisions)
+        return Request(run, round, question, self.whole, since)
+
+    def keep(self, kept: Groups) -> Groups:
+        """What the coordinator keeps, and what its sites hold of this parcel."""
+        return {**{group: arrays for group, arrays in kept.items() if not group.startswith(_HELD)}, **self.held}
 
 
-def parcel(state: ServerState, names: Collection[str], precision: WirePrecision) -> Parcel:
+def parcel_of(state: ServerState, names: Collection[str], precision: WirePrecision) -> Parcel:
     """What to send of a state's shared groups, of which those of these `names` are made of weights.
 
     The state is to have kept the `held` of the last parcel.
@@ -68,10 +74,10 @@ class Shelf:
     released: Mapping[str, str]
     precision: WirePrecision
 
-    def received(self, request: Request) -> Groups:
-        """The groups that a request stands for; `LookupError` if they build on a round that is not here any more."""
+    def received(self, request: Request) -> Request:
+        """The request with whole groups; `LookupError` if they build on a round that is not here any more."""
         if not request.precisions:
-            return request.shared
+            return request
         if request.since and not self._path(request.since).is_file():
             raise LookupError(f"what was held after round {request.since} is not in {self.folder} any more")
         held = self._recall(request.since)
@@ -79,21 +85,22 @@ class Shelf:
             group: _sums(_alike(held.get(_HELD + group), request.shared[group]), request.shared[group])
             for group in request.precisions
         }
-        return {**request.shared, **summed}
+        return replace(request, shared={**request.shared, **summed}, precisions={})
 
-    def release(self, request: Request, shared: Groups, arrays: Groups) -> tuple[Groups, Mapping[str, str]]:
-        """A release with what was lost of the last added to it, and the precisions in which its groups go.
+    def release(self, request: Request, arrays: Groups) -> tuple[Groups, Mapping[str, str]]:
+        """What goes out for a release, and in which precisions: to the coded groups is added what the last one lost.
 
-        What is held of the `shared` groups from now on, and what rounding takes, is kept for the next round.
+        What the site holds of a `received` request from now on, and what rounding takes, is kept for the next round.
         `ArithmeticError` if a number is not finite.
         """
-        before = self._recall(request.since)
         coded = _coded(arrays, self.released, self.precision)
+        if not coded:
+            return arrays, {}
+        before = self._recall(request.since)
         sums = {group: _sums(a, _alike(before.get(_LOST + group), a)) for group, a in coded.items()}
         lost = {_LOST + group: _differences(a, self._rounded(a)) for group, a in sums.items()}
-        held = _coded(shared, self.released.values(), self.precision)
-        if held or lost:
-            self._keep(request, {_HELD + group: a for group, a in held.items()} | lost)
+        held = _coded(request.shared, self.released.values(), self.precision)
+        self._keep(request, {**{_HELD + group: a for group, a in held.items()}, **lost})
         return {**arrays, **sums}, dict.fromkeys(sums, self.precision)
 
     def _rounded(self, arrays: Arrays) -> Arrays:

@@ -13,6 +13,7 @@ from autofed import algorithms, privacy
 from autofed.batches import Feeder, Killed
 from autofed.exchange import Failure, Groups, Release, Request, from_bytes, to_bytes
 from autofed.federation.answers import Memory, View, validate, verify
+from autofed.federation.deltas import Shelf
 from autofed.files import write_bytes
 from autofed.plans import Plan
 from autofed.prepared import Store
@@ -70,6 +71,7 @@ class Site:
         self.on_step = on_step
         self.algorithm = algorithms.make(plan.agreement.algorithm, trusted)
         self.mechanism = privacy.find(plan, len(store.patients))
+        self.shelf = Shelf(self.folder / "wire", algorithms.released(self.algorithm), plan.agreement.wire)
 
     def answer(self, data: bytes) -> bytes:
         """The one door. A release is charged before it is computed, protected, stored, and only then sent."""
@@ -80,10 +82,12 @@ class Site:
             if path.is_file():
                 return path.read_bytes()
             self._refuse_repeated_or_past(request)
+            request = self.shelf.received(request)
             mechanism = privacy.adapted(self.mechanism, request.shared.get(ADAPTATION, {}))
             self._charge(request, mechanism)
             draft = self._compute(request, mechanism)
-            release = to_bytes(Release(self.run, request.round, self.name, mechanism.release(draft)))
+            arrays, precisions = self.shelf.release(request, mechanism.release(draft))
+            release = to_bytes(Release(self.run, request.round, self.name, arrays, precisions=precisions))
             self._store(path, release)
             return release
         except Exception as error:  # whatever went wrong inside, only a code may cross the door
@@ -108,6 +112,9 @@ class Site:
             raise _BadRequest(f"found {message.question!r} of round {message.round}, which the plan does not score")
         if message.question == VERIFY and message.round != self.plan.agreement.training.rounds:
             raise _BadRequest(f"found {VERIFY!r} of round {message.round}, which is not the last")
+        expected = {self.plan.agreement.wire} if message.question == TRAIN else set()
+        if not set(message.precisions.values()) <= expected - {"float32"}:
+            raise _BadRequest(f"found groups in {message.precisions}, the plan has {self.plan.agreement.wire}")
         return message
 
     def _refuse_repeated_or_past(self, request: Request) -> None:
