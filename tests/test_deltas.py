@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autofed import wire
-from autofed.exchange import Request, ServerState, from_bytes, to_bytes
-from autofed.federation.deltas import Shelf, parcel_of
+from autofed import algorithms, wire
+from autofed.exchange import Failure, Request, ServerState, from_bytes, load_groups, to_bytes
+from autofed.federation import metrics, states
+from autofed.federation.deltas import Forgotten, Shelf, has_forgotten, parcel_of
+from autofed.federation.inprocess import InProcess
+from tests import small_federation
+from tests.small_federation import SITES, sharing, train
 
 CODED = ("bfloat16", "int8")
 RELEASED = {"update": "weights"}
@@ -93,7 +97,7 @@ def test_what_a_difference_builds_on_must_be_there(tmp_path):
     here, weights = shelf(tmp_path), draw(0)
     first = parcel_of(state_of(0, weights), ["weights"], "int8")
     request = sent(parcel_of(state_of(1, weights, first.held), ["weights"], "int8"), 2, 1)
-    with pytest.raises(LookupError, match="after round 1"):
+    with pytest.raises(Forgotten, match="after round 1"):
         here.received(request)
 
 
@@ -185,3 +189,133 @@ def test_with_float32_nothing_is_changed_and_nothing_kept(tmp_path):
     assert request.precisions == {} and made.held == {} and here.received(request) is request
     arrays, precisions = here.release(request, {"update": update})
     assert arrays["update"] is update and precisions == {} and list(tmp_path.iterdir()) == []
+
+
+# --- a federation
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    return small_federation.make(tmp_path_factory.mktemp("federation"))
+
+
+def with_wire(ground, precision, **settings):
+    return ground[0].change({"agreement.wire": precision, "training.rounds": 2, **settings}), ground[1]
+
+
+@pytest.mark.parametrize("name", algorithms.names())
+def test_every_algorithm_ends_nearly_where_it_ends_in_float32(ground, tmp_path, name):
+    """Of the way that training goes from the start, rounding takes little."""
+    ends = {}
+    for precision in ("float32", *CODED):
+        made = with_wire(ground, precision)
+        ends[precision] = train(made, tmp_path / precision, name).shared.get("weights", {})
+        coded = list(tmp_path.glob(f"{precision}/sites/*/wire/round_00002.safetensors"))
+        assert len(coded) == (precision != "float32") * {"local": 0, "pooled": 1}.get(name, 2)
+    assert not list(tmp_path.glob("float32/sites/*/wire")) and bool(ends["int8"]) == (name in sharing())
+    start = _first_weights(made[0])
+    for precision in CODED if ends["int8"] else ():
+        off, way = (_way(ends["float32"], other) for other in (ends[precision], start))
+        assert 0 < off <= 0.05 * way, precision
+
+
+def _first_weights(plan):
+    from autofed.network import build, weights_of
+
+    return weights_of(build(plan.local.network, seed=1))
+
+
+def _way(a, b):
+    return float(np.sqrt(sum(np.square(a[n].astype(np.float64) - b[n]).sum() for n in a)))
+
+
+@pytest.mark.parametrize(("precision", "times"), [("bfloat16", 1.95), ("int8", 3.8)])
+def test_so_many_times_fewer_bytes_go_both_ways_in_every_round(ground, tmp_path, precision, times):
+    """Whole messages, of a network of 0.34 million parameters."""
+    lines = {}
+    for chosen in ("float32", precision):
+        made = with_wire(ground, chosen, **{"network.features": [16, 32, 64], "training.batch_size": 2})
+        train(made, tmp_path / chosen)
+        lines[chosen] = metrics.read(tmp_path / chosen / "rounds")
+    for plain, coded in zip(lines["float32"], lines[precision], strict=True):
+        for way in ("down", "up"):
+            assert set(coded["bytes"][way]) == set(SITES)
+            assert all(plain["bytes"][way][s] > 4 * 330_000 for s in SITES)
+            assert all(plain["bytes"][way][s] >= times * coded["bytes"][way][s] for s in SITES)
+
+
+def test_all_sites_train_from_the_same_weights_also_after_a_missed_round(ground, tmp_path):
+    """Alpha's answer of round 2 is lost on its way: round 3 comes to it whole, and round 4 as a difference again."""
+    asked = []
+
+    class Losing(InProcess):
+        def __call__(self, requests):
+            answers = dict(super().__call__(requests))
+            asked.append({n: from_bytes(data) for n, data in requests.items()})
+            if asked[-1]["alpha"].round == 2:
+                del answers["alpha"]
+            return answers
+
+    made = with_wire(ground, "int8", **{"training.rounds": 4, "faults.least_sites": 1})
+    train(made, tmp_path, transport=Losing)
+    assert [sorted(n for n in SITES if r[n].precisions) for r in asked] == [[*SITES], [*SITES], ["bravo"], [*SITES]]
+    last = states.load(tmp_path / "rounds", 4)
+    shelves = [load_groups(tmp_path / "sites" / n / "wire" / "round_00004.safetensors")[0] for n in SITES]
+    assert all(equal(held["held.weights"], last.kept["held.weights"]) for held in shelves)
+    assert not equal(shelves[0]["lost.update"], shelves[1]["lost.update"])
+    down = [line["bytes"]["down"]["alpha"] for line in metrics.read(tmp_path / "rounds")]
+    assert down[0] == down[1] == down[3] < down[2] / 3
+    assert set(metrics.read(tmp_path / "rounds")[1]["bytes"]["up"]) == {"bravo"}
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_site_that_lost_its_disk_says_so_and_gets_the_whole(ground, tmp_path, dies):
+    """Also if the coordinator dies after that, and asks again as it did at first."""
+
+    asked = []
+
+    class Forgetting(InProcess):
+        def __call__(self, requests):
+            asked.append(list(requests))
+            for path in tmp_path.glob("sites/alpha/wire/round_00001.safetensors"):
+                path.unlink()
+            answers = super().__call__(requests)
+            if dies and len(asked) == 3:
+                raise KeyboardInterrupt
+            return answers
+
+    made = with_wire(ground, "int8", **{"training.rounds": 3})
+    if dies:
+        with pytest.raises(KeyboardInterrupt):
+            train(made, tmp_path, transport=Forgetting)
+    train(made, tmp_path, transport=Forgetting, state=states.load(tmp_path / "rounds", 1) if dies else None)
+    assert asked.count(["alpha"]) == 1 + dies
+    lines = metrics.read(tmp_path / "rounds")
+    assert all(sorted(line["sites"]) == [*SITES] and "left_out" not in line for line in lines)
+    down = [line["bytes"]["down"] for line in lines]
+    assert down[1]["alpha"] > 4 * down[1]["bravo"] and down[2]["alpha"] == down[2]["bravo"]
+    shelves = [load_groups(tmp_path / "sites" / n / "wire" / "round_00003.safetensors")[0] for n in SITES]
+    assert equal(shelves[0]["held.weights"], shelves[1]["held.weights"])
+    assert "held after round 1" in (tmp_path / "sites" / "alpha" / "site.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"rubbish", to_bytes(Failure("r", 1, "a", "failed")), to_bytes(Request("r", 1, "q"))]
+)
+def test_only_who_says_so_has_forgotten(answer):
+    assert not has_forgotten(answer) and has_forgotten(to_bytes(Failure("r", 1, "a", "forgotten")))
+
+
+def test_a_difference_in_a_precision_that_was_not_agreed_is_refused(ground, tmp_path):
+    for agreed, found, question in (
+        ("float32", "int8", "train"),
+        ("bfloat16", "int8", "train"),
+        ("int8",) * 2 + ("validate",),
+    ):
+        plan, stores = with_wire(ground, agreed)
+        site = small_federation.sites_of(plan, stores, tmp_path / agreed, "r")[0]
+        weights = _first_weights(plan)
+        answer = from_bytes(
+            site.answer(to_bytes(Request("r", 1, question, {"weights": weights}, 0, {"weights": found})))
+        )
+        assert isinstance(answer, Failure) and answer.code == "bad-request"

@@ -3,10 +3,13 @@
 Down: the coordinator knows what the sites hold, and sends how the common state differs from it in the precision of
 the plan; both sides add what arrives to what was held. What rounding lost is still a difference, and so is in the
 next round's. A site whose answer of the round before was not merged may hold something else, and gets the whole in
-float32. Up: a site adds to its release what rounding took from the last one that was merged, and keeps what rounding
-takes from this. It is added to a release that has passed the mechanism, and is itself of such, so no patient is told
-more of. (Error feedback: Seide et al., Interspeech 2014; Karimireddy et al., ICML 2019; in both directions: Tang et
-al., ICML 2019.) With float32 there are no differences, and nothing is kept.
+float32; so does one that says that its disk has lost it.
+
+Up: a site adds to its release what rounding took from the last one that was merged, and keeps what rounding takes from
+this one. Both have passed the mechanism before: what is made of protected numbers tells no more of a patient.
+
+(Error feedback: Seide et al., Interspeech 2014; Karimireddy et al., ICML 2019; in both directions: Tang et al., ICML
+2019.) With float32 there are no differences, and nothing is kept.
 """
 
 from __future__ import annotations
@@ -18,11 +21,19 @@ from pathlib import Path
 import numpy as np
 
 from autofed import wire
-from autofed.exchange import Arrays, Groups, Request, ServerState, load_groups, save_groups
+from autofed.exchange import Arrays, Failure, Groups, Request, ServerState, from_bytes, load_groups, save_groups
 from autofed.plans import WirePrecision
 from autofed.problems import Problems
 
+FORGOTTEN = "forgotten"
+"""The code with which a site says that it does not hold what a difference builds on any more."""
+
+_LARGEST_FAILURE = 1 << 16
 _HELD, _LOST = "held.", "lost."
+
+
+class Forgotten(Exception):
+    """A difference builds on a round that is not on the site's disk any more."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +48,9 @@ class Parcel:
     precisions: Mapping[str, str] = field(default_factory=dict)
     held: Groups = field(default_factory=dict)
 
-    def request(self, run: str, round: int, question: str, since: int) -> Request:
-        """The question for a site whose answer of round `since` was the last to be merged."""
-        if since == round - 1:
+    def request(self, run: str, round: int, question: str, since: int, *, anew: bool = False) -> Request:
+        """The question for a site whose answer of round `since` was the last to be merged, or that holds it no more."""
+        if since == round - 1 and not anew:
             return Request(run, round, question, self.difference, since, self.precisions)
         return Request(run, round, question, self.whole, since)
 
@@ -75,11 +86,11 @@ class Shelf:
     precision: WirePrecision
 
     def received(self, request: Request) -> Request:
-        """The request with whole groups; `LookupError` if they build on a round that is not here any more."""
+        """The request with whole groups; `Forgotten` if they build on a round that is not here any more."""
         if not request.precisions:
             return request
         if request.since and not self._path(request.since).is_file():
-            raise LookupError(f"what was held after round {request.since} is not in {self.folder} any more")
+            raise Forgotten(f"what was held after round {request.since} is not in {self.folder} any more")
         held = self._recall(request.since)
         summed = {
             group: _sums(_alike(held.get(_HELD + group), request.shared[group]), request.shared[group])
@@ -121,6 +132,17 @@ class Shelf:
 
     def _path(self, round: int) -> Path:
         return self.folder / f"round_{round:05d}.safetensors"
+
+
+def has_forgotten(answer: bytes) -> bool:
+    """Whether this is the answer of a site that needs the whole."""
+    if len(answer) > _LARGEST_FAILURE:
+        return False  # it is not worth reading twice
+    try:
+        message = from_bytes(answer)
+    except Problems:
+        return False
+    return isinstance(message, Failure) and message.code == FORGOTTEN
 
 
 def _coded(groups: Groups, names: Collection[str], precision: WirePrecision) -> Groups:

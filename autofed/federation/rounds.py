@@ -16,7 +16,7 @@ from autofed.algorithms import Algorithm, Average, is_personal, released, site_w
 from autofed.exchange import Arrays, Groups, Release, Request, ServerState, to_bytes
 from autofed.federation import metrics, states
 from autofed.federation.acceptance import Answers, accept
-from autofed.federation.deltas import Parcel, parcel_of
+from autofed.federation.deltas import Parcel, has_forgotten, parcel_of
 from autofed.federation.selection import best_of, moving_average
 from autofed.federation.site import TRAIN, VALIDATE, VERIFY
 from autofed.plans import Plan
@@ -72,7 +72,10 @@ class Course:
         request = Request(self.run, round, question, sent.whole)
         ages = {since.get(site, 0) for site in sites}
         data = {s: to_bytes(sent.request(self.run, round, question, s)) for s in ages}
-        answers = self.transport({site: data[since.get(site, 0)] for site in sites})
+        answers = dict(self.transport({site: data[since.get(site, 0)] for site in sites}))
+        again = {s: since.get(s, 0) for s, answer in answers.items() if s in sites and has_forgotten(answer)}
+        whole = {s: to_bytes(sent.request(self.run, round, question, r, anew=True)) for s, r in again.items()}
+        answers |= self.transport(whole) if whole else {}
         return accept(answers, sites, request, released(self.algorithm) if question == TRAIN else {})
 
 

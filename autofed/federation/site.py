@@ -13,7 +13,7 @@ from autofed import algorithms, privacy
 from autofed.batches import Feeder, Killed
 from autofed.exchange import Failure, Groups, Release, Request, from_bytes, to_bytes
 from autofed.federation.answers import Memory, View, validate, verify
-from autofed.federation.deltas import Shelf
+from autofed.federation.deltas import FORGOTTEN, Forgotten, Shelf
 from autofed.files import write_bytes
 from autofed.plans import Plan
 from autofed.prepared import Store
@@ -21,7 +21,7 @@ from autofed.privacy import ADAPTATION, Mechanism
 from autofed.privacy.ledger import Charge, PrivacyLedger
 from autofed.problems import Problems
 
-CODES = ("bad-request", "not-affordable", "out-of-memory", "disk-full", "failed")
+CODES = ("bad-request", "not-affordable", "out-of-memory", "disk-full", FORGOTTEN, "failed")
 """All that a site ever says about a failure; the details are in its own log."""
 
 TRAIN, VALIDATE, VERIFY = QUESTIONS = ("train", "validate", "verify")
@@ -81,8 +81,8 @@ class Site:
             path = self._release_path(request, data)
             if path.is_file():
                 return path.read_bytes()
+            request = self.shelf.received(request)  # first: who has forgotten is asked with other content
             self._refuse_repeated_or_past(request)
-            request = self.shelf.received(request)
             mechanism = privacy.adapted(self.mechanism, request.shared.get(ADAPTATION, {}))
             self._charge(request, mechanism)
             draft = self._compute(request, mechanism)
@@ -171,6 +171,8 @@ def _code(error: Exception) -> str:
         return "failed"
     if isinstance(error, _BadRequest | Problems):
         return "bad-request"
+    if isinstance(error, Forgotten):
+        return FORGOTTEN
     if isinstance(error, _NotAffordable):
         return "not-affordable"
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
