@@ -247,7 +247,9 @@ def test_a_file_says_what_is_in_it_without_being_read(tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-@pytest.mark.parametrize("make", [lambda *a: Request("r", 1, "train", *a), lambda g, p: Release("r", 1, "a", g, {}, p)])
+@pytest.mark.parametrize(
+    "make", [lambda g, p: Request("r", 1, "train", g, 0, p), lambda g, p: Release("r", 1, "a", g, {}, p)]
+)
 def test_a_message_with_a_coded_group_goes_both_ways(make, precision):
     message = make({**GROUPS, **CODED}, {"weights": precision})
     again = from_bytes(to_bytes(message))
@@ -270,7 +272,7 @@ def test_a_message_without_a_precision_is_what_it_was():
 
 
 def test_a_coded_message_cut_short_anywhere_is_refused():
-    data = to_bytes(Request("r", 1, "q", CODED, {"weights": "int8"}))
+    data = to_bytes(Request("r", 1, "q", CODED, 0, {"weights": "int8"}))
     for end in range(0, len(data), 7):
         with pytest.raises(Problems, match="not whole"):
             from_bytes(data[:end])
@@ -320,4 +322,4 @@ def test_whatever_is_said_of_a_group_is_read_or_refused(said, parts):
 
 def test_what_is_not_finite_is_not_coded():
     with pytest.raises(Problems, match="NaN"):
-        to_bytes(Request("r", 1, "q", {"weights": {"k": np.full(300, np.nan, np.float32)}}, {"weights": "int8"}))
+        to_bytes(Request("r", 1, "q", {"weights": {"k": np.full(300, np.nan, np.float32)}}, 0, {"weights": "int8"}))
