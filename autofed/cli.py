@@ -94,8 +94,8 @@ def plan(
     algorithm: Annotated[
         str | None,
         typer.Option(
-            help="How the sites learn together: fedavg (default, or that of --like), fedprox, fednova, scaffold, fedbn, "
-            "local, pooled."
+            help="How the sites learn together: fedavg (default, or that of --like), fedprox, fednova, scaffold, "
+            "fedbn, local, pooled."
         ),
     ] = None,
     configuration: Annotated[Configuration, typer.Option(help="On which grid to learn.")] = Configuration.auto,

@@ -3,6 +3,7 @@
 A message is a safetensors block (arrays with a declared dtype, shape and size; never pickle) whose header carries the
 few words around them as JSON. Arrays come in named groups, since one clip cannot suit weights and counts alike. Their
 order survives the journey and the same message is always the same bytes, so that sums come out alike everywhere.
+A group may travel in fewer bytes (see `wire`): `precisions` of a message names it, and it arrives as float32.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from autofed import wire
 from autofed.files import write_bytes
 from autofed.problems import Problems, refuse
 
@@ -49,6 +51,7 @@ class Request:
     question: str
     shared: Groups = field(default_factory=dict)
     since: int = 0
+    precisions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Release:
     site: str
     arrays: Groups = field(default_factory=dict)
     public: Mapping[str, Any] = field(default_factory=dict)
+    precisions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,14 +86,15 @@ _WORDS = {"run": str, "round": int, "since": int, "question": str, "site": str, 
 def to_bytes(message: Message) -> bytes:
     """The message as one block of bytes."""
     kind = _NAMES[type(message)]
-    words = {name: getattr(message, name) for name in message.__dataclass_fields__ if name != _GROUPS[kind]}
-    groups = getattr(message, _GROUPS[kind], {})
-    return pack(groups, {"kind": kind, **words})
+    apart = (_GROUPS[kind], "precisions")
+    words = {name: getattr(message, name) for name in message.__dataclass_fields__ if name not in apart}
+    groups, precisions = getattr(message, _GROUPS[kind], {}), getattr(message, "precisions", {})
+    return pack(groups, {"kind": kind, **words}, precisions)
 
 
 def from_bytes(data: bytes) -> Message:
     """The message in a block of bytes; `Problems` if it is not one, is cut short, or holds a kind that is not known."""
-    groups, words = unpack(data)
+    groups, words, precisions = _unpack(data)
     kind = words.pop("kind", None)
     if not isinstance(kind, str) or kind not in _KINDS:
         raise Problems("a message", [f"its kind is {kind!r}; expected one of {', '.join(_KINDS)}"])
@@ -98,8 +103,9 @@ def from_bytes(data: bytes) -> Message:
     )
     if groups and not _GROUPS[kind]:
         raise Problems("a message", [f"a {kind} carries no arrays, but this one has {', '.join(groups)}"])
+    apart = {_GROUPS[kind]: groups, "precisions": precisions} if _GROUPS[kind] else {}
     try:
-        return _KINDS[kind](**words, **({_GROUPS[kind]: groups} if _GROUPS[kind] else {}))
+        return _KINDS[kind](**words, **apart)
     except TypeError as error:
         raise Problems("a message", [f"its words do not make a {kind} ({error})"]) from None
 
@@ -108,28 +114,46 @@ def _fits(word: str, value: Any) -> bool:
     return word not in _WORDS or type(value) is _WORDS[word]
 
 
-def pack(groups: Groups, words: Mapping[str, Any]) -> bytes:
-    """Groups of arrays and a JSON object as one safetensors block."""
+def pack(groups: Groups, words: Mapping[str, Any], precisions: Mapping[str, str] | None = None) -> bytes:
+    """Groups of arrays and a JSON object as one safetensors block, some groups in another precision than their own."""
     refuse("a message", [f"the group {group!r} may not have a slash in its name" for group in groups if "/" in group])
-    flat = {f"{group}/{name}": _plain(array) for group, arrays in groups.items() for name, array in arrays.items()}
-    order = {group: list(arrays) for group, arrays in groups.items()}
+    flat: dict[str, np.ndarray] = {}
+    around: dict[str, Any] = {}
+    for group, arrays in groups.items():
+        precision = (precisions or {}).get(group)
+        sent = wire.encode(arrays, precision) if precision else arrays
+        flat |= {f"{group}/{name}": _plain(array) for name, array in sent.items()}
+        around[group] = {"precision": precision, "shapes": wire.shapes_of(arrays)} if precision else list(arrays)
     # One entry only: safetensors writes several in an order that changes from call to call.
-    return save(flat, metadata={"autofed": json.dumps({"words": dict(words), "groups": order})})
+    return save(flat, metadata={"autofed": json.dumps({"words": dict(words), "groups": around})})
 
 
 def unpack(data: bytes) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
     """Undo `pack`; `Problems` if the block is not whole."""
+    groups, words, _ = _unpack(data)
+    return groups, words
+
+
+def _unpack(data: bytes) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any], dict[str, str]]:
+    """The groups, the words, and the precisions of the groups that came in another than their own."""
     try:
         (length,) = struct.unpack("<Q", data[:8])
         around = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["autofed"])
         flat = load(data)
-        groups = {g: {n: flat.pop(f"{g}/{n}") for n in names} for g, names in around["groups"].items()}
+        coded = {g: (said["precision"], dict(said["shapes"])) for g, said in around["groups"].items() if _coded(said)}
+        listed = {g: wire.parts_of(coded[g][0]) if g in coded else names for g, names in around["groups"].items()}
+        groups = {g: {n: flat.pop(f"{g}/{n}") for n in names} for g, names in listed.items()}
         words = dict(around["words"])
     except (SafetensorError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Problems("a message", [f"it is not whole or not one of autofed's ({error})"]) from None
     strange = [*flat, *(n for arrays in groups.values() for n, a in arrays.items() if a.dtype not in _DTYPES)]
     refuse("a message", [f"the array {name!r} has no place or no kind that travels" for name in strange])
-    return groups, words
+    read = {g: wire.decode(groups[g], shapes, precision) for g, (precision, shapes) in coded.items()}
+    return groups | read, words, {g: precision for g, (precision, _) in coded.items()}
+
+
+def _coded(said: Any) -> bool:
+    return isinstance(said, Mapping)
 
 
 def save_groups(path: Path, groups: Groups, words: Mapping[str, Any] | None = None) -> None:

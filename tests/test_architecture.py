@@ -22,13 +22,14 @@ HOUSE = Path(__file__).parent.parent
 # Imports go down a floor, or to an earlier room of the same floor. A package is one room, free inside; only federation
 # has an order of its own within.
 FLOORS = (
-    ("problems", "files", "parallel", "images", "labels", "case", "plans", "exchange"),
+    ("problems", "files", "parallel", "images", "labels", "case", "plans", "wire", "exchange"),
     ("fingerprints", "privacy", "planner", "prepared", "splits", "batches", "devices", "attention", "network", "loss"),
     ("uncertainty", "postprocessing", "solver", "fit", "speed", "inference", "validation", "pseudo", "scores"),
     ("algorithms",),
     (
         "federation.selection",
         "federation.answers",
+        "federation.deltas",
         "federation.site",
         "federation.states",
         "federation.metrics",

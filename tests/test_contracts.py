@@ -47,9 +47,11 @@ def test_every_transport_gives_the_same_bits(ground, tmp_path, name, door):
     assert same(final_arrays(tmp_path / "here", ground[0]), final_arrays(tmp_path / "there", ground[0]))
 
 
+@pytest.mark.parametrize("wire", ["float32", "int8"])
 @pytest.mark.parametrize("name", algorithms.names())
-def test_resumed_equals_unbroken_to_the_bit(ground, tmp_path, name):
+def test_resumed_equals_unbroken_to_the_bit(ground, tmp_path, name, wire):
     """The coordinator dies while round 2 is under way: one site has answered and stored, the other has not."""
+    ground = ground[0].change({"agreement.wire": wire}), ground[1]
     train(ground, tmp_path / "unbroken", name)
 
     class Dying(InProcess):

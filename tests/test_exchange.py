@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save
 
-from autofed import exchange
+from autofed import exchange, wire
 from autofed.exchange import (
     Failure,
     Release,
@@ -37,6 +37,7 @@ MESSAGES = [
     Release("run 1", 3, "alpha", GROUPS, {"steps": 10, "loss": [0.5, None]}),
     Failure("run 1", 3, "alpha", "budget-spent"),
 ]
+CODED = {"weights": {"k": np.linspace(-1, 1, 900, dtype=np.float32).reshape(3, 300), "b": np.ones(4, np.float32)}}
 
 DTYPES = ["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
 NAMES = st.text(min_size=0, max_size=6)
@@ -240,3 +241,85 @@ def test_a_file_says_what_is_in_it_without_being_read(tmp_path):
     for name, says in (("cut", "not whole"), ("none", "no such file")):
         with pytest.raises(Problems, match=says):
             exchange.peek(tmp_path / name)
+
+
+# --- groups in fewer bytes
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize(
+    "make", [lambda g, p: Request("r", 1, "train", g, 0, p), lambda g, p: Release("r", 1, "a", g, {}, p)]
+)
+def test_a_message_with_a_coded_group_goes_both_ways(make, precision):
+    message = make({**GROUPS, **CODED}, {"weights": precision})
+    again = from_bytes(to_bytes(message))
+    assert again.precisions == {"weights": precision}
+    found = getattr(again, "shared", None) or again.arrays
+    assert list(found) == ["weights", "empty", "counts"]
+    assert same({"weights": found["weights"]}, {"weights": wire.rounded(CODED["weights"], precision)})
+    assert same({"counts": found["counts"]}, {"counts": GROUPS["counts"]})
+    assert len(to_bytes(message)) < len(to_bytes(make({**GROUPS, **CODED}, {})))
+    assert to_bytes(message) == to_bytes(message)
+
+
+def test_a_message_without_a_precision_is_what_it_was():
+    """Nothing is added to a message that travels in float32: it is the same bytes as before there was a choice."""
+    data = to_bytes(Request("r", 1, "q", {"g": {"a": np.ones(2, np.float32)}}))
+    (length,) = struct.unpack("<Q", data[:8])
+    around = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["autofed"])
+    assert around["groups"] == {"g": ["a"]} and "precisions" not in around["words"]
+    assert from_bytes(data).precisions == {}
+
+
+def test_a_coded_message_cut_short_anywhere_is_refused():
+    data = to_bytes(Request("r", 1, "q", CODED, 0, {"weights": "int8"}))
+    for end in range(0, len(data), 7):
+        with pytest.raises(Problems, match="not whole"):
+            from_bytes(data[:end])
+
+
+PARTS = {"g/values": np.ones(300, np.int8), "g/scales": np.ones(2, np.float32)}
+
+
+def coded(said: object, parts: object = None, **words) -> bytes:
+    around = {"words": {"kind": "request", "run": "r", "round": 1, "question": "q", **words}, "groups": {"g": said}}
+    return save(PARTS if parts is None else parts, metadata={"autofed": json.dumps(around)})
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (coded({"precision": "int4", "shapes": {"a": [300]}}), "int4"),
+        (coded({"precision": None, "shapes": {"a": [300]}}), "None"),
+        (coded({"precision": ["int8"], "shapes": {"a": [300]}}), "int8"),
+        (coded({"precision": "int8"}), "not whole"),
+        (coded({"precision": "int8", "shapes": 3}), "not whole"),
+        (coded({"precision": "int8", "shapes": {"a": [10**9]}}), "but their shapes hold"),
+        (coded({"precision": "int8", "shapes": {"a": [2**62, 4]}}), "expected lengths"),
+        (coded({"precision": "bfloat16", "shapes": {"a": [300]}}), "has no place"),
+        (coded({"precision": "int8", "shapes": {"a": [300]}}, {}), "not whole"),
+        (coded({"precision": "int8", "shapes": {"a": [300]}}, precisions={}), "do not make a request"),
+    ],
+)
+def test_a_forged_coded_group_is_refused(data, says):
+    with pytest.raises(Problems, match=says):
+        from_bytes(data)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.recursive(st.none() | st.integers(-2, 2**70) | st.sampled_from(["int8", "bfloat16", "a"]),
+                    lambda inner: st.lists(inner, max_size=3)
+                    | st.dictionaries(st.sampled_from(["precision", "shapes", "a"]), inner, max_size=3),
+                    max_leaves=8),
+       st.dictionaries(st.sampled_from(["g/values", "g/scales", "g/a"]), ARRAYS, max_size=3))  # fmt: skip
+def test_whatever_is_said_of_a_group_is_read_or_refused(said, parts):
+    try:
+        message = from_bytes(coded(said, parts))
+    except Problems:
+        return
+    assert isinstance(message, Request) and all(a.size <= 27 for a in message.shared["g"].values())
+
+
+def test_what_is_not_finite_is_not_coded():
+    with pytest.raises(Problems, match="NaN"):
+        to_bytes(Request("r", 1, "q", {"weights": {"k": np.full(300, np.nan, np.float32)}}, 0, {"weights": "int8"}))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,13 +19,36 @@ Said = Mapping[str, Mapping[str, Any]]
 """By site: its mean loss, and its Dice by structure where patients are held out."""
 
 
-def note(folder: Path, round: int, seconds: float, sites: Said, left_out: Mapping[str, str]) -> None:
+class Meter:
+    """A transport that counts what it carries: the `traffic` in bytes, "down" to each site and "up" from it."""
+
+    def __init__(self, transport: Callable[[Mapping[str, bytes]], Mapping[str, bytes]]):
+        self._transport = transport
+        self.traffic: dict[str, Counter[str]] = {"down": Counter(), "up": Counter()}
+
+    def __call__(self, requests: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        """Carry them, and count."""
+        answers = self._transport(requests)
+        for way, messages in (("down", requests), ("up", answers)):
+            self.traffic[way].update({site: len(data) for site, data in messages.items()})
+        return answers
+
+
+def note(
+    folder: Path,
+    round: int,
+    seconds: float,
+    sites: Said,
+    left_out: Mapping[str, str],
+    traffic: Mapping[str, Mapping[str, int]],
+) -> None:
     """Append a line for this round; one that a run left which was cut off in this very round is dropped.
 
-    `left_out` says of the sites that did not count in it why they did not.
+    `left_out` says of the sites that did not count in it why they did not; `traffic` are the bytes of the training's
+    question, "down" and "up" by site.
     """
     lines = [line for line in read(folder) if line["round"] < round]
-    line = {"round": round, "seconds": float(f"{seconds:.2f}"), "sites": sites}
+    line = {"round": round, "seconds": float(f"{seconds:.2f}"), "sites": sites, "bytes": traffic}
     lines.append({**line, "left_out": left_out} if left_out else line)
     write_bytes(_path(folder), "".join(json.dumps(line) + "\n" for line in lines).encode())
 

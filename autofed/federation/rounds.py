@@ -16,6 +16,7 @@ from autofed.algorithms import Algorithm, Average, is_personal, released, site_w
 from autofed.exchange import Arrays, Groups, Release, Request, ServerState, to_bytes
 from autofed.federation import metrics, server, states
 from autofed.federation.acceptance import Answers, accept
+from autofed.federation.deltas import Parcel, has_forgotten, parcel_of
 from autofed.federation.selection import best_of, moving_average
 from autofed.federation.site import TRAIN, VALIDATE, VERIFY
 from autofed.plans import Plan
@@ -47,7 +48,7 @@ class Course:
     sites: Sequence[str]
     holds_out: bool = False
 
-    def ask(self, question: str, round: int, shared: Groups, since: Mapping[str, int]) -> Answers:
+    def ask(self, question: str, round: int, sent: Parcel, since: Mapping[str, int]) -> Answers:
         """The answers that count; while they are fewer than the plan's least number, the other sites are asked again.
 
         `since` is the last round in which each site's answer was merged. `Problems` says what was wrong at every site
@@ -56,7 +57,7 @@ class Course:
         faults, answers = self.plan.agreement.faults, Answers((), dict.fromkeys(self.sites, ""))
         least = min(faults.least_sites, len(self.sites))
         for _ in range(faults.attempts):
-            answers = answers.and_(self._ask_once(question, round, shared, since, tuple(answers.left_out)))
+            answers = answers.and_(self._ask_once(question, round, sent, since, tuple(answers.left_out)))
             for site, why in answers.left_out.items():
                 _log.warning("round %d (%s) without the site %s: it %s", round, question, site, why)
             if len(answers.releases) >= least:
@@ -66,11 +67,15 @@ class Course:
         raise AssertionError("unreachable")
 
     def _ask_once(
-        self, question: str, round: int, shared: Groups, since: Mapping[str, int], sites: Sequence[str]
+        self, question: str, round: int, sent: Parcel, since: Mapping[str, int], sites: Sequence[str]
     ) -> Answers:
-        request = Request(self.run, round, question, shared)
-        data = {s: to_bytes(replace(request, since=s)) for s in {since.get(site, 0) for site in sites}}
-        answers = self.transport({site: data[since.get(site, 0)] for site in sites})
+        request = Request(self.run, round, question, sent.whole)
+        ages = {since.get(site, 0) for site in sites}
+        data = {s: to_bytes(sent.request(self.run, round, question, s)) for s in ages}
+        answers = dict(self.transport({site: data[since.get(site, 0)] for site in sites}))
+        again = {s: since.get(s, 0) for s, answer in answers.items() if s in sites and has_forgotten(answer)}
+        whole = {s: to_bytes(sent.request(self.run, round, question, r, anew=True)) for s, r in again.items()}
+        answers |= self.transport(whole) if whole else {}
         return accept(answers, sites, request, released(self.algorithm) if question == TRAIN else {})
 
 
@@ -84,11 +89,14 @@ def run(course: Course, state: ServerState) -> ServerState:
     with metrics.Board(course.folder) as board:
         while state.round < rounds.rounds:
             begin = time.monotonic()
-            answers = course.ask(TRAIN, state.round + 1, state.shared, _answered(state))
+            meter = metrics.Meter(course.transport)
+            sent = parcel_of(state, released(course.algorithm).values(), course.plan.agreement.wire)
+            answers = replace(course, transport=meter).ask(TRAIN, state.round + 1, sent, _answered(state))
             state = _merge(course, state, answers.releases)
+            state = replace(state, kept=sent.keep(state.kept))
             scores = _validate(course, state) if course.holds_out and rounds.validates(state.round) else ()
             seconds, said = time.monotonic() - begin, _said(answers.releases, scores)
-            metrics.note(course.folder, state.round, seconds, said, answers.left_out)
+            metrics.note(course.folder, state.round, seconds, said, answers.left_out, meter.traffic)
             _keep_best(course.folder, state)
             states.save(course.folder, state, course.plan)  # last: a round whose state is there is whole
             board.show(state.round, seconds, said)
@@ -107,7 +115,7 @@ def _validate(course: Course, state: ServerState) -> Sequence[Release]:
 def _ask_to_score(course: Course, question: str, state: ServerState, model: Arrays) -> Sequence[Release]:
     """Have the common model scored, or, where there is none or every site has its own, each site's own."""
     shared = {"weights": model} if model and not is_personal(course.algorithm) else {}
-    return course.ask(question, state.round, shared, _answered(state)).releases
+    return course.ask(question, state.round, Parcel(shared, shared), _answered(state)).releases
 
 
 def _answered(state: ServerState) -> dict[str, int]:

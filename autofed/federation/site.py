@@ -13,6 +13,7 @@ from autofed import algorithms, privacy
 from autofed.batches import Feeder, Killed
 from autofed.exchange import Failure, Groups, Release, Request, from_bytes, to_bytes
 from autofed.federation.answers import Memory, View, validate, verify
+from autofed.federation.deltas import FORGOTTEN, Forgotten, Shelf
 from autofed.files import write_bytes
 from autofed.plans import Plan
 from autofed.prepared import Store
@@ -20,7 +21,7 @@ from autofed.privacy import ADAPTATION, Mechanism
 from autofed.privacy.ledger import Charge, PrivacyLedger
 from autofed.problems import Problems
 
-CODES = ("bad-request", "not-affordable", "out-of-memory", "disk-full", "failed")
+CODES = ("bad-request", "not-affordable", "out-of-memory", "disk-full", FORGOTTEN, "failed")
 """All that a site ever says about a failure; the details are in its own log."""
 
 TRAIN, VALIDATE, VERIFY = QUESTIONS = ("train", "validate", "verify")
@@ -70,6 +71,7 @@ class Site:
         self.on_step = on_step
         self.algorithm = algorithms.make(plan.agreement.algorithm, trusted)
         self.mechanism = privacy.find(plan, len(store.patients))
+        self.shelf = Shelf(self.folder / "wire", algorithms.released(self.algorithm), plan.agreement.wire)
 
     def answer(self, data: bytes) -> bytes:
         """The one door. A release is charged before it is computed, protected, stored, and only then sent."""
@@ -79,11 +81,13 @@ class Site:
             path = self._release_path(request, data)
             if path.is_file():
                 return path.read_bytes()
+            request = self.shelf.received(request)  # first: who has forgotten is asked with other content
             self._refuse_repeated_or_past(request)
             mechanism = privacy.adapted(self.mechanism, request.shared.get(ADAPTATION, {}))
             self._charge(request, mechanism)
             draft = self._compute(request, mechanism)
-            release = to_bytes(Release(self.run, request.round, self.name, mechanism.release(draft)))
+            arrays, precisions = self.shelf.release(request, mechanism.release(draft))
+            release = to_bytes(Release(self.run, request.round, self.name, arrays, precisions=precisions))
             self._store(path, release)
             return release
         except Exception as error:  # whatever went wrong inside, only a code may cross the door
@@ -108,6 +112,9 @@ class Site:
             raise _BadRequest(f"found {message.question!r} of round {message.round}, which the plan does not score")
         if message.question == VERIFY and message.round != self.plan.agreement.training.rounds:
             raise _BadRequest(f"found {VERIFY!r} of round {message.round}, which is not the last")
+        expected = {self.plan.agreement.wire} if message.question == TRAIN else set()
+        if not set(message.precisions.values()) <= expected - {"float32"}:
+            raise _BadRequest(f"found groups in {message.precisions}, the plan has {self.plan.agreement.wire}")
         return message
 
     def _refuse_repeated_or_past(self, request: Request) -> None:
@@ -164,6 +171,8 @@ def _code(error: Exception) -> str:
         return "failed"
     if isinstance(error, _BadRequest | Problems):
         return "bad-request"
+    if isinstance(error, Forgotten):
+        return FORGOTTEN
     if isinstance(error, _NotAffordable):
         return "not-affordable"
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():

@@ -12,6 +12,7 @@ from dataclasses import replace
 from autofed.case import Declaration
 from autofed.fingerprints import Fingerprint
 from autofed.labels import Labels
+from autofed.planner.annotations import annotated_at
 from autofed.planner.following import follow
 from autofed.planner.grids import ANISOTROPY, Grid, full_resolution, low_resolution, preferred
 from autofed.planner.hours import SMALLEST_BATCH, size
@@ -61,7 +62,7 @@ def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str 
     network = task.network(found, chosen.base)
     _say_memory(network, recipe, budget, reasons)
     normalisation = intensity(fingerprint, reasons)
-    annotated = _annotated(fingerprint, reasons)
+    annotated = annotated_at(fingerprint, reasons)
     reasons.say("agreement.privacy.mechanism", "none", "no epsilon was asked for: nothing is promised")
     return Plan(
         budget=budget,
@@ -91,19 +92,6 @@ def _task(declaration: Declaration, preset: Preset, reasons: Reasons) -> Task:
         why = f"{kind}; memory is counted for all {entries} entries of `labels` (nnU-Net)"
         reasons.say("local.network.classes", labels.channels, why)
     return Task(len(declaration.channels), labels.channels, preset, entries - labels.channels)
-
-
-def _annotated(fingerprint: Fingerprint, reasons: Reasons) -> dict[str, tuple[str, ...]]:
-    """What was annotated at the sites that annotated some of the structures only."""
-    names, sites = Labels.of(fingerprint.declaration).names, fingerprint.sites
-    partial = {site: counts.annotated for site, counts in sites.items() if 0 < len(counts.annotated) < len(names)}
-    if partial:
-        shown = "; ".join(f"{site}: {', '.join(annotated)}" for site, annotated in partial.items())
-        every = sum(site.labelled for site in sites.values())
-        taught = ", ".join(f"{name} by {fingerprint.labelled(name)}" for name in names)
-        why = f"no absence is taught where nobody looked: of {every} labelled cases {taught} (marginal loss)"
-        reasons.say("agreement.annotated", shown, why)
-    return partial
 
 
 def check_memory(plan: Plan) -> None:

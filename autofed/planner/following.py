@@ -5,6 +5,7 @@ from __future__ import annotations
 from autofed.case import DECLARED, in_words
 from autofed.fingerprints import Fingerprint
 from autofed.labels import Labels
+from autofed.planner.annotations import annotated_at
 from autofed.planner.grids import full_resolution
 from autofed.planner.hours import fitting_steps
 from autofed.planner.reasons import Reasons, short
@@ -36,9 +37,10 @@ def follow(
     within = "no hours were given: as long as nnU-Net's" if budget.hours is None else f"fit {budget.hours:g} h"
     reasons.say("local.training.steps_per_round", per_round, f"{steps} steps at every site in all; {within}")
     training = training.model_copy(update={"steps_per_round": per_round})
+    least, annotated = faults(len(sites), reasons), annotated_at(fingerprint, reasons)
     return Plan(
         budget=budget,
-        agreement=_agreement(fingerprint, guide, rounds, faults(len(sites), reasons), chosen),
+        agreement=_agreement(fingerprint, guide, rounds, least, chosen, annotated),
         local=guide.local.model_copy(update={"training": training}),
         inference=guide.inference,
         reasons=reasons.lines,
@@ -68,7 +70,14 @@ def _algorithm(guide: Plan, source: str, wanted: str | None, reasons: Reasons) -
     return chosen
 
 
-def _agreement(fingerprint: Fingerprint, guide: Plan, rounds: Rounds, least: Faults, algorithm: Algorithm) -> Agreement:
+def _agreement(
+    fingerprint: Fingerprint,
+    guide: Plan,
+    rounds: Rounds,
+    least: Faults,
+    algorithm: Algorithm,
+    annotated: dict[str, tuple[str, ...]],
+) -> Agreement:
     """The guide's, for these patients and rounds."""
     agreed, sites = guide.agreement, fingerprint.sites
     return Agreement(**{
@@ -77,7 +86,7 @@ def _agreement(fingerprint: Fingerprint, guide: Plan, rounds: Rounds, least: Fau
         "algorithm": algorithm,
         "training": rounds.model_copy(update={"ema": agreed.training.ema}),
         "faults": agreed.faults.model_copy(update={"least_sites": least.least_sites}),
-        "annotated": {site: names for site, names in agreed.annotated.items() if site in sites},
+        "annotated": annotated,
     })  # fmt: skip
 
 

@@ -23,9 +23,11 @@ def data_problems(fingerprint: Fingerprint, budget: Budget) -> list[str]:
 
 
 def structure_problems(fingerprint: Fingerprint) -> list[str]:
-    """Which structures nobody could learn, since no case shows them."""
-    return [
-        f"no case of any site has the structure {name}; remove it from `labels`"
-        for name in Labels.of(fingerprint.declaration).names
-        if fingerprint.classes[name].cases == 0
-    ]
+    """Which structures nobody could learn, since no site annotated them or no case shows them."""
+    problems = []
+    for name in Labels.of(fingerprint.declaration).names:
+        if fingerprint.sites and all(name not in (s.annotated or (name,)) for s in fingerprint.sites.values()):
+            problems.append(f"no site annotated the structure {name}; remove it from `labels` and from `annotated`")
+        elif fingerprint.classes[name].cases == 0:
+            problems.append(f"no case of any site has the structure {name}; remove it from `labels`")
+    return problems

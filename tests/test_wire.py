@@ -1,0 +1,146 @@
+"""Fewer bytes for the same weights: what is lost, what never is, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from autofed import wire
+from autofed.problems import Problems
+
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+ARRAYS = st.dictionaries(
+    st.text(max_size=3),
+    hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=9).flatmap(
+        lambda shape: hnp.arrays(np.float32, shape, elements=FLOATS)
+    ),
+    max_size=4,
+)
+CODED = ("bfloat16", "int8")
+
+
+def alike(a, b) -> bool:
+    return list(a) == list(b) and all(a[n].dtype == b[n].dtype and a[n].tobytes() == b[n].tobytes() for n in a)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ARRAYS, st.sampled_from(CODED))
+def test_names_shapes_and_order_arrive_and_the_numbers_nearly(arrays, precision):
+    found = wire.rounded(arrays, precision)
+    assert list(found) == list(arrays)
+    for name, array in arrays.items():
+        assert found[name].shape == array.shape and found[name].dtype == np.float32
+        exact, error = array.astype(np.float64), found[name].astype(np.float64) - array
+        tiny = 127 * float(np.finfo(np.float32).tiny)
+        if precision == "int8":  # of the largest in its block, which is at most the largest of the array
+            assert (np.abs(error) <= np.abs(exact).max(initial=0) / 254 * (1 + 1e-5) + tiny).all()
+        else:  # half a step of the last of 8 binary digits
+            assert (np.abs(error) <= np.abs(exact) * 2.0**-8 + tiny).all()
+
+
+def test_int8_steps_are_those_of_each_block_by_itself():
+    """A large value costs its own block its precision, and neither the next block nor the next array."""
+    noise = np.random.default_rng(0).normal(size=3 * wire.BLOCK).astype(np.float32)
+    arrays = {"a": noise.copy(), "b": noise[: wire.BLOCK // 2].copy()}
+    arrays["a"][-1] = 1e6
+    found = wire.rounded(arrays, "int8")
+    blocks = [*np.split(arrays["a"], 3), arrays["b"]]
+    for sent, came in zip(blocks, [*np.split(found["a"], 3), found["b"]], strict=True):
+        assert np.abs(came - sent).max() <= np.abs(sent).max() / 254 * 1.00001
+    assert wire.encode(arrays, "int8")["scales"].size == 4
+    assert np.abs(found["a"][: -wire.BLOCK] - arrays["a"][: -wire.BLOCK]).max() < 0.02
+
+
+@pytest.mark.parametrize("precision", CODED)
+def test_zeros_and_the_largest_and_smallest_numbers_arrive_finite(precision):
+    info = np.finfo(np.float32)
+    values = [0, -0.0, info.max, -info.max, info.tiny, info.smallest_subnormal, 1e-40, 3e38]
+    for value in values:
+        array = np.full(wire.BLOCK + 1, value, np.float32)
+        with np.errstate(over="raise", invalid="raise", divide="raise"):
+            found = wire.rounded({"a": array}, precision)["a"]
+        assert np.isfinite(found).all()
+        assert np.allclose(found, array, rtol=2**-8, atol=float(127 * info.tiny))
+
+
+def test_bfloat16_is_rounded_to_nearest_with_ties_to_even_as_torch_does_it():
+    torch = pytest.importorskip("torch")
+    generator = np.random.default_rng(0)
+    array = generator.integers(0, 2**32, 50_000, dtype=np.uint32).view(np.float32)
+    array = np.concatenate([array[np.isfinite(array)], (np.arange(1000, dtype=np.uint32) << 15).view(np.float32)])
+    array = array[np.abs(array) < 3e38]
+    expected = torch.from_numpy(array).to(torch.bfloat16).float().numpy()
+    assert alike(wire.rounded({"a": array}, "bfloat16"), {"a": expected})
+
+
+@pytest.mark.parametrize("precision", CODED)
+def test_what_arrived_may_be_written_to_and_sent_on(precision):
+    array = np.linspace(-1, 1, 1000, dtype=np.float32).reshape(10, 100)
+    found = wire.rounded({"f": np.asfortranarray(array), "s": array[::2]}, precision)
+    assert np.abs(found["f"] - array).max() < 0.005 and np.abs(found["s"] - array[::2]).max() < 0.005
+    found["f"] += 1
+    assert np.abs(found["s"] - array[::2]).max() < 0.005
+
+
+@pytest.mark.parametrize(("precision", "bytes_a_value"), [("bfloat16", 2), ("int8", 1 + 4 / wire.BLOCK)])
+def test_bytes(precision, bytes_a_value):
+    parts = wire.encode({"a": np.ones((40, wire.BLOCK), np.float32)}, precision)
+    assert sum(p.nbytes for p in parts.values()) == bytes_a_value * 40 * wire.BLOCK
+
+
+@pytest.mark.parametrize("precision", CODED)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused_by_name(precision, value):
+    with pytest.raises(Problems, match="'bad' holds NaN or infinite"):
+        wire.encode({"good": np.ones(3, np.float32), "bad": np.array([1, value], np.float32)}, precision)
+
+
+def test_all_that_is_wrong_is_said_at_once():
+    with pytest.raises(Problems) as caught:
+        wire.encode({"a": np.ones(3), "b": np.full(2, np.nan, np.float32)}, "int8")
+    assert len(caught.value.problems) == 2 and "float64" in str(caught.value)
+    for ask in (lambda p: wire.encode({}, p), wire.parts_of, lambda p: wire.decode({}, {}, p)):
+        for precision in ("int4", "float32", None, ["int8"]):
+            with pytest.raises(Problems, match="expected one of bfloat16, int8"):
+                ask(precision)
+
+
+GOOD = {"values": np.ones(300, np.int8), "scales": np.ones(2, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("parts", "shapes", "says"),
+    [
+        ({**GOOD, "values": np.ones(300, np.uint8)}, {"a": [300]}, "flat values of int8"),
+        ({**GOOD, "values": np.ones((300, 1), np.int8)}, {"a": [300]}, "flat values of int8"),
+        ({**GOOD, "scales": np.ones(2)}, {"a": [300]}, "scales of float32"),
+        ({"values": GOOD["values"]}, {"a": [300]}, "and scales"),
+        (GOOD, {"a": [299]}, "300 values came in int8, but their shapes hold 299"),
+        (GOOD, {"a": [2**30] * 30}, "but their shapes hold"),
+        (GOOD, {"a": [300], "b": [2**31 - 1] * 30 + [0]}, "cannot be"),
+        (GOOD, {"a": [300], "b": [1] * 33}, "expected lengths"),
+        (GOOD, {"a": [-300]}, "expected lengths"),
+        (GOOD, {"a": [300.0]}, "expected lengths"),
+        (GOOD, {"a": [True, 300]}, "expected lengths"),
+        (GOOD, {"a": 300}, "expected lengths"),
+        (GOOD, {"a": [100], "b": [200]}, None),
+        (GOOD, {"a": [100], "b": [100], "c": [100]}, "2 scales came for 3 blocks"),
+        ({**GOOD, "scales": np.float32([1, np.nan])}, {"a": [300]}, "NaN or infinite"),
+        ({**GOOD, "scales": np.float32([1, 3e38]), "values": np.full(300, 2, np.int8)}, {"a": [300]}, "NaN or inf"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_before_anything_is_made_of_them(parts, shapes, says):
+    if says is None:
+        assert wire.decode(parts, shapes, "int8")["b"].shape == (200,)
+        return
+    with pytest.raises(Problems, match=says):
+        wire.decode(parts, shapes, "int8")
+
+
+def test_what_gains_by_it():
+    large, small = np.ones(300, np.float32), np.ones(200, np.float32)
+    assert wire.worth({"a": large}) and wire.worth({"a": small, "b": small})
+    assert not wire.worth({"a": small}) and not wire.worth({}) and not wire.worth({"a": large, "n": np.ones(3)})
