@@ -72,7 +72,12 @@ QUICK: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Changes to the gallery's plans for a CPU: about a minute of training on one thread."""
 
-FULL: dict[str, Any] = {"training.rounds": 60, "steps_per_round": 30, "learning_rate": 0.1, "momentum": 0.9}
+FULL: dict[str, Any] = {
+    "training.rounds": 60,
+    "steps_per_round": 30,
+    "local.training.learning_rate": 0.1,
+    "local.training.momentum": 0.9,
+}
 """Changes to the gallery's plans for an accelerator: the planned network, and the recipe of short trainings."""
 
 
@@ -289,8 +294,9 @@ def shares(weights: Mapping[str, int], total: int) -> dict[str, int]:
     """`total` shared out by weights in whole numbers, the largest remainders rounded up, nobody left with none."""
     exact = {name: total * weight / sum(weights.values()) for name, weight in weights.items()}
     found = {name: max(1, int(value)) for name, value in exact.items()}
-    for name in sorted(exact, key=lambda n: found[n] - exact[n])[: total - sum(found.values())]:
-        found[name] += 1
+    while (rest := total - sum(found.values())) > 0:
+        found[max(exact, key=lambda n: exact[n] - found[n])] += 1
+    found[max(exact, key=lambda n: exact[n])] += min(rest, 0)  # of those who would have had none
     return found
 
 

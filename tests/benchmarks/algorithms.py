@@ -155,8 +155,9 @@ def verdicts(found: dict[str, list[Result]]) -> Iterator[str]:
         best = max(means, key=lambda n: means[n])
         aim = float(np.mean([r.dice(where) for r in found["pooled"]]))
         reached = "yes" if means[best] >= OF_POOLED * aim else "NO"
-        yield (f"* {said}: the best federated is {best}, {means[best]:.4f}, {100 * means[best] / aim:.1f} % of pooled "
-               f"({aim:.4f}); {100 * OF_POOLED:g} % reached: {reached}")  # fmt: skip
+        share = f"{100 * means[best] / aim:.1f}" if aim else "-"
+        yield (f"* {said}: the best federated is {best}, {means[best]:.4f}, {share} % of pooled ({aim:.4f}); "
+               f"{100 * OF_POOLED:g} % reached: {reached}")  # fmt: skip
     yield ""
 
 

@@ -29,7 +29,8 @@ def runs(federation: str, seed: int) -> dict[tuple[float, bool], Experiment]:
     """By momentum and whether it is kept; the plan's own choice is the plain fedavg run."""
     found = {(0.9, False): Experiment(federation, seed=seed)}
     for momentum, kept in ((0.9, True), (0.99, False), (0.99, True)):
-        settings = {"momentum": momentum, "learning_rate": RATES[momentum], "keep_momentum": kept}
+        chosen = {"momentum": momentum, "learning_rate": RATES[momentum], "keep_momentum": kept}
+        settings = {f"local.training.{name}": value for name, value in chosen.items()}
         label = f"momentum-{momentum:g}-{'kept' if kept else 'anew'}"
         found[momentum, kept] = Experiment(federation, seed=seed, label=label, settings=settings)
     return found
