@@ -34,7 +34,7 @@ def ground(tmp_path):
     first = autofed.plan(sites, hours=0.01, device="cpu")
     settings = {
         "training.rounds": ROUNDS, "training.steps_per_round": 4, "batch_size": 2, "training.ema": 0.5,
-        "network.features": [4] * len(first.local.network.features),
+        "agreement.wire": "int8", "network.features": [4] * len(first.local.network.features),
     }  # fmt: skip
     autofed.plan(sites, tmp_path / "plan.json", hours=0.01, device="cpu", settings=settings)
     autofed.preprocess(tmp_path / "plan.json", sites, tmp_path / "work")
