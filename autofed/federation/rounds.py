@@ -64,7 +64,6 @@ class Course:
                 return answers
         found = f"{len(answers.releases)} of {len(self.sites)} sites answered in {faults.attempts} attempts"
         raise Problems(f"round {round}", [f"{found}; the plan wants {least}", *_named(answers.left_out)])
-        raise AssertionError("unreachable")
 
     def _ask_once(
         self, question: str, round: int, sent: Parcel, since: Mapping[str, int], sites: Sequence[str]
