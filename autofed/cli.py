@@ -151,8 +151,12 @@ def preprocess(
 @app.command()
 def train(
     plan: Annotated[Path, typer.Argument(help="The plan.")],
-    work: Annotated[Path, typer.Argument(help="WORK, with the prepared data of every site of the plan.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="RUN: where the run is kept.")],
+    work: Annotated[Path | None, typer.Argument(help="WORK, with the prepared data of every site of the plan.")] = None,
+    connection: Annotated[
+        str | None,
+        typer.Option(help="Instead of WORK: the SuperLink, by its name in Flower's config, with the sites behind it."),
+    ] = None,
     algorithm: Annotated[
         str | None,
         typer.Option(help="Instead of the plan's: fedavg, fedprox, fednova, scaffold, fedbn, local, pooled."),
@@ -186,7 +190,9 @@ def train(
             init=init,
             resume=resume,
             device=device.value,
+            connection=connection,
             progress=progress,
+            say=lambda line: typer.echo(line, err=True),
         )
     typer.echo(f"{output}: finished; models: {', '.join(run.models())}")
     for trained in run.folds():

@@ -31,6 +31,7 @@ FLOORS = (
         "federation.answers",
         "federation.deltas",
         "federation.site",
+        "federation.premises",
         "federation.states",
         "federation.metrics",
         "federation.server",
