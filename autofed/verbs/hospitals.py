@@ -85,7 +85,7 @@ server_app = flower.serve(_lead)
 
 
 def submit(coordinator: Coordinator, fold: str, connection: str, say: Say, progress: Progress) -> None:
-    """Have a SuperLink lead a fold of a run, and wait for its end; `Problems` says why it did not come to a good one."""
+    """Have a SuperLink lead a fold of a run to its end; `Problems` says why it did not come to a good one."""
     run, rounds = coordinator.run, coordinator.plan.agreement.training.rounds
     with tempfile.TemporaryDirectory() as folder:
         app = Path(folder) / "autofed"
