@@ -206,6 +206,29 @@ def train(
 
 
 @app.command()
+def site(
+    plan: Annotated[Path, typer.Argument(help="The site's own copy of the plan, which it agreed to.")],
+    work: Annotated[Path, typer.Argument(help="WORK, with the prepared data of this site.")],
+    name: Annotated[str, typer.Option(help="Which site of the plan this is.")],
+    memory: Annotated[Path, typer.Option("-o", "--output", help="MEMORY: what the site keeps of runs.")],
+    superlink: Annotated[str, typer.Option(help="HOST:PORT of the coordinator's SuperLink.")],
+    key: Annotated[Path | None, typer.Option(help="This site's private key, which the coordinator registered.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="The certificate that the SuperLink's is signed with.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Without --key and --ca, to try it out.")] = False,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Take part, as one hospital, in trainings that are led elsewhere; runs until it is ended."""
+    from autofed.verbs import hospitals
+
+    if insecure == bool(key and ca) or (insecure and (key or ca)):
+        raise typer.BadParameter("give both --key and --ca, or --insecure alone")
+    hospitals.attend(
+        name, plan, work, memory, superlink, key=key, authority=ca, device=device.value,
+        say=lambda line: typer.echo(line, err=True),
+    )  # fmt: skip
+
+
+@app.command()
 def predict(
     runs: Annotated[list[Path], typer.Argument(help="One or more RUNs, whose models vote together.")],
     images: Annotated[Path, typer.Option("-i", "--images", help="A folder of scans, or one file.")],

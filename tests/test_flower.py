@@ -9,10 +9,11 @@ import pytest
 
 import autofed
 from autofed import algorithms
-from autofed.exchange import Failure, Request, from_bytes, load_groups, to_bytes
-from autofed.federation import flower
-from autofed.federation.premises import Premises, request_name
-from autofed.privacy.ledger import PrivacyLedger
+from autofed.exchange import from_bytes, load_groups
+from autofed.federation.flower.answers import client_app
+from autofed.federation.flower.records import packed, unpacked
+from autofed.federation.flower.transport import OverFlower
+from autofed.federation.premises import request_name
 from autofed.problems import Problems
 from autofed.runs import Identity, Run
 from autofed.verbs.coordinator import Coordinator
@@ -66,7 +67,7 @@ class OneProcess(Grid):
         config = self.nodes[node]
         if config.get("site") not in self.silent:
             context = flwr_app.Context(1, node, config, flwr_app.RecordDict(), {})
-            self.waiting[number] = travel(flower.client_app(message, context))
+            self.waiting[number] = travel(client_app(message, context))
         return number
 
     def pull_messages(self, message_ids):
@@ -109,7 +110,7 @@ def ground(tmp_path_factory):
 
 
 def reach(nodes, plan, name="0" * 32, **wanted):
-    return flower.OverFlower(OneProcess(nodes, **wanted), plan, name, patience_seconds=0)
+    return OverFlower(OneProcess(nodes, **wanted), plan, name, patience_seconds=0)
 
 
 def lead(run, plan, nodes, fold="all"):
@@ -169,14 +170,14 @@ def test_a_site_that_is_silent_until_the_deadline_is_not_in_the_answer(ground, t
     transport = reach(ground.nodes(tmp_path, plan), plan)
     transport.meet()
     transport.grid.silent.add("bravo")
-    answers = transport({site: b"rubbish" for site in CASES})
+    answers = transport(dict.fromkeys(CASES, b"rubbish"))
     assert answers.keys() == {"alpha"}
     assert from_bytes(answers["alpha"]).code == "failed"
 
 
 def test_requests_as_large_as_a_network_arrive_whole():
     data = np.random.default_rng(0).bytes((12 << 20) + 3)
-    assert flower.unpacked(flower.packed({"agreement": "a"}, data)) == ({"agreement": "a"}, data)
+    assert unpacked(packed({"agreement": "a"}, data)) == ({"agreement": "a"}, data)
 
 
 # --- who is who

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,6 +123,10 @@ class Premises(Record):
     memory: Path
     device: str = "auto"
 
+    def check(self) -> None:
+        """`Problems` if the site could take part in no training by its plan."""
+        open_data(self.work, self.site, self._agreed())
+
     def introduce(self, name: str) -> Introduction:
         """Whether the site can take part in the training of this name; why not is in its own log."""
         try:
@@ -148,8 +153,8 @@ class Premises(Record):
         except Exception as error:  # whatever went wrong inside, only a code may cross the door
             self._log(error)
             return to_bytes(Failure(request.run, request.round, self.site, "failed"))
-        with Feeder(workers_for(plan, site.device)) as site.feeder:
-            return site.answer(data)
+        site.feeder = _feeder(workers_for(plan, site.device))
+        return site.answer(data)
 
     def _open(self, plan: Plan, name: str) -> Site:
         from autofed.devices import pick_device
@@ -199,6 +204,12 @@ class Premises(Record):
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
             handler.emit(record)
             handler.close()
+
+
+@cache
+def _feeder(workers: Workers) -> Feeder:
+    """One for all requests: its processes take seconds to start. It ends with this process."""
+    return Feeder(workers)
 
 
 def _refuse_other(agreement: str, plan: Plan) -> None:

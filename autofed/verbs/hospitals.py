@@ -7,20 +7,21 @@ loop on the run's folder as a training on one machine.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from autofed import __version__, algorithms
-from autofed.federation import flower, states
-from autofed.federation.premises import request_name
+from autofed.federation import states
+from autofed.federation.flower import commands, node
+from autofed.federation.flower.transport import OverFlower, serve
+from autofed.federation.premises import Premises, request_name
+from autofed.files import PathLike
 from autofed.parallel import Progress
 from autofed.plans import Plan
-from autofed.problems import Problems
+from autofed.problems import Problems, refuse
 from autofed.runs import Run
 from autofed.splits import ALL
 from autofed.verbs.coordinator import Coordinator
@@ -39,22 +40,18 @@ publisher = "autofed"
 
 [tool.flwr.app.components]
 serverapp = "autofed.verbs.hospitals:server_app"
-clientapp = "autofed.federation.flower:client_app"
+clientapp = "autofed.federation.flower.answers:client_app"
 
 [tool.flwr.app.config]
 run = ""
 fold = "all"
 """
 
-_QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-_FLWR = f"import os; os.environ.update({_QUIET}); from flwr.cli.app import app; app()"
-"""Flower's own command line without its reports and its check for updates, which are settled before it is imported."""
-
 
 # --- at the SuperLink
 
 
-def _lead(config: Mapping[str, Any], reach: Callable[[Plan, str], flower.OverFlower], say: Say) -> None:
+def _lead(config: Mapping[str, Any], reach: Callable[[Plan, str], OverFlower], say: Say) -> None:
     """Lead a fold of the run in `config` to its end."""
     run, fold = Run(str(config["run"])), str(config["fold"])
     if not run.exists:
@@ -78,10 +75,37 @@ def _lead(config: Mapping[str, Any], reach: Callable[[Plan, str], flower.OverFlo
     coordinator.train(fold, transport)
 
 
-server_app = flower.serve(_lead)
+server_app = serve(_lead)
 
 
-# --- at the keyboard
+# --- at a site
+
+
+def attend(
+    site: str,
+    plan: PathLike,
+    work: PathLike,
+    memory: PathLike,
+    superlink: str,
+    *,
+    key: PathLike | None = None,
+    authority: PathLike | None = None,
+    device: str = "auto",
+    say: Say = lambda _: None,
+) -> None:
+    """Take part as a site in every run by its plan that the SuperLink at HOST:PORT leads, until this process is ended.
+
+    `work` and `memory` are its own folders, `key` and `authority` files. `Problems` before that if it could not.
+    """
+    places = {"work": work, "plan": plan, "memory": memory}
+    premises = Premises(site=site, device=device, **{name: Path(path).resolve() for name, path in places.items()})
+    premises.check()
+    mine, root = (None if path is None else Path(path).resolve() for path in (key, authority))
+    refuse("site", [f"{path}: there is no such file" for path in (mine, root) if path and not path.is_file()])
+    node.attend(premises, superlink, mine, root, say)
+
+
+# --- at the coordinator's keyboard
 
 
 def submit(coordinator: Coordinator, fold: str, connection: str, say: Say, progress: Progress) -> None:
@@ -94,46 +118,24 @@ def submit(coordinator: Coordinator, fold: str, connection: str, say: Say, progr
         config = Path(folder) / "run.toml"
         values = {"run": str(run.folder.resolve()), "fold": fold}
         config.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in values.items()), encoding="utf-8")
-        started = _ask_flower("run", str(app), connection, "--run-config", str(config))
+        started = commands.ask("run", str(app), connection, "--run-config", str(config))
     number = started["run-id"]
     try:
-        for line in _stream(number, connection):
+        for line in commands.stream(number, connection):
             say(line)
             progress("training", run.finished(fold), rounds)
     except KeyboardInterrupt:
-        _ask_flower("stop", number, connection)
+        commands.ask("stop", number, connection)
         raise
     _refuse_bad_end(number, connection)
-
-
-def _stream(number: str, connection: str) -> Iterator[str]:
-    """What the run says, line by line, until it ends."""
-    command = [sys.executable, "-c", _FLWR, "log", number, connection, "--stream"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        for line in process.stdout or ():
-            yield line.rstrip()
 
 
 def _refuse_bad_end(number: str, connection: str) -> None:
     status = ""
     while not status.startswith("finished"):  # the last lines come a moment before the end
-        (found,) = _ask_flower("list", connection, "--run-id", number)["runs"]
+        (found,) = commands.ask("list", connection, "--run-id", number)["runs"]
         status = found["status"]
         time.sleep(1)
     if status != "finished:completed":
         details = str(found["status-details"]).removeprefix("ServerApp failed with exception: ")
         raise Problems(f"run {number} at {connection}", [f"{details or status}; go on with --resume"])
-
-
-def _ask_flower(*words: str) -> dict[str, Any]:
-    """What a command of Flower's says in its JSON; `Problems` with its own words if it fails."""
-    command = [sys.executable, "-c", _FLWR, *words, "--format", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    try:
-        found = json.loads(done.stdout)
-    except json.JSONDecodeError:
-        found = {}
-    if not found.get("success"):
-        said = found.get("error-message") or done.stderr or done.stdout
-        raise Problems(f"flwr {words[0]}", [str(said).strip() or f"it ended with {done.returncode}"])
-    return found

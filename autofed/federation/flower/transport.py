@@ -1,26 +1,21 @@
-"""The transport between machines: Flower carries the bytes, with its own identities, encryption and reconnecting.
-
-The only file that imports Flower. At the coordinator the loop asks through `OverFlower`; at a site Flower starts a
-process for each message, whose one handler hands the bytes to the site's `Premises`. No strategy of Flower's is used:
-what is asked, checked and merged is the same as on one machine.
-"""
+"""The coordinator's end: which node is which site, requests to them and their answers."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from logging import INFO, WARNING
+from logging import INFO
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
 from autofed import __version__
-from autofed.federation.premises import Introduction, Premises
+from autofed.federation.flower.records import packed, unpacked
+from autofed.federation.premises import Introduction
 from autofed.plans import Plan
-from autofed.problems import Problems, refuse
+from autofed.problems import refuse
 
 PATIENCE_SECONDS = 90.0
 """So long the coordinator waits at the start for sites to appear. One that was killed is let in again after 60 s."""
@@ -29,48 +24,8 @@ _POLL_SECONDS = 0.5
 _LONGEST_SECONDS = 30 * 24 * 3600.0
 """How long Flower keeps a message if the plan sets no deadline; its own 12 hours are less than a round may be."""
 
-Words = Mapping[str, str]
 Coordinate = Callable[[Mapping[str, Any], Callable[[Plan, str], "OverFlower"], Callable[[str], None]], None]
 """What leads a run: handed the run's configuration, how to reach the sites of a plan, and whom to tell."""
-
-
-def packed(words: Words, data: bytes = b"") -> RecordDict:
-    """Some words and a block of bytes as Flower's records: as an array, which travels in pieces whatever its size."""
-    block = Array(dtype="uint8", shape=(len(data),), stype="autofed", data=data)
-    return RecordDict({"words": ConfigRecord(dict(words)), "block": ArrayRecord({"bytes": block})})
-
-
-def unpacked(content: RecordDict) -> tuple[Words, bytes]:
-    """Undo `packed`."""
-    words = {name: str(value) for name, value in content.config_records["words"].items()}
-    return words, content.array_records["block"]["bytes"].data
-
-
-# --- at a site
-
-client_app = ClientApp()
-
-
-@client_app.query()
-def _answer(message: Message, context: Context) -> Message:
-    """The one handler. An exception's text would travel to the coordinator, so there is none."""
-    return Message(answer(message.content, context.node_config), reply_to=message)
-
-
-def answer(content: RecordDict, node_config: Mapping[str, Any]) -> RecordDict:
-    """A site's reply: to a request the bytes of its answer, to anything else its introduction."""
-    try:
-        premises = Premises.parse(dict(node_config), "--node-config")
-    except Problems as error:
-        log(WARNING, "%s", error)
-        return packed({"introduction": ""})
-    words, data = unpacked(content)
-    if data:
-        return packed({}, premises.answer(data, words.get("agreement", "")))
-    return packed({"introduction": premises.introduce(words.get("run", "")).model_dump_json()})
-
-
-# --- at the coordinator
 
 
 def serve(coordinate: Coordinate) -> ServerApp:
