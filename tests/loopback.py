@@ -85,6 +85,11 @@ class Network:
             assert time.monotonic() < end, f"{name} is not ready:\n{self.log(name)}"
             time.sleep(0.2)
 
+    def everything(self, done: subprocess.CompletedProcess) -> str:
+        """What a command and all processes said, for the eyes of whoever looks at a failed test."""
+        logs = [f"=== {name}\n{self.log(name)}" for name in self.processes]
+        return "\n".join([done.stdout, done.stderr, *logs])
+
     def log(self, name: str) -> str:
         return (self.root / f"{name}.log").read_text()
 

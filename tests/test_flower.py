@@ -9,14 +9,15 @@ import pytest
 
 import autofed
 from autofed import algorithms
-from autofed.exchange import from_bytes, load_groups
+from autofed.exchange import Failure, Request, from_bytes, load_groups, to_bytes
 from autofed.federation.flower.answers import client_app
 from autofed.federation.flower.records import packed, unpacked
 from autofed.federation.flower.transport import OverFlower
-from autofed.federation.premises import request_name
+from autofed.federation.premises import Premises, request_name
 from autofed.problems import Problems
 from autofed.runs import Identity, Run
 from autofed.verbs.coordinator import Coordinator
+from tests.loopback import CONNECTION, Network
 from tests.plans_made import small_plan
 from tests.synthetic import TUMOUR, make_site
 
@@ -191,12 +192,139 @@ def changed(node, **new):
     ("change", "says"),
     [
         (lambda a, b: [a], 'no node takes part as bravo; start its SuperNode with site="bravo"'),
-        (lambda a, b: [a, changed(b, site="brovo")], "bravo cannot|no node takes part as bravo"),
         (lambda a, b: [a, b, changed(b)], "two nodes call themselves bravo: 8 and 9"),
         (lambda a, b: [a, changed(b, work="/nowhere")], "bravo cannot take part; why is in its own site.log"),
         (lambda a, b: [a, {"site": "bravo"}], "the node 8 cannot read its --node-config"),
+        (lambda a, b: [a, changed(b, colour="red")], "the node 8 cannot read its --node-config"),
     ],
 )
 def test_who_does_not_fit_is_named(ground, tmp_path, change, says):
     with pytest.raises(Problems, match=says):
         reach(change(*ground.nodes(tmp_path, ground.plan)), ground.plan).meet()
+
+
+def test_a_stranger_gets_no_request_and_is_named_when_a_site_is_missing(ground, tmp_path):
+    plan, said = ground.plan, []
+    three = ground.plan.change({"agreement.patients": {**CASES, "charlie": 3}})
+    alpha, bravo = ground.nodes(tmp_path, three)
+    three.save(tmp_path / "agreed.json")
+    make_site(tmp_path / "raw" / "charlie", cases=3)
+    autofed.preprocess(three, [tmp_path / "raw" / "charlie"], tmp_path / "work")
+    charlie = changed(ground.node(tmp_path, "charlie"), work=str(tmp_path / "work"))
+    with pytest.raises(Problems, match=r"no node takes part as bravo \(there is charlie\)"):
+        reach([alpha, charlie], plan).meet()
+    alpha, bravo = (changed(n, plan=str(ground.root / "plan.json")) for n in (alpha, bravo))
+    transport = reach([alpha, charlie, bravo], plan)
+    transport.say = said.append
+    transport.meet()
+    transport(dict.fromkeys(CASES, b"rubbish"))
+    assert [node for node, _ in transport.grid.sent[3:]] == [7, 9]
+    assert said == ["a node calls itself charlie, which is no site of the plan; it takes no part"]
+
+
+def test_a_node_is_only_the_site_that_its_key_was_registered_for(ground, tmp_path):
+    nodes = ground.nodes(tmp_path, ground.plan)
+    reach(nodes, ground.plan, names=("alpha", "bravo")).meet()
+    with pytest.raises(Problems, match="the node registered as bravo calls itself alpha"):
+        reach(nodes, ground.plan, names=("bravo", "alpha")).meet()
+
+
+@pytest.mark.parametrize(("field", "part"), [("training.rounds", "agreement"), ("training.batch_size", "local part")])
+def test_a_site_that_agreed_to_another_plan_is_named(ground, tmp_path, field, part):
+    other = ground.plan.change({field: 1})
+    with pytest.raises(Problems, match=f"alpha has agreed to a plan with another {part}.*hand it the plan.json"):
+        reach(ground.nodes(tmp_path, ground.plan), other).meet()
+
+
+def test_a_run_that_has_begun_goes_on_with_the_least_sites_of_the_plan(ground, tmp_path):
+    plan, said = ground.plan.change({"faults.least_sites": 1}), []
+    transport = reach(ground.nodes(tmp_path, plan)[:1], plan)
+    transport.say = said.append
+    with pytest.raises(Problems, match="no node takes part as bravo"):
+        transport.meet()
+    transport.meet(least=1)
+    assert "no node takes part as bravo" in said[-1]
+    transport.grid.nodes[8] = ground.node(tmp_path, "bravo")  # it is there for the next round
+    assert transport(dict.fromkeys(CASES, b"rubbish")).keys() == set(CASES)
+
+
+# --- what a site answers
+
+
+def ask(ground, tmp_path, request, agreement=None, **other):
+    (node, _) = ground.nodes(tmp_path, ground.plan)
+    premises = Premises.parse(changed(node, **other), "a node")
+    return from_bytes(premises.answer(to_bytes(request), agreement or ground.plan.agreement.digest()))
+
+
+@pytest.mark.parametrize(
+    ("request_", "other"),
+    [
+        (Request("0" * 32, 1, "train"), {"agreement": "another"}),
+        (Request("../../escape", 1, "train"), {}),
+        (Request("0" * 32 + "-fold-9", 1, "train"), {}),
+        (Request("0" * 32, 1, "train"), {"work": "/nowhere"}),
+        (Request("0" * 32, 1, "train"), {"plan": "/nowhere/plan.json"}),
+        (Request("0" * 32, 1, "train"), {"site": "mallory"}),
+    ],
+)
+def test_what_a_site_cannot_answer_crosses_the_door_as_a_code(ground, tmp_path, request_, other):
+    found = ask(ground, tmp_path, request_, **other)
+    assert found == Failure(request_.run, 1, other.get("site", "alpha"), "failed")
+    assert (tmp_path / "alpha" / "site.log").read_text()
+    assert not list(tmp_path.rglob("releases")) and not (tmp_path / "escape").exists()
+
+
+# --- for real
+
+
+@pytest.fixture(scope="module")
+def network(ground):
+    """A SuperLink and the two sites, each with a key that was registered for it."""
+    with Network(ground.root) as found:
+        for site in CASES:
+            key = found.key(f"{site}.key")
+            found.register(key, site)
+            found.site(site, key, ground.root / "plan.json", ground.root / site / "work", ground.root / site / "memory")
+        yield found
+
+
+def test_between_machines_a_training_ends_as_on_one(ground, network, tmp_path):
+    done = network.autofed("train", f"{ground.root}/plan.json", "-o", f"{tmp_path}/run", "--connection", CONNECTION)
+    assert done.returncode == 0, network.everything(done)
+    here = autofed.train(ground.plan, ground.root / "work", tmp_path / "here", device="cpu")
+    assert same(kept(tmp_path / "run" / "fold_all"), kept(here.rounds_folder)) and kept(here.rounds_folder)
+    assert "round 3 of 3: 2 of 2 sites answered" in done.stderr
+
+
+def test_a_run_that_fails_at_the_superlink_fails_at_the_keyboard(ground, network, tmp_path):
+    words = ("-o", f"{tmp_path}/run", "--connection", CONNECTION, "--rounds", "2")
+    done = network.autofed("train", f"{ground.root}/plan.json", *words)
+    assert done.returncode == 2, network.everything(done)
+    assert "bravo has agreed to a plan with another agreement" in done.stderr.split("error: ")[-1]
+
+
+def test_a_key_that_was_not_registered_is_refused(network):
+    network.node("stranger", network.key("stranger.key"), {"site": "alpha"})
+    assert network.processes["stranger"].wait(60) != 0, network.log("stranger")
+
+
+def test_a_superlink_that_flower_does_not_know(ground, tmp_path):
+    with pytest.raises(Problems, match="SuperLink connection 'nowhere' not found"):
+        autofed.train(ground.plan, None, tmp_path / "run", connection="nowhere")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        ({"work": None}, "WORK, the prepared data of every site, is missing"),
+        ({"work": "work", "connection": "x"}, "the data is at the sites; leave work out"),
+        ({"work": None, "connection": "x", "algorithm": "pooled"}, "needs all data in one place"),
+        ({"work": None, "connection": "x", "folds": ("0", "1")}, "one fold is trained at a time, found 0, 1"),
+        ({"work": None, "connection": "x", "device": "cpu"}, "each site's own choice"),
+    ],
+)
+def test_what_belongs_elsewhere_is_refused(ground, tmp_path, wanted, says):
+    with pytest.raises(Problems, match=says):
+        autofed.train(ground.plan, run=tmp_path / "run", **wanted)
+    assert not (tmp_path / "run").exists()

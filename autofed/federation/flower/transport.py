@@ -147,7 +147,9 @@ class OverFlower:
         replies: dict[int, RecordDict] = {}
         while waiting and time.monotonic() < end:
             for reply in self.grid.pull_messages(list(waiting)):
-                node = waiting.pop(reply.metadata.reply_to_message_id)
+                node = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if node is None:
+                    continue
                 if reply.has_error():
                     self.say(f"the node {node} gave no answer: {reply.error.reason}")
                 else:
