@@ -306,18 +306,24 @@ def demo(
     typer.echo(f"page:     {result.page}")
 
 
+_INTERRUPTED = 130
+"""The exit code of a program that Ctrl-C ended (128 and SIGINT)."""
+
+
 def main() -> None:
     """Entry point: bad input becomes a message and exit code 2, without a traceback."""
     # Torch's threads wait for each other by spinning. Beside another busy program a step then took 8 times as long as
     # with short spins, which cost nothing on a machine of one's own (2 cores). Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # an interrupted command comes back with the code of one
     except KeyboardInterrupt:
-        typer.echo("interrupted; run the same command again to go on (train: add --resume)", err=True)
-        sys.exit(130)
+        code = _INTERRUPTED
     except Exception as error:
         _end(error)
+    if code == _INTERRUPTED:
+        typer.echo("interrupted; run the same command again to go on (train: add --resume)", err=True)
+    sys.exit(code or 0)
 
 
 def _end(error: Exception) -> None:

@@ -20,6 +20,13 @@ from autofed.problems import refuse
 PATIENCE_SECONDS = 90.0
 """So long the coordinator waits at the start for sites to appear. One that was killed is let in again after 60 s."""
 
+NUDGE_SECONDS = 30.0
+"""After so long without an answer a node gets a small message besides.
+
+A SuperNode of Flower 1.41 whose run was stopped while it fetched a message hands on each later reply only when the next
+message comes: without this the coordinator would wait for a reply that lies there.
+"""
+
 _POLL_SECONDS = 0.5
 _LONGEST_SECONDS = 30 * 24 * 3600.0
 """How long Flower keeps a message if the plan sets no deadline; its own 12 hours are less than a round may be."""
@@ -54,12 +61,14 @@ class OverFlower:
         run: str,
         *,
         patience_seconds: float = PATIENCE_SECONDS,
+        nudge_seconds: float = NUDGE_SECONDS,
         say: Callable[[str], None] = lambda _: None,
     ):
         self.grid = grid
         self.plan = plan
         self.run = run
         self.patience_seconds = patience_seconds
+        self.nudge_seconds = nudge_seconds
         self.say = say
         self.nodes: dict[str, int] = {}
         self._met: dict[int, Introduction] = {}
@@ -115,7 +124,7 @@ class OverFlower:
         """Take a node for the site that it says it is, or say why not."""
         said = self._met[node]
         if registered and registered != said.site:
-            return [f"the node registered as {registered} calls itself {said.site}; correct its --node-config"]
+            return [f"the node registered as {registered} calls itself {said.site}; correct its --name"]
         if said.site not in self.plan.agreement.patients:
             self.say(f"a node calls itself {said.site}, which is no site of the plan; it takes no part")
             return []
@@ -131,32 +140,34 @@ class OverFlower:
         others = sorted({said.site for said in self._met.values()} - set(sites))
         found = f" (there is {', '.join(others)})" if others else ""
         return [
-            f"no node takes part as {site}{found}; start its SuperNode with site=\"{site}\" in its --node-config"
+            f"no node takes part as {site}{found}; start `autofed site --name {site}` there"
             for site in sites if site not in self.nodes
         ]  # fmt: skip
 
     def _exchange(self, contents: Mapping[int, RecordDict], seconds: float | None) -> dict[int, RecordDict]:
         """One message to each node, and the replies that come in time."""
-        messages = [
-            Message(content, node, MessageType.QUERY, ttl=seconds or _LONGEST_SECONDS)
-            for node, content in contents.items()
-        ]
-        sent = self.grid.push_messages(messages) if messages else []
-        waiting = {message: node for message, node in zip(sent, contents, strict=False) if message}
-        end = time.monotonic() + (seconds or _LONGEST_SECONDS)
-        replies: dict[int, RecordDict] = {}
+        waiting, replies = self._push(contents, seconds or _LONGEST_SECONDS), {}
+        begin = time.monotonic()
+        end, nudge = begin + (seconds or _LONGEST_SECONDS), begin + self.nudge_seconds
         while waiting and time.monotonic() < end:
             for reply in self.grid.pull_messages(list(waiting)):
                 node = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if node is None:
-                    continue
-                if reply.has_error():
+                if node is not None and reply.has_error():
                     self.say(f"the node {node} gave no answer: {reply.error.reason}")
-                else:
+                elif node is not None:
                     replies[node] = reply.content
+            if waiting and time.monotonic() >= nudge:
+                self._push({node: packed({"run": self.run}) for node in waiting.values()}, self.nudge_seconds)
+                nudge += self.nudge_seconds
             if waiting:
                 time.sleep(_POLL_SECONDS)
         return replies
+
+    def _push(self, contents: Mapping[int, RecordDict], seconds: float) -> dict[str, int]:
+        """Send a message to each node, which Flower forgets after so long; the nodes by the names of the messages."""
+        messages = [Message(content, node, MessageType.QUERY, ttl=seconds) for node, content in contents.items()]
+        sent = self.grid.push_messages(messages) if messages else []
+        return {message: node for message, node in zip(sent, contents, strict=False) if message}
 
 
 def _misfits(said: Introduction, plan: Plan) -> list[str]:
