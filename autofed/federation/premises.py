@@ -29,7 +29,7 @@ _REQUEST_NAME = re.compile(r"([0-9a-f]{32})(?:-fold-(\d{1,3}))?")
 
 
 def open_data(work: Path, site: str, plan: Plan) -> Store:
-    """A site's prepared data; `Problems` if there is none, or not the patients and structures that the plan counts on."""
+    """A site's prepared data; `Problems` if there is none, or not that which the plan counts on."""
     store = open_store(work, site, plan.local)
     found, patients = len(store.patients), plan.agreement.patients[site]
     known, planned = Labels.of(plan.agreement), plan.agreement.annotated.get(site, ())
