@@ -151,8 +151,12 @@ def preprocess(
 @app.command()
 def train(
     plan: Annotated[Path, typer.Argument(help="The plan.")],
-    work: Annotated[Path, typer.Argument(help="WORK, with the prepared data of every site of the plan.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="RUN: where the run is kept.")],
+    work: Annotated[Path | None, typer.Argument(help="WORK, with the prepared data of every site of the plan.")] = None,
+    connection: Annotated[
+        str | None,
+        typer.Option(help="Instead of WORK: the SuperLink, by its name in Flower's config, with the sites behind it."),
+    ] = None,
     algorithm: Annotated[
         str | None,
         typer.Option(help="Instead of the plan's: fedavg, fedprox, fednova, scaffold, fedbn, local, pooled."),
@@ -186,7 +190,9 @@ def train(
             init=init,
             resume=resume,
             device=device.value,
+            connection=connection,
             progress=progress,
+            say=lambda line: typer.echo(line, err=True),
         )
     typer.echo(f"{output}: finished; models: {', '.join(run.models())}")
     for trained in run.folds():
@@ -197,6 +203,29 @@ def train(
         if scores:
             typer.echo(f"fold {trained}: Dice of the held-out cases: {', '.join(scores)}")
     typer.echo(f"next: autofed predict {output} -i IMAGES -o OUT")
+
+
+@app.command()
+def site(
+    plan: Annotated[Path, typer.Argument(help="The site's own copy of the plan, which it agreed to.")],
+    work: Annotated[Path, typer.Argument(help="WORK, with the prepared data of this site.")],
+    name: Annotated[str, typer.Option(help="Which site of the plan this is.")],
+    memory: Annotated[Path, typer.Option("-o", "--output", help="MEMORY: what the site keeps of runs.")],
+    superlink: Annotated[str, typer.Option(help="HOST:PORT of the coordinator's SuperLink.")],
+    key: Annotated[Path | None, typer.Option(help="This site's private key, which the coordinator registered.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="The certificate that the SuperLink's is signed with.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Without --key and --ca, to try it out.")] = False,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Take part, as one hospital, in trainings that are led elsewhere; runs until it is ended."""
+    from autofed.verbs import hospitals
+
+    if insecure == bool(key and ca) or (insecure and (key or ca)):
+        raise typer.BadParameter("give both --key and --ca, or --insecure alone")
+    hospitals.attend(
+        name, plan, work, memory, superlink, key=key, authority=ca, device=device.value,
+        say=lambda line: typer.echo(line, err=True),
+    )  # fmt: skip
 
 
 @app.command()
@@ -277,18 +306,24 @@ def demo(
     typer.echo(f"page:     {result.page}")
 
 
+_INTERRUPTED = 130
+"""The exit code of a program that Ctrl-C ended (128 and SIGINT)."""
+
+
 def main() -> None:
     """Entry point: bad input becomes a message and exit code 2, without a traceback."""
     # Torch's threads wait for each other by spinning. Beside another busy program a step then took 8 times as long as
     # with short spins, which cost nothing on a machine of one's own (2 cores). Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # an interrupted command comes back with the code of one
     except KeyboardInterrupt:
-        typer.echo("interrupted; run the same command again to go on (train: add --resume)", err=True)
-        sys.exit(130)
+        code = _INTERRUPTED
     except Exception as error:
         _end(error)
+    if code == _INTERRUPTED:
+        typer.echo("interrupted; run the same command again to go on (train: add --resume)", err=True)
+    sys.exit(code or 0)
 
 
 def _end(error: Exception) -> None:

@@ -110,9 +110,18 @@ def test_field_names_are_whole_however_narrow_the_terminal(tmp_path, monkeypatch
 def test_help_names_every_verb(monkeypatch, capsys):
     code, text = call(monkeypatch, capsys, "--help")
     assert code == 0
-    for verb in ("fingerprint", "plan", "preprocess", "train", "predict", "evaluate", "demo"):
+    for verb in ("fingerprint", "plan", "preprocess", "train", "predict", "evaluate", "demo", "site"):
         assert verb in text
-    assert len(app.registered_commands) == 7
+    assert len(app.registered_commands) == 8
+
+
+def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("autofed.verbs.training.train", interrupted)
+    code, text = call(monkeypatch, capsys, "train", "plan.json", "WORK", "-o", "RUN")
+    assert code == 130 and "add --resume" in text
 
 
 def test_as_a_program():

@@ -1,36 +1,34 @@
-"""Training over all sites of a plan, on this machine."""
+"""Training over all sites of a plan, on this machine or over Flower."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from autofed import algorithms, plans
-from autofed.batches import Feeder, Workers, memory_bytes
-from autofed.devices import machine_memory_bytes, pick_device
+from autofed.batches import Feeder, Workers
+from autofed.devices import pick_device
+from autofed.federation.premises import open_data, workers_for
 from autofed.federation.server import refuse_idle
 from autofed.files import PathLike
-from autofed.labels import Labels
 from autofed.network import build, load_weights
 from autofed.parallel import Progress, silent
 from autofed.plans import Plan
-from autofed.prepared import Store, open_store
-from autofed.problems import Problems, refuse
+from autofed.prepared import Store
+from autofed.problems import Problems, gathered, refuse
 from autofed.runs import Identity, Run, read_weights
 from autofed.splits import ALL, FOLDS
+from autofed.verbs.coordinator import Coordinator
 from autofed.verbs.folds import POOLED, Folds, StepCounter
 
 CROSS_VALIDATION = "cv"
 
-MOST_WORKERS = 12
-"""More processes than these are never busy (nnU-Net's default)."""
-
 
 def train(
     plan: PathLike | Plan,
-    work: PathLike,
+    work: PathLike | None,
     run: PathLike,
     *,
     algorithm: str | None = None,
@@ -40,9 +38,11 @@ def train(
     resume: bool = False,
     device: str = "auto",
     workers: Workers | None = None,
+    connection: str | None = None,
     progress: Progress = silent,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Run:
-    """Train all sites of a plan on this machine, round by round, into the folder `run`.
+    """Train all sites of a plan on this machine, from the prepared data in `work`, into the folder `run`.
 
     `folds` are "all" (nobody is held out), numbers of parts of the patients that each site holds out, or "cv" for all
     five, one training after another. With `resume` an interrupted run goes on after its last finished round, with the
@@ -50,48 +50,72 @@ def train(
     a run or a file of weights to start from. `workers` make the patches: 0 for none beside the training itself,
     "thread" for one thread, or so many processes; by default a thread on a CPU and processes elsewhere. `Problems`
     before any training if the plan, the prepared data and the run do not fit each other.
+
+    With `connection`, the name of a SuperLink in Flower's configuration, the sites are on machines of their own and
+    `work` is None; `say` is told what the SuperLink says.
     """
-    folder, trusted = Run(run), (algorithm,) if algorithm else ()
+    folder, trusted = Run(run), (algorithm,) if algorithm and not connection else ()
     made = _with_choices(plan if isinstance(plan, Plan) else plans.load(plan), algorithm, None)
     extended = resume and folder.exists and rounds is not None
     made = _extended(folder, made, rounds or 0) if extended else _with_choices(made, None, rounds)
     chosen, wanted = algorithms.make(made.agreement.algorithm, trusted), _numbered(folds)
     refuse_idle(made.agreement.server, chosen, made.agreement.algorithm.name)
-    stores = _stores(Path(work), made)
+    gathers = algorithms.gathers(chosen)
+    refuse("train", _misplaced(connection, work, gathers=gathers, folds=wanted, here=(device, workers)))
+    stores = {} if work is None else _stores(Path(work), made)
     _refuse_other_run(folder, folder.plan() if extended else made, resume, init)
-    names = (POOLED,) if algorithms.gathers(chosen) else tuple(stores)
-    identity = folder.identity() if folder.exists else Identity(sites=names)
-    counter = StepCounter(made, len(wanted), progress)
-    picked = pick_device(device)
-    feeder = Feeder(_workers(made, picked) if workers is None else workers)
-    course = Folds(folder, made, chosen, identity, stores, Path(work), picked, feeder, trusted, counter)
-    course.check(wanted)
-    start = None
-    if init is not None:
-        refuse("--init", _leaks(Path(init), wanted))
-        start = read_weights(Path(init))
-        load_weights(build(made.local.network), start, f"--init {init}")
-    if not folder.exists:
-        folder.begin(made, identity, start)
-    elif extended:
-        made.save(folder.folder / "plan.json")
-    with feeder:
+    names = (POOLED,) if gathers else tuple(sorted(made.agreement.patients))
+    coordinator = Coordinator(folder, made, chosen, folder.identity() if folder.exists else Identity(sites=names))
+    course = None
+    if work is not None:
+        picked = pick_device(device)
+        feeder = Feeder(workers_for(made, picked) if workers is None else workers)
+        counter = StepCounter(made, len(wanted), progress)
+        course = Folds(coordinator, stores, Path(work), picked, feeder, trusted, counter)
+        course.check(wanted)
+    _begin(coordinator, None if init is None else Path(init), wanted, extended=extended)
+    if course is None:
+        from autofed.verbs import hospitals
+
+        hospitals.submit(coordinator, wanted[0], str(connection), say, progress)
+        return folder
+    with course.feeder:
         for fold in wanted:
             course.train(fold)
     return folder
 
 
-def _workers(made: Plan, device: str) -> Workers:
-    """Who makes the patches if nobody says so: a thread beside a CPU's training, as many processes as fit beside a GPU.
+def _misplaced(
+    connection: str | None, work: PathLike | None, *, gathers: bool, folds: Sequence[str], here: tuple[str, Any]
+) -> list[str]:
+    """What is asked for here but belongs elsewhere: data lies on this machine, or at sites behind a connection."""
+    if connection is None:
+        missing = "WORK, the prepared data of every site, is missing; name it, or write --connection for sites on "
+        return [f"{missing}machines of their own"] if work is None else []
+    problems = []
+    if work is not None:
+        problems.append(f"over --connection the data is at the sites; leave {work} out")
+    if gathers:
+        problems.append("an algorithm that needs all data in one place cannot run over --connection")
+    if len(folds) > 1:
+        problems.append(f"over --connection one fold is trained at a time, found {', '.join(folds)}; write one --fold, "
+                        "then --resume with the next")  # fmt: skip
+    if here != ("auto", None):
+        problems.append("--device and --workers are each site's own choice over --connection; leave them out")
+    return problems
 
-    They may take a quarter of the memory, with what a process takes by itself.
-    """
-    if device == "cpu":
-        return "thread"
-    training, channels = made.local.training, len(made.agreement.channels)
-    most = min(MOST_WORKERS, (os.cpu_count() or 1) - 1)
-    fitting = (n for n in range(most, 0, -1) if memory_bytes(training, channels, n) <= machine_memory_bytes() / 4)
-    return next(fitting, "thread")
+
+def _begin(coordinator: Coordinator, init: Path | None, folds: Sequence[str], *, extended: bool) -> None:
+    """Make the folder a run, if it is none yet."""
+    folder, made, start = coordinator.run, coordinator.plan, None
+    if init is not None:
+        refuse("--init", _leaks(init, folds))
+        start = read_weights(init)
+        load_weights(build(made.local.network), start, f"--init {init}")
+    if not folder.exists:
+        folder.begin(made, coordinator.identity, start)
+    elif extended:
+        made.save(folder.folder / "plan.json")
 
 
 def _numbered(folds: Sequence[str]) -> list[str]:
@@ -150,21 +174,10 @@ def _without_length(made: Plan) -> Plan:
 
 def _stores(work: Path, made: Plan) -> dict[str, Store]:
     """The prepared data of every site of the plan; all that is missing is named at once."""
-    stores: dict[str, Store] = {}
-    known, problems = Labels.of(made.agreement), []
-    for site, patients in sorted(made.agreement.patients.items()):
-        try:
-            stores[site] = open_store(work, site, made.local)
-            found = len(stores[site].patients)
-            if found != patients:
-                problems.append(f"{site} has {found} patients with labels, the plan says {patients}; plan again")
-            here, planned = stores[site].annotated, made.agreement.annotated.get(site, ())
-            if known.with_annotated(here) != known.with_annotated(planned):
-                problems.append(f"{site} annotated other structures than the plan says; plan and preprocess again")
-        except Problems as error:
-            problems += [f"{error.about}: {p}" for p in error.problems]
-    refuse("the prepared data", problems)
-    return stores
+    sites = sorted(made.agreement.patients)
+    return dict(
+        zip(sites, gathered("the prepared data", [partial(open_data, work, s, made) for s in sites]), strict=True)
+    )
 
 
 def _refuse_other_run(folder: Run, made: Plan, resume: bool, init: PathLike | None) -> None:

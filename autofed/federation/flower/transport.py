@@ -1,0 +1,187 @@
+"""The coordinator's end: which node is which site, requests to them and their answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from logging import INFO
+from typing import Any
+
+from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.common import log
+from flwr.serverapp import Grid, ServerApp
+
+from autofed import __version__
+from autofed.federation.flower.records import packed, unpacked
+from autofed.federation.premises import Introduction
+from autofed.plans import Plan
+from autofed.problems import refuse
+
+PATIENCE_SECONDS = 90.0
+"""So long the coordinator waits at the start for sites to appear. One that was killed is let in again after 60 s."""
+
+NUDGE_SECONDS = 30.0
+"""After so long without an answer a node gets a small message besides.
+
+A SuperNode of Flower 1.41 whose run was stopped while it fetched a message hands on each later reply only when the next
+message comes: without this the coordinator would wait for a reply that lies there.
+"""
+
+_POLL_SECONDS = 0.5
+_LONGEST_SECONDS = 30 * 24 * 3600.0
+"""How long Flower keeps a message if the plan sets no deadline; its own 12 hours are less than a round may be."""
+
+Coordinate = Callable[[Mapping[str, Any], Callable[[Plan, str], "OverFlower"], Callable[[str], None]], None]
+"""What leads a run: handed the run's configuration, how to reach the sites of a plan, and whom to tell."""
+
+
+def serve(coordinate: Coordinate) -> ServerApp:
+    """The app that a SuperLink runs: `coordinate`, with Flower's grid to reach the sites."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        say = lambda text: log(INFO, "%s", text)  # noqa: E731
+        coordinate(context.run_config, lambda plan, run: OverFlower(grid, plan, run, say=say), say)
+
+    return app
+
+
+class OverFlower:
+    """Hands each site its request and collects its answer; who has not answered by the plan's deadline is not in it.
+
+    `run` is what requests call the training. A node is the site that it says it is; if it was registered under a name,
+    only under that name.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        plan: Plan,
+        run: str,
+        *,
+        patience_seconds: float = PATIENCE_SECONDS,
+        nudge_seconds: float = NUDGE_SECONDS,
+        say: Callable[[str], None] = lambda _: None,
+    ):
+        self.grid = grid
+        self.plan = plan
+        self.run = run
+        self.patience_seconds = patience_seconds
+        self.nudge_seconds = nudge_seconds
+        self.say = say
+        self.nodes: dict[str, int] = {}
+        self._met: dict[int, Introduction] = {}
+        self._here: set[int] = set()
+        minutes = plan.agreement.faults.deadline_minutes
+        self.deadline_seconds = minutes * 60 if minutes else None
+
+    def meet(self, least: int | None = None, *, holding_out: bool = False) -> None:
+        """Find every site of the plan, or at `least` so many after waiting for all.
+
+        `Problems` names the sites that are missing, come twice, or have another plan, and if nobody is `holding_out`.
+        """
+        end = time.monotonic() + self.patience_seconds
+        problems = self._look_round()
+        while not problems and self._missing() and time.monotonic() < end:
+            time.sleep(_POLL_SECONDS)
+            problems += self._look_round()
+        if least is None or len(self.nodes) < least:
+            problems += self._missing()
+        if not problems and holding_out and not any(said.holds_out for said in self._met.values()):
+            problems.append("no site holds out a patient in this fold; write --fold all")
+        refuse("the sites", problems)
+        for problem in self._missing():
+            self.say(problem)
+
+    def __call__(self, requests: Mapping[str, bytes]) -> dict[str, bytes]:
+        """The answers, by site."""
+        for problem in self._look_round():
+            self.say(problem)
+        words = {"agreement": self.plan.agreement.digest()}
+        contents = {self.nodes[site]: packed(words, data) for site, data in requests.items() if site in self.nodes}
+        sites = {node: site for site, node in self.nodes.items()}
+        replies = self._exchange(contents, self.deadline_seconds)
+        return {sites[node]: unpacked(content)[1] for node, content in replies.items()}
+
+    def _look_round(self) -> list[str]:
+        """Let nodes that are new introduce themselves; what speaks against them."""
+        here = {info.node_id: info.name for info in self.grid.get_nodes()}
+        new = [node for node in here if node not in self._here and node not in self._met]
+        self._here = set(here)
+        replies = self._exchange({node: packed({"run": self.run}) for node in new}, self.patience_seconds)
+        problems = []
+        for node, content in sorted(replies.items()):
+            said = unpacked(content)[0].get("introduction", "")
+            if not said:
+                problems.append(f"the node {node} cannot read its --node-config; its own terminal says why")
+                continue
+            self._met[node] = Introduction.model_validate_json(said)
+            problems += self._admit(node, here[node], here)
+        return problems
+
+    def _admit(self, node: int, registered: str, here: Iterable[int]) -> list[str]:
+        """Take a node for the site that it says it is, or say why not."""
+        said = self._met[node]
+        if registered and registered != said.site:
+            return [f"the node registered as {registered} calls itself {said.site}; correct its --name"]
+        if said.site not in self.plan.agreement.patients:
+            self.say(f"a node calls itself {said.site}, which is no site of the plan; it takes no part")
+            return []
+        if said.site in self.nodes and self.nodes[said.site] in here:
+            return [f"two nodes call themselves {said.site}: {self.nodes[said.site]} and {node}; stop one of them"]
+        problems = _misfits(said, self.plan)
+        if not problems:
+            self.nodes[said.site] = node
+        return problems
+
+    def _missing(self) -> list[str]:
+        sites = self.plan.agreement.patients
+        others = sorted({said.site for said in self._met.values()} - set(sites))
+        found = f" (there is {', '.join(others)})" if others else ""
+        return [
+            f"no node takes part as {site}{found}; start `autofed site --name {site}` there"
+            for site in sites if site not in self.nodes
+        ]  # fmt: skip
+
+    def _exchange(self, contents: Mapping[int, RecordDict], seconds: float | None) -> dict[int, RecordDict]:
+        """One message to each node, and the replies that come in time."""
+        waiting, replies = self._push(contents, seconds or _LONGEST_SECONDS), {}
+        begin = time.monotonic()
+        end, nudge = begin + (seconds or _LONGEST_SECONDS), begin + self.nudge_seconds
+        while waiting and time.monotonic() < end:
+            for reply in self.grid.pull_messages(list(waiting)):
+                node = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if node is not None and reply.has_error():
+                    self.say(f"the node {node} gave no answer: {reply.error.reason}")
+                elif node is not None:
+                    replies[node] = reply.content
+            if waiting and time.monotonic() >= nudge:
+                self._push({node: packed({"run": self.run}) for node in waiting.values()}, self.nudge_seconds)
+                nudge += self.nudge_seconds
+            if waiting:
+                time.sleep(_POLL_SECONDS)
+        return replies
+
+    def _push(self, contents: Mapping[int, RecordDict], seconds: float) -> dict[str, int]:
+        """Send a message to each node, which Flower forgets after so long; the nodes by the names of the messages."""
+        messages = [Message(content, node, MessageType.QUERY, ttl=seconds) for node, content in contents.items()]
+        sent = self.grid.push_messages(messages) if messages else []
+        return {message: node for message, node in zip(sent, contents, strict=False) if message}
+
+
+def _misfits(said: Introduction, plan: Plan) -> list[str]:
+    """Why a site cannot train by the coordinator's plan."""
+    if not said.agreement:
+        return [f"{said.site} cannot take part; why is in its own site.log and on the terminal of its SuperNode"]
+    problems = []
+    if said.version != __version__:
+        problems.append(f"{said.site} has autofed {said.version}, the coordinator {__version__}; install the same")
+    for name, theirs, ours in (
+        ("agreement", said.agreement, plan.agreement.digest()),
+        ("local part", said.local, plan.local.digest()),
+    ):
+        if theirs != ours:
+            found = f"{said.site} has agreed to a plan with another {name} ({theirs[:12]}, the run's is {ours[:12]})"
+            problems.append(f"{found}; hand it the plan.json inside the run, to be read and put where its plan is")
+    return problems

@@ -1,0 +1,222 @@
+"""What a site has on its own disk: its prepared data, who is held out, its ledger; and the answers that these give."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autofed import __version__, plans
+from autofed.batches import Feeder, Workers, memory_bytes
+from autofed.exchange import Failure, Request, from_bytes, to_bytes
+from autofed.files import Record, read_json, write_json
+from autofed.labels import Labels
+from autofed.plans import Plan
+from autofed.prepared import Store, open_store
+from autofed.problems import Problems, refuse
+from autofed.splits import ALL, Split, split
+
+if TYPE_CHECKING:
+    from autofed.federation.site import Site
+
+MOST_WORKERS = 12
+"""More processes than these are never busy (nnU-Net's default)."""
+
+_REQUEST_NAME = re.compile(r"([0-9a-f]{32})(?:-fold-(\d{1,3}))?")
+
+
+def open_data(work: Path, site: str, plan: Plan) -> Store:
+    """A site's prepared data; `Problems` if there is none, or not that which the plan counts on."""
+    store = open_store(work, site, plan.local)
+    found, patients = len(store.patients), plan.agreement.patients[site]
+    known, planned = Labels.of(plan.agreement), plan.agreement.annotated.get(site, ())
+    problems = []
+    if found != patients:
+        problems.append(f"{site} has {found} patients with labels, the plan says {patients}; plan again")
+    if known.with_annotated(store.annotated) != known.with_annotated(planned):
+        problems.append(f"{site} annotated other structures than the plan says; plan and preprocess again")
+    refuse(str(work / site), problems)
+    return store
+
+
+def part(work: Path, site: str, plan: Plan, store: Store, fold: str) -> Split:
+    """Who trains and who is held out of a site's patients; its own splits.json counts."""
+    return split(store.patients, fold, work / site, private=plan.agreement.privacy.mechanism != "none")
+
+
+def split_problems(site: str, fold: str, parted: Split, folder: Path) -> list[str]:
+    """Why a site cannot train a fold: nobody is left to train on, or patients changed sides since it was begun.
+
+    `folder` is the site's own in this fold. Scores of patients who changed sides would be worth nothing.
+    """
+    path = folder / "split.json"
+    problems = []
+    if not parted.train:
+        problems.append(f"fold {fold} leaves {site} nobody to train on; write --fold all, or another")
+    if path.is_file() and read_json(path) != _sides(parted):
+        changed = f"the patients of {site} are not parted as when fold {fold} was begun"
+        problems.append(f"{changed}; begin a new run, or restore them")
+    return problems
+
+
+def keep_split(folder: Path, parted: Split) -> None:
+    """Write down who is held out, in the site's own folder of this fold."""
+    write_json(folder / "split.json", _sides(parted))
+
+
+def ledger_path(work: Path, site: str) -> Path:
+    """The site's ledger, over all runs."""
+    return work / site / "ledger.jsonl"
+
+
+def request_name(run: str, fold: str) -> str:
+    """What requests call a training: every fold is another one to the sites' ledgers."""
+    return run if fold == ALL else f"{run}-fold-{fold}"
+
+
+def stream_name(site: str, fold: str) -> str:
+    """What names a site's draws in a fold."""
+    return site if fold == ALL else f"{site}/fold_{fold}"
+
+
+def workers_for(plan: Plan, device: str) -> Workers:
+    """Who makes the patches if nobody says so: a thread beside a CPU's training, as many processes as fit beside a GPU.
+
+    They may take a quarter of the memory, with what a process takes by itself.
+    """
+    if device == "cpu":
+        return "thread"
+    from autofed.devices import machine_memory_bytes
+
+    training, channels = plan.local.training, len(plan.agreement.channels)
+    most = min(MOST_WORKERS, (os.cpu_count() or 1) - 1)
+    fitting = (n for n in range(most, 0, -1) if memory_bytes(training, channels, n) <= machine_memory_bytes() / 4)
+    return next(fitting, "thread")
+
+
+class Introduction(Record):
+    """What a site says of itself before a training: nothing that depends on a patient.
+
+    `agreement` and `local` are digests of the site's own copy of the plan; all are empty if it cannot take part.
+    """
+
+    site: str
+    version: str = __version__
+    agreement: str = ""
+    local: str = ""
+    holds_out: bool = False
+
+
+class Premises(Record):
+    """Where a site on a machine of its own finds what it needs.
+
+    `work` holds its prepared data, `plan` is the plan that it agreed to, and `memory` the folder for what it keeps of
+    runs: MEMORY/<run>/fold_<k>/{site.log, memory/, releases/, split.json}.
+    """
+
+    site: str
+    work: Path
+    plan: Path
+    memory: Path
+    device: str = "auto"
+
+    def check(self) -> None:
+        """`Problems` if the site could take part in no training by its plan."""
+        open_data(self.work, self.site, self._agreed())
+
+    def introduce(self, name: str) -> Introduction:
+        """Whether the site can take part in the training of this name; why not is in its own log."""
+        try:
+            plan = self._agreed()
+            fold, _ = self._place(name)
+            _, parted = self._data(plan, name)
+        except Exception as error:  # only that it cannot take part may be said
+            self._log(error)
+            return Introduction(site=self.site)
+        return Introduction(
+            site=self.site, agreement=plan.agreement.digest(), local=plan.local.digest(),
+            holds_out=fold != ALL and bool(parted.validation),
+        )  # fmt: skip
+
+    def answer(self, data: bytes, agreement: str) -> bytes:
+        """The site's answer to a request under this agreement; only a code if its own plan has another."""
+        request = Request("", 0, "")
+        try:
+            message = from_bytes(data)
+            request = message if isinstance(message, Request) else request
+            plan = self._agreed()
+            _refuse_other(agreement, plan)
+            site = self._open(plan, request.run)
+        except Exception as error:  # whatever went wrong inside, only a code may cross the door
+            self._log(error)
+            return to_bytes(Failure(request.run, request.round, self.site, "failed"))
+        site.feeder = _feeder(workers_for(plan, site.device))
+        return site.answer(data)
+
+    def _open(self, plan: Plan, name: str) -> Site:
+        from autofed.devices import pick_device
+        from autofed.federation.site import Site
+
+        fold, folder = self._place(name)
+        store, parted = self._data(plan, name)
+        keep_split(folder, parted)
+        return Site(
+            self.site, store.only(parted.train), plan, folder, {self.site: ledger_path(self.work, self.site)}, run=name,
+            held=store.only(parted.validation), stream=stream_name(self.site, fold), device=pick_device(self.device),
+        )  # fmt: skip
+
+    def _agreed(self) -> Plan:
+        plan = plans.load(self.plan)
+        if self.site not in plan.agreement.patients:
+            sites = ", ".join(plan.agreement.patients)
+            raise Problems(str(self.plan), [f"{self.site} is not among the sites of the plan, which are {sites}"])
+        return plan
+
+    def _data(self, plan: Plan, name: str) -> tuple[Store, Split]:
+        fold, folder = self._place(name)
+        store = open_data(self.work, self.site, plan)
+        parted = part(self.work, self.site, plan, store, fold)
+        refuse(name, split_problems(self.site, fold, parted, folder))
+        return store, parted
+
+    def _place(self, name: str) -> tuple[str, Path]:
+        """The fold, and the site's own folder for it. The name came from outside, so it may not be a path."""
+        found = _REQUEST_NAME.fullmatch(name)
+        if not found:
+            raise Problems("a request", [f"found a run called {name!r}; expected 32 hexadecimal digits"])
+        run, fold = found[1], found[2] or ALL
+        return fold, self.memory / run / f"fold_{fold}"
+
+    def _log(self, error: Exception) -> None:
+        """For the eyes of the site alone: MEMORY/site.log, and the terminal of whoever started this process."""
+        handlers: list[logging.Handler] = [logging.StreamHandler()]
+        try:
+            self.memory.mkdir(parents=True, exist_ok=True)
+            handlers.append(logging.FileHandler(self.memory / "site.log"))
+        except OSError:
+            pass  # a full disk takes no log
+        record = logging.LogRecord("site", logging.ERROR, __file__, 0, "%s: %s", (self.site, error), None)
+        record.exc_info = (type(error), error, error.__traceback__)
+        for handler in handlers:
+            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+            handler.emit(record)
+            handler.close()
+
+
+@cache
+def _feeder(workers: Workers) -> Feeder:
+    """One for all requests: its processes take seconds to start. It ends with this process."""
+    return Feeder(workers)
+
+
+def _refuse_other(agreement: str, plan: Plan) -> None:
+    own = plan.agreement.digest()
+    if agreement != own:
+        raise Problems("a request", [f"it is under the agreement {agreement[:12]}, the site's own plan has {own[:12]}"])
+
+
+def _sides(parted: Split) -> dict[str, list[str]]:
+    return {"train": list(parted.train), "validation": list(parted.validation)}

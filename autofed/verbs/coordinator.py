@@ -1,0 +1,83 @@
+"""The coordinator's part of a training: the rounds of a fold to their end, over whatever brings the requests there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autofed import algorithms, privacy
+from autofed.algorithms import Algorithm
+from autofed.exchange import Release, ServerState
+from autofed.federation import rounds, states
+from autofed.federation.premises import request_name
+from autofed.files import digest, read_json, write_json
+from autofed.labels import Labels
+from autofed.network import build, weights_of
+from autofed.plans import Plan
+from autofed.postprocessing import RULES, decide
+from autofed.runs import VALIDATION, Identity, Run
+from autofed.splits import ALL
+
+
+@dataclass(frozen=True)
+class Coordinator:
+    """A run as the coordinator sees it: its folder, its plan, and no patient."""
+
+    run: Run
+    plan: Plan
+    algorithm: Algorithm
+    identity: Identity
+
+    def train(self, fold: str, transport: rounds.Transport, begin: Callable[[int], None] = lambda _: None) -> None:
+        """Train a fold to its end, from where it is, then score its model on whole held-out cases.
+
+        `begin` is told how many rounds are finished.
+        """
+        folder = self.run.fold_folder(fold)
+        course = rounds.Course(
+            self.algorithm, privacy.find(self.plan), self.plan, transport, folder, request_name(self.identity.id, fold),
+            self.identity.sites, holds_out=bool(self.plan.agreement.training.validate_every) and fold != ALL,
+        )  # fmt: skip
+        saved = states.saved_rounds(folder)
+        state = states.load(folder, saved[-1]) if saved else self.algorithm.start(self._setup(fold))
+        begin(state.round)
+        state = rounds.run(course, state)
+        if course.holds_out:
+            self._verify(course, state)
+            self._decide()
+
+    def _verify(self, course: rounds.Course, state: ServerState) -> None:
+        """Score whole held-out cases once, and again when a training has been given more rounds."""
+        path = course.folder / VALIDATION
+        if not path.is_file() or read_json(path)["rounds"] != state.round:
+            write_json(path, {"rounds": state.round, "sites": _table(rounds.verify(course, state))})
+
+    def _setup(self, fold: str) -> algorithms.Setup:
+        """What a fold starts from: the weights given, or its own random ones."""
+        given = self.run.start()
+        seed = self.plan.local.training.seed
+        seed = seed if fold == ALL else int(digest([seed, fold])[:8], 16)
+        return algorithms.Setup(self.plan, given or weights_of(build(self.plan.local.network, seed=seed)))
+
+    def _decide(self) -> None:
+        """Decide what is done to predictions from the held-out cases of all folds so far."""
+        totals = {name: np.zeros((2, len(RULES))) for name in Labels.of(self.plan.agreement).names}
+        for path in sorted(self.run.folder.glob(f"fold_*/{VALIDATION}")):
+            for found in read_json(path)["sites"].values():
+                for name, rows in found.items():
+                    totals[name] += np.array([rows["sums"], rows["cases"]])
+        with np.errstate(invalid="ignore"):
+            self.run.save_postprocessing(decide({name: sums / cases for name, (sums, cases) in totals.items()}))
+
+
+def _table(releases: Sequence[Release]) -> dict[str, dict[str, dict[str, object]]]:
+    """By site and structure: mean Dice, and the sums of Dice and the cases for each rule of postprocessing."""
+    with_scores = (r for r in releases if "sums" in r.arrays)
+    return {r.site: {name: _row(found) for name, found in r.arrays["sums"].items()} for r in with_scores}
+
+
+def _row(found: np.ndarray) -> dict[str, object]:
+    (sums, cases) = found.astype(float).tolist()
+    return {"dice": round(sums[0] / cases[0], 4) if cases[0] else None, "sums": sums, "cases": cases}
