@@ -19,8 +19,6 @@ from tests.synthetic import make_site
 
 CASES = {"alpha": 2, "bravo": 3}
 SITES = tuple(CASES)
-DOORS = {"inprocess": InProcess}
-"""Transports by name: each is made from the sites."""
 
 
 def make(root):

@@ -1,4 +1,8 @@
-"""What holds for every algorithm, with every way of averaging and over every transport: new ones are picked up."""
+"""What holds for every algorithm, with every way of averaging: new ones are picked up by themselves.
+
+That every algorithm gives the same bits over Flower is in test_flower.py, that it travels in every precision and resumes
+to the bit in test_deltas.py, and with every step of the coordinator in test_server.py.
+"""
 
 from dataclasses import fields
 from types import SimpleNamespace
@@ -20,7 +24,7 @@ from autofed.plans import Algorithm, Average
 from autofed.prepared import pool
 from autofed.privacy.ledger import PrivacyLedger
 from tests import small_federation
-from tests.small_federation import DOORS, SITES, final_arrays, same, sharing, train, with_algorithm
+from tests.small_federation import SITES, final_arrays, same, sharing, train, with_algorithm
 
 RULES = Average.model_fields["rule"].annotation.__args__
 
@@ -39,15 +43,6 @@ def test_order_of_sites_does_not_matter(ground, tmp_path, name, rule):
     assert same(final_arrays(tmp_path / "one", made[0]), final_arrays(tmp_path / "two", made[0]))
 
 
-@pytest.mark.parametrize("door", sorted(set(DOORS) - {"inprocess"}))
-@pytest.mark.parametrize("name", algorithms.names())
-def test_every_transport_gives_the_same_bits(ground, tmp_path, name, door):
-    train(ground, tmp_path / "here", name)
-    train(ground, tmp_path / "there", name, transport=DOORS[door])
-    assert same(final_arrays(tmp_path / "here", ground[0]), final_arrays(tmp_path / "there", ground[0]))
-
-
-@pytest.mark.parametrize("wire", ["float32", "int8"])
 @pytest.mark.parametrize("name", algorithms.names())
 def test_resumed_equals_unbroken_to_the_bit(ground, tmp_path, name, wire):
     """The coordinator dies while round 2 is under way: one site has answered and stored, the other has not."""
