@@ -1,7 +1,7 @@
 """What holds for every algorithm, with every way of averaging: new ones are picked up by themselves.
 
-That every algorithm gives the same bits over Flower is in test_flower.py, that it travels in every precision and resumes
-to the bit in test_deltas.py, and with every step of the coordinator in test_server.py.
+That every algorithm gives the same bits over Flower is in test_flower.py, that it travels in every precision and
+resumes to the bit in test_deltas.py, and that it does with every step of the coordinator in test_server.py.
 """
 
 from dataclasses import fields
