@@ -176,7 +176,7 @@ def test_a_lying_site_is_left_without_force_by_the_rule_of_the_plan(tmp_path):
 # --- set by hand
 
 
-@pytest.mark.parametrize(("optimiser", "rate"), [("momentum", 0.1), ("adam", 0.01), ("plain", 1.0)])
+@pytest.mark.parametrize(("optimiser", "rate"), [("momentum", 1.0), ("adam", 0.03), ("plain", 1.0)])
 def test_an_optimiser_set_by_hand_brings_its_rate_and_says_why(optimiser, rate):
     made = small_plan(**{"server.optimiser": optimiser})
     assert made.agreement.server == Server(optimiser=optimiser, rate=rate)

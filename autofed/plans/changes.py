@@ -54,17 +54,17 @@ def _followers(chosen: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     if chosen.get("agreement.privacy.mechanism", "none") != "none":
         yield "agreement.training.validate_every", 0, "a private training chooses nothing by scores"
     if (optimiser := "agreement.server.optimiser") in chosen:
-        rate, why = _SERVER_RATES.get(chosen[optimiser], (1.0, "the merged weights as they are"))
+        rate, why = _SERVER_RATES.get(chosen[optimiser], (1.0, "that of a plain step"))
         yield "agreement.server.rate", rate, why
     if (mirrored := "local.training.mirror_axes") in chosen:
         yield "inference.mirror_axes", chosen[mirrored], "as in training, which was set by hand"
 
 
 _SERVER_RATES = {
-    "momentum": (0.1, "with a momentum of .9 a steady update is taken ten times in the end"),
-    "adam": (0.01, "so far a weight moves in a round, whatever the sites' updates say of the size"),
+    "momentum": (1.0, "in short trainings .1 and .3 did not get far enough"),
+    "adam": (0.03, "so far a weight moves in a round, however large the sites' updates are"),
 }
-"""Where to begin with the coordinator's optimisers."""
+"""Where to begin with the coordinator's optimisers (docs/how-to/algorithms.md says what was tried)."""
 
 
 def _resolve(record: type[Record], name: str) -> tuple[str, str]:
