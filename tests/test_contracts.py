@@ -43,6 +43,7 @@ def test_order_of_sites_does_not_matter(ground, tmp_path, name, rule):
     assert same(final_arrays(tmp_path / "one", made[0]), final_arrays(tmp_path / "two", made[0]))
 
 
+@pytest.mark.parametrize("wire", ["float32", "int8"])
 @pytest.mark.parametrize("name", algorithms.names())
 def test_resumed_equals_unbroken_to_the_bit(ground, tmp_path, name, wire):
     """The coordinator dies while round 2 is under way: one site has answered and stored, the other has not."""
