@@ -160,6 +160,14 @@ def test_every_algorithm_ends_as_on_one_machine(ground, tmp_path, name):
     assert any(kept(a) for a, _ in pairs)
 
 
+def test_what_sites_remember_between_messages_is_on_their_disks(ground, tmp_path):
+    plan = ground.plan.change({"agreement.wire": "int8", "keep_momentum": True, "training.ema": 0.5})
+    here = autofed.train(plan, ground.root / "work", tmp_path / "here", device="cpu")
+    there = Run(tmp_path / "there")
+    lead(there, plan, ground.nodes(tmp_path, plan))
+    assert same(kept(there.rounds_folder), kept(here.rounds_folder))
+
+
 def test_a_fold_holds_out_the_sites_own_patients_and_is_scored(ground, tmp_path):
     here = autofed.train(ground.plan, ground.root / "work", tmp_path / "here", folds=("1",), device="cpu")
     there = Run(tmp_path / "there")
