@@ -37,14 +37,15 @@ class OneProcess(Grid):
     """A grid whose nodes answer at once, in this process; what travels is taken apart and put together as by Flower.
 
     `nodes` are the configurations of the nodes, `names` those that they are registered under. Those that are `silent`
-    never answer, and those that are `behind` hand on each reply when the next message comes.
+    never answer, those that are `behind` hand on each reply when the next message comes, and `late` ones once `free`.
     """
 
     run = property(lambda self: None)
 
-    def __init__(self, nodes, names=(), silent=(), behind=()):
+    def __init__(self, nodes, names=(), silent=(), behind=(), late=()):
         self.nodes, self.names, self.silent = dict(enumerate(nodes, 7)), dict(enumerate(names, 7)), set(silent)
         self.behind = {node: {} for node in behind}
+        self.late, self.held_up = set(late), {}
         self.waiting, self.sent = {}, []
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 2, 3
 
@@ -74,8 +75,13 @@ class OneProcess(Grid):
             ready = reply
             if node in self.behind:
                 ready, self.behind[node] = self.behind[node], reply
-            self.waiting |= ready
+            (self.held_up if node in self.late else self.waiting).update(ready)
         return number
+
+    def free(self):
+        """Whoever was late has answered."""
+        self.waiting |= self.held_up
+        self.late = set()
 
     def pull_messages(self, message_ids):
         return [self.waiting.pop(m) for m in message_ids if m in self.waiting]
@@ -195,6 +201,26 @@ def test_a_node_that_is_one_reply_behind_is_nudged(ground, tmp_path):
     transport.patience_seconds, transport.nudge_seconds = 30, 0.1
     transport.meet()
     assert transport(dict.fromkeys(CASES, b"rubbish")).keys() == set(CASES)
+
+
+def test_a_node_that_is_busy_at_first_takes_part_once_it_answers(ground, tmp_path):
+    plan = ground.plan.change({"faults.least_sites": 1})
+    transport = reach(ground.nodes(tmp_path, plan), plan, late=(8,))
+    transport.meet(least=1)
+    requests = dict.fromkeys(CASES, b"rubbish")
+    assert transport(requests).keys() == {"alpha"}
+    transport.grid.free()
+    assert transport(requests).keys() == set(CASES)
+
+
+def test_a_reply_that_is_none_of_ours_is_no_answer(ground, tmp_path, monkeypatch):
+    said = []
+    transport = reach(ground.nodes(tmp_path, ground.plan), ground.plan)
+    transport.meet()
+    transport.say = said.append
+    monkeypatch.setattr("autofed.federation.flower.answers.packed", lambda *_: flwr_app.RecordDict({}))
+    assert transport({"alpha": b"rubbish"}) == {}
+    assert "it is none of autofed's" in said[-1]
 
 
 def test_requests_as_large_as_a_network_arrive_whole():
