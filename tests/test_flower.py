@@ -6,6 +6,12 @@ import json
 
 import numpy as np
 import pytest
+from flwr import app as flwr_app
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.task_identity import TaskIdentity
 
 import autofed
 from autofed import algorithms
@@ -16,18 +22,11 @@ from autofed.federation.flower.transport import OverFlower
 from autofed.federation.premises import Premises, request_name
 from autofed.problems import Problems
 from autofed.runs import Identity, Run
+from autofed.verbs import hospitals
 from autofed.verbs.coordinator import Coordinator
 from tests.loopback import CONNECTION, Network
 from tests.plans_made import small_plan
 from tests.synthetic import TUMOUR, make_site
-
-flwr_app = pytest.importorskip("flwr.app")
-
-from flwr.proto.node_pb2 import NodeInfo  # noqa: E402
-from flwr.serverapp import Grid  # noqa: E402
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects  # noqa: E402
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents  # noqa: E402
-from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 
 CASES = {"alpha": 6, "bravo": 3}
 SHARED = [name for name in algorithms.names() if not getattr(algorithms.find(name), "gathers", False)]
@@ -348,6 +347,20 @@ def test_between_machines(ground, tmp_path, monkeypatch):
 def test_a_superlink_that_flower_does_not_know(ground, tmp_path):
     with pytest.raises(Problems, match="SuperLink connection 'nowhere' not found"):
         autofed.train(ground.plan, None, tmp_path / "run", connection="nowhere")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        ({"site": "mallory"}, "mallory is not among the sites of the plan, which are alpha, bravo"),
+        ({"work": "nowhere"}, "nowhere/alpha: found nothing"),
+        ({"key": "nowhere.key"}, "nowhere.key: there is no such file"),
+    ],
+)
+def test_a_site_that_could_take_part_in_nothing_says_so_at_once(ground, tmp_path, wanted, says):
+    usual = {"site": "alpha", "plan": ground.root / "plan.json", "work": ground.root / "alpha" / "work"}
+    with pytest.raises(Problems, match=says):
+        hospitals.attend(**(usual | {"memory": tmp_path, "superlink": "localhost:1"} | wanted))
 
 
 @pytest.mark.parametrize(
