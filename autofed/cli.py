@@ -334,6 +334,9 @@ def _end(error: Exception) -> None:
     if isinstance(error, Problems):
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "flwr":
+        typer.echo('error: Flower is not installed; write: pip install "autofed[flower]"', err=True)
+        sys.exit(2)
     if isinstance(error, click.ClickException):
         error.show()
         sys.exit(error.exit_code)

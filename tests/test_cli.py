@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from autofed.cli import app, main
+from tests import plans_made
 from tests.synthetic import make_site
 
 
@@ -113,6 +114,25 @@ def test_help_names_every_verb(monkeypatch, capsys):
     for verb in ("fingerprint", "plan", "preprocess", "train", "predict", "evaluate", "demo", "site"):
         assert verb in text
     assert len(app.registered_commands) == 8
+
+
+def test_flower_is_asked_for_by_name_where_it_is_missing(tmp_path, monkeypatch, capsys):
+    plans_made.small_plan().save(tmp_path / "plan.json")
+    theirs = ("flwr", "autofed.federation.flower", "autofed.verbs.hospitals")
+    for name in [name for name in sys.modules if name.startswith(theirs)]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("autofed.federation.flower", raising=False)
+    monkeypatch.delattr("autofed.verbs.hospitals", raising=False)
+    monkeypatch.setitem(sys.modules, "flwr", None)
+    code, text = call(monkeypatch, capsys, "train", tmp_path / "plan.json", "-o", tmp_path / "RUN", "--connection", "x")
+    assert code == 2 and 'pip install "autofed[flower]"' in text and not (tmp_path / "RUN").exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--key", "k"), ("--key", "k", "--ca", "c", "--insecure")])
+def test_a_site_needs_a_key_and_a_certificate_or_says_that_it_wants_neither(monkeypatch, capsys, options):
+    words = ("site", "plan.json", "WORK", "--name", "alpha", "-o", "MEMORY", "--superlink", "localhost:1", *options)
+    code, text = call(monkeypatch, capsys, *words)
+    assert code == 2 and "give both --key and --ca, or --insecure alone" in text
 
 
 def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys):

@@ -6,6 +6,12 @@ import json
 
 import numpy as np
 import pytest
+from flwr import app as flwr_app
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.task_identity import TaskIdentity
 
 import autofed
 from autofed import algorithms
@@ -16,18 +22,11 @@ from autofed.federation.flower.transport import OverFlower
 from autofed.federation.premises import Premises, request_name
 from autofed.problems import Problems
 from autofed.runs import Identity, Run
+from autofed.verbs import hospitals
 from autofed.verbs.coordinator import Coordinator
 from tests.loopback import CONNECTION, Network
 from tests.plans_made import small_plan
 from tests.synthetic import TUMOUR, make_site
-
-flwr_app = pytest.importorskip("flwr.app")
-
-from flwr.proto.node_pb2 import NodeInfo  # noqa: E402
-from flwr.serverapp import Grid  # noqa: E402
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects  # noqa: E402
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents  # noqa: E402
-from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 
 CASES = {"alpha": 6, "bravo": 3}
 SHARED = [name for name in algorithms.names() if not getattr(algorithms.find(name), "gathers", False)]
@@ -37,14 +36,15 @@ class OneProcess(Grid):
     """A grid whose nodes answer at once, in this process; what travels is taken apart and put together as by Flower.
 
     `nodes` are the configurations of the nodes, `names` those that they are registered under. Those that are `silent`
-    never answer, and those that are `behind` hand on each reply when the next message comes.
+    never answer, those that are `behind` hand on each reply when the next message comes, and `late` ones once `free`.
     """
 
     run = property(lambda self: None)
 
-    def __init__(self, nodes, names=(), silent=(), behind=()):
+    def __init__(self, nodes, names=(), silent=(), behind=(), late=()):
         self.nodes, self.names, self.silent = dict(enumerate(nodes, 7)), dict(enumerate(names, 7)), set(silent)
         self.behind = {node: {} for node in behind}
+        self.late, self.held_up = set(late), {}
         self.waiting, self.sent = {}, []
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 2, 3
 
@@ -74,8 +74,13 @@ class OneProcess(Grid):
             ready = reply
             if node in self.behind:
                 ready, self.behind[node] = self.behind[node], reply
-            self.waiting |= ready
+            (self.held_up if node in self.late else self.waiting).update(ready)
         return number
+
+    def free(self):
+        """Whoever was late has answered."""
+        self.waiting |= self.held_up
+        self.late = set()
 
     def pull_messages(self, message_ids):
         return [self.waiting.pop(m) for m in message_ids if m in self.waiting]
@@ -160,6 +165,14 @@ def test_every_algorithm_ends_as_on_one_machine(ground, tmp_path, name):
     assert any(kept(a) for a, _ in pairs)
 
 
+def test_what_sites_remember_between_messages_is_on_their_disks(ground, tmp_path):
+    plan = ground.plan.change({"agreement.wire": "int8", "keep_momentum": True, "training.ema": 0.5})
+    here = autofed.train(plan, ground.root / "work", tmp_path / "here", device="cpu")
+    there = Run(tmp_path / "there")
+    lead(there, plan, ground.nodes(tmp_path, plan))
+    assert same(kept(there.rounds_folder), kept(here.rounds_folder))
+
+
 def test_a_fold_holds_out_the_sites_own_patients_and_is_scored(ground, tmp_path):
     here = autofed.train(ground.plan, ground.root / "work", tmp_path / "here", folds=("1",), device="cpu")
     there = Run(tmp_path / "there")
@@ -187,6 +200,26 @@ def test_a_node_that_is_one_reply_behind_is_nudged(ground, tmp_path):
     transport.patience_seconds, transport.nudge_seconds = 30, 0.1
     transport.meet()
     assert transport(dict.fromkeys(CASES, b"rubbish")).keys() == set(CASES)
+
+
+def test_a_node_that_is_busy_at_first_takes_part_once_it_answers(ground, tmp_path):
+    plan = ground.plan.change({"faults.least_sites": 1})
+    transport = reach(ground.nodes(tmp_path, plan), plan, late=(8,))
+    transport.meet(least=1)
+    requests = dict.fromkeys(CASES, b"rubbish")
+    assert transport(requests).keys() == {"alpha"}
+    transport.grid.free()
+    assert transport(requests).keys() == set(CASES)
+
+
+def test_a_reply_that_is_none_of_ours_is_no_answer(ground, tmp_path, monkeypatch):
+    said = []
+    transport = reach(ground.nodes(tmp_path, ground.plan), ground.plan)
+    transport.meet()
+    transport.say = said.append
+    monkeypatch.setattr("autofed.federation.flower.answers.packed", lambda *_: flwr_app.RecordDict({}))
+    assert transport({"alpha": b"rubbish"}) == {}
+    assert "it is none of autofed's" in said[-1]
 
 
 def test_requests_as_large_as_a_network_arrive_whole():
@@ -314,6 +347,20 @@ def test_between_machines(ground, tmp_path, monkeypatch):
 def test_a_superlink_that_flower_does_not_know(ground, tmp_path):
     with pytest.raises(Problems, match="SuperLink connection 'nowhere' not found"):
         autofed.train(ground.plan, None, tmp_path / "run", connection="nowhere")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        ({"site": "mallory"}, "mallory is not among the sites of the plan, which are alpha, bravo"),
+        ({"work": "nowhere"}, "nowhere/alpha: found nothing"),
+        ({"key": "nowhere.key"}, "nowhere.key: there is no such file"),
+    ],
+)
+def test_a_site_that_could_take_part_in_nothing_says_so_at_once(ground, tmp_path, wanted, says):
+    usual = {"site": "alpha", "plan": ground.root / "plan.json", "work": ground.root / "alpha" / "work"}
+    with pytest.raises(Problems, match=says):
+        hospitals.attend(**(usual | {"memory": tmp_path, "superlink": "localhost:1"} | wanted))
 
 
 @pytest.mark.parametrize(

@@ -150,10 +150,10 @@ class Premises(Record):
             plan = self._agreed()
             _refuse_other(agreement, plan)
             site = self._open(plan, request.run)
+            site.feeder = _feeder(workers_for(plan, site.device))
         except Exception as error:  # whatever went wrong inside, only a code may cross the door
             self._log(error)
             return to_bytes(Failure(request.run, request.round, self.site, "failed"))
-        site.feeder = _feeder(workers_for(plan, site.device))
         return site.answer(data)
 
     def _open(self, plan: Plan, name: str) -> Site:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,22 +67,23 @@ def train(
     _refuse_other_run(folder, folder.plan() if extended else made, resume, init)
     names = (POOLED,) if gathers else tuple(sorted(made.agreement.patients))
     coordinator = Coordinator(folder, made, chosen, folder.identity() if folder.exists else Identity(sites=names))
-    course = None
-    if work is not None:
+    train_fold: Callable[[str], None]
+    until_the_end: AbstractContextManager = nullcontext()
+    if work is None:
+        from autofed.verbs import hospitals
+
+        train_fold = partial(hospitals.submit, coordinator, connection=str(connection), say=say, progress=progress)
+    else:
         picked = pick_device(device)
-        feeder = Feeder(workers_for(made, picked) if workers is None else workers)
+        feeder = until_the_end = Feeder(workers_for(made, picked) if workers is None else workers)
         counter = StepCounter(made, len(wanted), progress)
         course = Folds(coordinator, stores, Path(work), picked, feeder, trusted, counter)
         course.check(wanted)
+        train_fold = course.train
     _begin(coordinator, None if init is None else Path(init), wanted, extended=extended)
-    if course is None:
-        from autofed.verbs import hospitals
-
-        hospitals.submit(coordinator, wanted[0], str(connection), say, progress)
-        return folder
-    with course.feeder:
+    with until_the_end:
         for fold in wanted:
-            course.train(fold)
+            train_fold(fold)
     return folder
 
 

@@ -29,7 +29,7 @@ def answer(content: RecordDict, node_config: Mapping[str, Any]) -> RecordDict:
         premises = Premises.parse(dict(node_config), "--node-config")
     except Problems as error:
         log(WARNING, "%s", error)
-        return packed({"introduction": ""})
+        return packed({})
     words, data = unpacked(content)
     if data:
         return packed({}, premises.answer(data, words.get("agreement", "")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from logging import INFO
 from typing import Any
 
@@ -12,7 +12,7 @@ from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
 from autofed import __version__
-from autofed.federation.flower.records import packed, unpacked
+from autofed.federation.flower.records import Words, packed, unpacked
 from autofed.federation.premises import Introduction
 from autofed.plans import Plan
 from autofed.problems import refuse
@@ -72,7 +72,8 @@ class OverFlower:
         self.say = say
         self.nodes: dict[str, int] = {}
         self._met: dict[int, Introduction] = {}
-        self._here: set[int] = set()
+        self._asked: dict[str, int] = {}
+        self._asked_at: dict[int, float] = {}
         minutes = plan.agreement.faults.deadline_minutes
         self.deadline_seconds = minutes * 60 if minutes else None
 
@@ -81,9 +82,9 @@ class OverFlower:
 
         `Problems` names the sites that are missing, come twice, or have another plan, and if nobody is `holding_out`.
         """
-        end = time.monotonic() + self.patience_seconds
+        begin = time.monotonic()
         problems = self._look_round()
-        while not problems and self._missing() and time.monotonic() < end:
+        while not problems and self._is_worth_waiting(time.monotonic() - begin):
             time.sleep(_POLL_SECONDS)
             problems += self._look_round()
         if least is None or len(self.nodes) < least:
@@ -101,26 +102,38 @@ class OverFlower:
         words = {"agreement": self.plan.agreement.digest()}
         contents = {self.nodes[site]: packed(words, data) for site, data in requests.items() if site in self.nodes}
         sites = {node: site for site, node in self.nodes.items()}
-        replies = self._exchange(contents, self.deadline_seconds)
-        return {sites[node]: unpacked(content)[1] for node, content in replies.items()}
+        return {sites[node]: data for node, (_, data) in self._exchange(contents, self.deadline_seconds).items()}
+
+    def _is_worth_waiting(self, seconds: float) -> bool:
+        """Whether a site may still come, or, for a shorter while, a second node of the same name."""
+        unheard = set(self._asked.values()) - set(self._met)
+        return seconds < self.patience_seconds if self._missing() else bool(unheard) and seconds < self.nudge_seconds
 
     def _look_round(self) -> list[str]:
-        """Let nodes that are new introduce themselves; what speaks against them."""
-        here = {info.node_id: info.name for info in self.grid.get_nodes()}
-        new = [node for node in here if node not in self._here and node not in self._met]
-        self._here = set(here)
-        replies = self._exchange({node: packed({"run": self.run}) for node in new}, self.patience_seconds)
+        """Let nodes that are new introduce themselves; what speaks against them.
+
+        A node that is busy answers later, and takes part from then on.
+        """
+        here, now = {info.node_id: info.name for info in self.grid.get_nodes()}, time.monotonic()
+        self._met = {node: said for node, said in self._met.items() if node in here or node in self.nodes.values()}
+        new = [n for n in here if n not in self._met and now >= self._asked_at.get(n, now) + self.nudge_seconds]
+        new += [n for n in here if n not in self._met and n not in self._asked_at]
+        self._asked_at |= dict.fromkeys(new, now)
+        self._asked |= self._push(dict.fromkeys(new, packed({"run": self.run})), _LONGEST_SECONDS)
         problems = []
-        for node, content in sorted(replies.items()):
-            said = unpacked(content)[0].get("introduction", "")
-            if not said:
-                problems.append(f"the node {node} cannot read its --node-config; its own terminal says why")
-                continue
-            self._met[node] = Introduction.model_validate_json(said)
-            problems += self._admit(node, here[node], here)
+        for node, (words, _) in sorted(self._pull(self._asked).items()):
+            if node in here and node not in self._met:
+                problems += self._hear(node, words.get("introduction", ""), here)
         return problems
 
-    def _admit(self, node: int, registered: str, here: Iterable[int]) -> list[str]:
+    def _hear(self, node: int, introduction: str, here: Mapping[int, str]) -> list[str]:
+        try:
+            self._met[node] = Introduction.model_validate_json(introduction)
+        except ValueError:
+            return [f"the node {node} cannot read its --node-config; its own terminal says why"]
+        return self._admit(node, here[node], here)
+
+    def _admit(self, node: int, registered: str, here: Collection[int]) -> list[str]:
         """Take a node for the site that it says it is, or say why not."""
         said = self._met[node]
         if registered and registered != said.site:
@@ -144,23 +157,32 @@ class OverFlower:
             for site in sites if site not in self.nodes
         ]  # fmt: skip
 
-    def _exchange(self, contents: Mapping[int, RecordDict], seconds: float | None) -> dict[int, RecordDict]:
+    def _exchange(self, contents: Mapping[int, RecordDict], seconds: float | None) -> dict[int, tuple[Words, bytes]]:
         """One message to each node, and the replies that come in time."""
-        waiting, replies = self._push(contents, seconds or _LONGEST_SECONDS), {}
+        waiting = self._push(contents, seconds or _LONGEST_SECONDS)
         begin = time.monotonic()
         end, nudge = begin + (seconds or _LONGEST_SECONDS), begin + self.nudge_seconds
+        replies = self._pull(waiting)
         while waiting and time.monotonic() < end:
-            for reply in self.grid.pull_messages(list(waiting)):
-                node = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if node is not None and reply.has_error():
-                    self.say(f"the node {node} gave no answer: {reply.error.reason}")
-                elif node is not None:
-                    replies[node] = reply.content
-            if waiting and time.monotonic() >= nudge:
-                self._push({node: packed({"run": self.run}) for node in waiting.values()}, self.nudge_seconds)
+            if time.monotonic() >= nudge:
+                self._push(dict.fromkeys(waiting.values(), packed({"run": self.run})), self.nudge_seconds)
                 nudge += self.nudge_seconds
-            if waiting:
-                time.sleep(_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)
+            replies |= self._pull(waiting)
+        return replies
+
+    def _pull(self, waiting: dict[str, int]) -> dict[int, tuple[Words, bytes]]:
+        """The replies that are there, by node; their messages are `waiting` no longer."""
+        replies = {}
+        for reply in self.grid.pull_messages(list(waiting)) if waiting else []:
+            node = waiting.pop(reply.metadata.reply_to_message_id, None)
+            if node is None:
+                continue
+            try:
+                replies[node] = unpacked(reply.content)
+            except (KeyError, ValueError):  # no content but an error, or a content that is none of ours
+                said = reply.error.reason if reply.has_error() else "it is none of autofed's"
+                self.say(f"the node {node} gave no answer: {said}")
         return replies
 
     def _push(self, contents: Mapping[int, RecordDict], seconds: float) -> dict[str, int]:
