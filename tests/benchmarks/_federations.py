@@ -60,15 +60,15 @@ def _unet(axes: int, features: Sequence[int]) -> dict[str, Any]:
     }
 
 
-_HALF = {"geometry.spacing_mm": [999.0, 2.0, 2.0], "patch_size": [128, 128], **_unet(2, (8, 16, 32, 64, 128, 128))}
+_QUARTER = {"geometry.spacing_mm": [999.0, 4.0, 4.0], "patch_size": [64, 64], **_unet(2, (8, 16, 32, 64, 64))}
 
 QUICK: dict[str, dict[str, Any]] = {
-    "dermoscopy": {**_HALF, "training.rounds": 18, "steps_per_round": 14},
-    "hippocampus": {"geometry.spacing_mm": [1.25, 1.25, 1.25], "patch_size": [32, 40, 32],
-                    "training.rounds": 16, "steps_per_round": 12},
-    "breast-ultrasound": {**_HALF, "training.rounds": 18, "steps_per_round": 14},
-    "histology": {"patch_size": [128, 128], **_unet(2, (8, 16, 32, 64, 128, 128)),
-                  "training.rounds": 18, "steps_per_round": 12},
+    "dermoscopy": {**_QUARTER, "training.rounds": 30, "steps_per_round": 20},
+    "hippocampus": {"geometry.spacing_mm": [1.6, 1.6, 1.6], "patch_size": [24, 32, 24],
+                    "training.rounds": 24, "steps_per_round": 16},
+    "breast-ultrasound": {**_QUARTER, "training.rounds": 30, "steps_per_round": 20},
+    "histology": {"patch_size": [64, 64], **_unet(2, (8, 16, 32, 64, 64)),
+                  "training.rounds": 30, "steps_per_round": 20},
 }  # fmt: skip
 """Changes to the gallery's plans for a CPU: about a minute of training on one thread."""
 
