@@ -63,12 +63,12 @@ def _unet(axes: int, features: Sequence[int]) -> dict[str, Any]:
 _QUARTER = {"geometry.spacing_mm": [999.0, 4.0, 4.0], "patch_size": [64, 64], **_unet(2, (8, 16, 32, 64, 64))}
 
 QUICK: dict[str, dict[str, Any]] = {
-    "dermoscopy": {**_QUARTER, "training.rounds": 30, "steps_per_round": 20},
+    "dermoscopy": {**_QUARTER, "training.rounds": 24, "steps_per_round": 18},
     "hippocampus": {"geometry.spacing_mm": [1.6, 1.6, 1.6], "patch_size": [24, 32, 24],
-                    "training.rounds": 24, "steps_per_round": 16},
-    "breast-ultrasound": {**_QUARTER, "training.rounds": 30, "steps_per_round": 20},
+                    "training.rounds": 20, "steps_per_round": 14},
+    "breast-ultrasound": {**_QUARTER, "training.rounds": 24, "steps_per_round": 18},
     "histology": {"patch_size": [64, 64], **_unet(2, (8, 16, 32, 64, 64)),
-                  "training.rounds": 30, "steps_per_round": 20},
+                  "training.rounds": 24, "steps_per_round": 18},
 }  # fmt: skip
 """Changes to the gallery's plans for a CPU: about a minute of training on one thread."""
 
