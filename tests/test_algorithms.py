@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from autofed.algorithms import Setup
+from autofed.algorithms import Setup, make, refuse_kept_momentum
 from autofed.algorithms.fedavg import FedAvg
 from autofed.algorithms.fedbn import FedBN
 from autofed.algorithms.fednova import FedNova
@@ -19,6 +19,7 @@ from autofed.fit import Fitted
 from autofed.privacy.none import NoPrivacy
 from autofed.problems import Problems
 from autofed.solver import reach
+from tests.plans_made import small_plan
 
 RATE = 0.05
 
@@ -35,6 +36,7 @@ class Quadratic:
     rate: float = RATE
     normalisation: tuple = ("norm",)
     remembered: dict = field(default_factory=dict)
+    others: list = field(default_factory=list)
 
     def fit(self, weights, *, proximal=0.0, correction=None):
         found = {}
@@ -46,6 +48,10 @@ class Quadratic:
             found[name] = w.astype(np.float32)
         return Fitted(found, np.zeros(1, np.float32), reach([self.rate] * self.steps, proximal=proximal))
 
+    def average_reach(self, proximal=0.0):
+        ways = [site.patients * reach([site.rate] * site.steps, proximal=proximal) for site in self.others]
+        return sum(ways) / sum(site.patients for site in self.others)
+
     def memory(self):
         return self.remembered or None
 
@@ -56,10 +62,9 @@ class Quadratic:
 def end(algorithm, sites, rounds=400, *, silent=lambda round, site: False, first=("w",)):
     """The state after so many rounds; a silent site computes nothing in that round."""
     patients = {site.name: site.patients for site in sites}
-    plan = SimpleNamespace(
-        agreement=SimpleNamespace(patients=patients),
-        local=SimpleNamespace(training=SimpleNamespace(keep_momentum=False)),
-    )
+    plan = SimpleNamespace(agreement=SimpleNamespace(patients=patients))
+    for site in sites:
+        site.others = sites
     state = algorithm.start(Setup(plan, {name: np.zeros(2, np.float32) for name in first}))
     average = lambda found, group: NoPrivacy(1).average({r.site: r.arrays[group] for r in found}, patients)  # noqa: E731
     for round in range(1, rounds + 1):
@@ -140,11 +145,13 @@ def test_local_models_end_at_their_own_site():
     assert [float(site.remembered["weights"]["w"][0]) for site in sites] == pytest.approx([0, 1], abs=1e-4)
 
 
-@pytest.mark.parametrize("algorithm", [FedNova(), Scaffold()])
-def test_what_counts_its_way_from_rest_refuses_momentum_that_is_kept(algorithm):
-    plan = SimpleNamespace(local=SimpleNamespace(training=SimpleNamespace(keep_momentum=True)))
-    with pytest.raises(Problems, match="needs the optimiser to start anew; write false"):
-        algorithm.start(Setup(plan, {}))
+@pytest.mark.parametrize("name", ["fednova", "scaffold"])
+def test_what_counts_its_way_from_rest_refuses_momentum_that_is_kept(name):
+    kept = small_plan(**{"keep_momentum": True, "algorithm.name": name})
+    with pytest.raises(Problems, match=f"{name} needs the optimiser to start anew; write false"):
+        refuse_kept_momentum(make(kept.agreement.algorithm), kept)
+    other = kept.change({"algorithm.name": "fedavg"})
+    refuse_kept_momentum(make(other.agreement.algorithm), other)
 
 
 # --- how far local steps reach
@@ -173,4 +180,4 @@ def test_reach_is_what_torch_does_along_a_constant_gradient(momentum, nesterov, 
         optimiser.param_groups[0]["lr"] = rate
         parameter.grad = torch.ones(1, dtype=torch.float64) + proximal * parameter.detach()
         optimiser.step()
-    assert -float(parameter) == pytest.approx(reach(rates, momentum, nesterov, proximal))
+    assert -float(parameter.detach()) == pytest.approx(reach(rates, momentum, nesterov, proximal))

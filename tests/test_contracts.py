@@ -76,7 +76,7 @@ def test_sites_that_learn_nothing_change_nothing(ground, name, rule):
     chosen, weights = algorithms.make(Algorithm(name=name)), weights_of(build(plan.local.network, seed=1))
     state = chosen.start(Setup(plan, weights))
     idle = SimpleNamespace(
-        name="", normalisation=(), memory=lambda: None, remember=lambda groups: None,
+        name="", normalisation=(), memory=lambda: None, remember=lambda groups: None, average_reach=lambda mu: 1.0,
         fit=lambda weights, **_: Fitted(dict(weights), np.zeros(1, np.float32), reach=1.0),
     )  # fmt: skip
     releases = [Release("r", 1, s, chosen.local(idle, Request("r", 1, "train", state.shared))) for s in SITES]

@@ -10,6 +10,7 @@ from autofed.exchange import Failure, Release, Request, from_bytes, to_bytes
 from autofed.federation import metrics, states
 from autofed.federation.acceptance import accept
 from autofed.federation.inprocess import InProcess
+from autofed.labels import Labels
 from autofed.privacy.ledger import PrivacyLedger
 from autofed.problems import Problems
 from tests import small_federation
@@ -92,9 +93,35 @@ def test_an_update_far_longer_than_those_of_the_other_sites_does_not_count():
     answers = {
         s: to_bytes(Release("r", 1, s, {"update": {"w": np.full(9, v, np.float32)}})) for s, v in lengths.items()
     }
-    found = accept(answers, tuple(answers), request, {"update": "weights"})
+    labels = Labels.declared({"background": 0, "tumour": 1})
+    found = accept(answers, tuple(answers), request, {"update": "weights"}, labels)
+    found = found.without_outliers({"update": "weights"})
     assert [release.site for release in found.releases] == ["alpha", "bravo", "delta"]
     assert found.left_out == {"charlie": "answered with a update 333 times as long as is usual among the sites"}
+
+
+@pytest.mark.parametrize("arrays", [
+    {"metrics": {"dice": np.zeros(1)}}, {"dice": {"lesion": np.ones(1)}}, {"dice": {"tumour": np.full(1, 1.5)}},
+    {"dice": {"tumour": np.ones(3)}}, {"sums": {"tumour": np.ones(2)}}, {"sums": {"tumour": -np.ones((2, 2))}},
+])  # fmt: skip
+def test_scores_that_are_none_do_not_count(arrays):
+    request, labels = Request("r", 1, "validate"), Labels.declared({"background": 0, "tumour": 1})
+    found = accept({"alpha": to_bytes(Release("r", 1, "alpha", arrays))}, ("alpha",), request, {}, labels)
+    assert found.releases == () and "answered with" in found.left_out["alpha"]
+
+
+def test_a_site_far_from_the_others_does_not_slip_in_when_it_is_asked_again(ground, tmp_path):
+    """The check is over all who answered, not over those of one attempt."""
+    labels, like = Labels.declared({"background": 0, "tumour": 1}), {"update": "weights"}
+    request = Request("r", 1, "train", {"weights": {"w": np.zeros(9, np.float32)}})
+    bytes_of = lambda s, v: to_bytes(Release("r", 1, s, {"update": {"w": np.full(9, v, np.float32)}}))  # noqa: E731
+    sites = ("a", "b", "c", "far")
+    first = accept({"b": bytes_of("b", 0.01), "c": bytes_of("c", 0.01)}, sites, request, like, labels)
+    again = accept(
+        {"a": bytes_of("a", 0.01), "far": bytes_of("far", 5.0)}, tuple(first.left_out), request, like, labels
+    )
+    found = first.and_(again).without_outliers(like)
+    assert [release.site for release in found.releases] == ["a", "b", "c"] and set(found.left_out) == {"far"}
 
 
 def test_the_round_is_that_of_the_others_alone(ground, tmp_path):

@@ -55,6 +55,10 @@ class SiteView(Protocol):
         """
         ...
 
+    def average_reach(self, proximal: float = 0.0) -> float:
+        """How far the steps of this round reach (`Fitted.reach`), on average over the plan's sites, by patients."""
+        ...
+
     def memory(self) -> Groups | None:
         """What the site remembered in the last round in which its answer counted, or None before there was one."""
         ...
@@ -67,8 +71,8 @@ class SiteView(Protocol):
 class Algorithm(Protocol):
     """One way of learning together.
 
-    What else it may state, as a class variable: `gathers` (see `gathers`), `personal` (see `is_personal`) and
-    `released` (see `released`).
+    What else it may state, as a class variable: `gathers`, `personal` (see `is_personal`), `released`, and `from_rest`
+    (see `refuse_kept_momentum`).
     """
 
     def start(self, setup: Setup) -> ServerState:
@@ -142,10 +146,11 @@ def released(algorithm: Algorithm) -> Mapping[str, str]:
     return getattr(algorithm, "released", {"update": "weights"})
 
 
-def refuse_kept_momentum(name: str, plan: Plan) -> None:
-    """`Problems` if a plan keeps the sites' momentum: an algorithm that counts their way from rest would miscount."""
-    kept = plan.local.training.keep_momentum
-    refuse("local.training.keep_momentum", [f"{name} needs the optimiser to start anew; write false"] if kept else [])
+def refuse_kept_momentum(algorithm: Algorithm, plan: Plan) -> None:
+    """`Problems` if a plan keeps the sites' momentum for an algorithm that counts their way from rest."""
+    wrong = plan.local.training.keep_momentum and getattr(algorithm, "from_rest", False)
+    name = plan.agreement.algorithm.name
+    refuse("local.training.keep_momentum", [f"{name} needs the optimiser to start anew; write false"] if wrong else [])
 
 
 def site_weights(plan: Plan) -> Mapping[str, float]:

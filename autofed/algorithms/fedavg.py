@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autofed.algorithms import Average, Setup, SiteView
-from autofed.exchange import Groups, Release, Request, ServerState
+from autofed.exchange import Arrays, Groups, Release, Request, ServerState
+from autofed.fit import Fitted
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,12 @@ class FedAvg:
     def local(self, site: SiteView, request: Request) -> Groups:
         """The update: weights after local training less weights before."""
         before = request.shared["weights"]
-        fitted = site.fit(before)
+        fitted = self.train(site, before)
         return {"update": fitted.update(before), "metrics": {"loss": fitted.losses}}
+
+    def train(self, site: SiteView, weights: Arrays) -> Fitted:
+        """The site's training, from these weights."""
+        return site.fit(weights)
 
     def merge(self, state: ServerState, releases: Sequence[Release], average: Average) -> ServerState:
         """w <- w + average of the updates."""

@@ -15,7 +15,7 @@ class FedBN(FedAvg):
     """Federated averaging in which every site goes on from its own normalisation layers, and so has its own model.
 
     A hospital that was not in the training takes the common model: the averaged layers, with the average of the sites'
-    normalisation layers, which no site of the training uses.
+    normalisation layers. For that alone these are released, too; no site of the training uses another's.
     """
 
     personal: ClassVar[bool] = True

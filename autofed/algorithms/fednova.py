@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from autofed.algorithms import Average, Setup, SiteView, refuse_kept_momentum
-from autofed.algorithms.fedavg import FedAvg
-from autofed.exchange import Groups, Release, Request, ServerState
+from autofed.algorithms import SiteView
+from autofed.algorithms.fedprox import FedProx
+from autofed.exchange import Groups, Request
 
 
 @dataclass(frozen=True)
-class FedNova(FedAvg):
-    """Every site sends the direction in which it went, and all go the average way: more steps do not weigh more.
+class FedNova(FedProx):
+    """Every site scales its update as if it had gone the average way: more steps do not weigh more.
 
-    At equal steps it is federated averaging. With `mu` the sites' solver is proximal, as in FedProx.
+    w <- w - tau_eff * average of d, with d = (w_global - w) / ||a|| and tau_eff the average of ||a||. These follow from
+    the plan (`autofed.solver.reach`), which every site has, so each sends -tau_eff d, and no message says how far it
+    went; in a round without some sites tau_eff is still that of all. At equal steps this is federated averaging. With
+    `mu` the sites' solver is proximal, as in FedProx.
     """
+
+    from_rest: ClassVar[bool] = True
 
     mu: float = 0.0
 
-    def start(self, setup: Setup) -> ServerState:
-        """The common weights; `Problems` if momentum is kept, since a site's way is counted from rest."""
-        refuse_kept_momentum("fednova", setup.plan)
-        return super().start(setup)
-
     def local(self, site: SiteView, request: Request) -> Groups:
-        """d = (w - w_global) / ||a||, and ||a||, which follows from the plan alone (`autofed.solver.reach`)."""
+        """The update, scaled by the average way over the site's own."""
         before = request.shared["weights"]
-        fitted = site.fit(before, proximal=self.mu)
-        direction = {name: array / np.float32(fitted.reach) for name, array in fitted.update(before).items()}
-        return {"update": direction, "reach": {"reach": np.array([fitted.reach])}, "metrics": {"loss": fitted.losses}}
-
-    def merge(self, state: ServerState, releases: Sequence[Release], average: Average) -> ServerState:
-        """w <- w + tau_eff * average of d, with tau_eff the average of ||a||."""
-        direction, way = average(releases, "update"), average(releases, "reach")["reach"].astype(np.float32)
-        weights = {name: array + way * direction[name] for name, array in state.shared["weights"].items()}
-        return ServerState(state.round + 1, {"weights": weights})
+        fitted = self.train(site, before)
+        scale = np.float32(site.average_reach(self.mu) / fitted.reach)
+        update = {name: scale * array for name, array in fitted.update(before).items()}
+        return {"update": update, "metrics": {"loss": fitted.losses}}

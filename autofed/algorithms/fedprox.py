@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from autofed.algorithms import SiteView
 from autofed.algorithms.fedavg import FedAvg
-from autofed.exchange import Groups, Request
+from autofed.exchange import Arrays
+from autofed.fit import Fitted
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,6 @@ class FedProx(FedAvg):
 
     mu: float = 0.01
 
-    def local(self, site: SiteView, request: Request) -> Groups:
-        """The update of a training that is pulled back to where it started."""
-        before = request.shared["weights"]
-        fitted = site.fit(before, proximal=self.mu)
-        return {"update": fitted.update(before), "metrics": {"loss": fitted.losses}}
+    def train(self, site: SiteView, weights: Arrays) -> Fitted:
+        """A training that is pulled back to where it started."""
+        return site.fit(weights, proximal=self.mu)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from autofed.algorithms import Average, Setup, SiteView, refuse_kept_momentum, site_weights
+from autofed.algorithms import Average, Setup, SiteView, site_weights
 from autofed.exchange import Arrays, Groups, Release, Request, ServerState
 
 
@@ -19,11 +19,11 @@ class Scaffold:
     The site's control variate c_i stays in its memory, the common one c is the average of them all.
     """
 
+    from_rest: ClassVar[bool] = True
     released: ClassVar[Mapping[str, str]] = {"update": "weights", "control": "control"}
 
     def start(self, setup: Setup) -> ServerState:
-        """The common weights and c = 0; `Problems` if momentum is kept, since a site's way is counted from rest."""
-        refuse_kept_momentum("scaffold", setup.plan)
+        """The common weights and c = 0."""
         patients = {site: np.array([share]) for site, share in site_weights(setup.plan).items()}
         return ServerState(0, {"weights": setup.weights, "control": _zeros(setup.weights)}, {"patients": patients})
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from autofed.exchange import Arrays, Failure, Groups, Message, Release, Request, from_bytes
+from autofed.labels import Labels
+from autofed.postprocessing import RULES
 from autofed.problems import Problems
 
 LARGEST_GROWTH = 10.0
@@ -30,23 +32,28 @@ class Answers:
         releases = sorted((*self.releases, *later.releases), key=lambda release: release.site)
         return Answers(tuple(releases), later.left_out)
 
+    def without_outliers(self, released: Mapping[str, str]) -> Answers:
+        """These without the sites whose arrays are far longer than those of most."""
+        far = _outliers(self.releases, released)
+        return Answers(tuple(r for r in self.releases if r.site not in far), {**self.left_out, **far})
+
 
 def accept(
-    answers: Mapping[str, bytes], sites: Sequence[str], request: Request, released: Mapping[str, str]
+    answers: Mapping[str, bytes], sites: Sequence[str], request: Request, released: Mapping[str, str], labels: Labels
 ) -> Answers:
     """Part the answers to a request into those that count and those that do not; a silent site is left out, too.
 
     `released` are the groups that each must hold, and the shared group that each must look like
-    (see `algorithms.released`). What comes from nobody who was asked counts nowhere.
+    (see `algorithms.released`); scores must be of structures among the `labels`. What comes from nobody who was asked
+    counts nowhere.
     """
     releases, left_out = [], {}
     for site in sorted(sites):
         try:
-            releases.append(_release(answers, site, request, released))
+            releases.append(_release(answers, site, request, released, labels))
         except Problems as error:
             left_out[site] = "; ".join(error.problems)
-    left_out |= _outliers(releases, released)
-    return Answers(tuple(release for release in releases if release.site not in left_out), left_out)
+    return Answers(tuple(releases), left_out)
 
 
 def _outliers(releases: Sequence[Release], released: Mapping[str, str]) -> dict[str, str]:
@@ -66,7 +73,9 @@ def _length(arrays: Arrays) -> float:
     return float(np.sqrt(sum(np.square(array, dtype=np.float64).sum() for array in arrays.values())))
 
 
-def _release(answers: Mapping[str, bytes], site: str, request: Request, released: Mapping[str, str]) -> Release:
+def _release(
+    answers: Mapping[str, bytes], site: str, request: Request, released: Mapping[str, str], labels: Labels
+) -> Release:
     if site not in answers:
         raise Problems(site, ["did not answer"])
     try:
@@ -76,7 +85,7 @@ def _release(answers: Mapping[str, bytes], site: str, request: Request, released
     problems = _kind_problems(message, site, request)
     if problems or not isinstance(message, Release):
         raise Problems(site, problems)
-    problems = _misfits(message.arrays, request.shared, released)
+    problems = _misfits(message.arrays, request.shared, released) or _strange_scores(message.arrays, labels)
     if problems:
         raise Problems(site, problems)
     return message
@@ -102,6 +111,16 @@ def _misfits(arrays: Groups, shared: Groups, released: Mapping[str, str]) -> lis
     for group, like in released.items():
         if group in arrays and like in shared and not problems:
             problems += _unlike(group, arrays[group], shared[like])
+    return problems
+
+
+def _strange_scores(arrays: Groups, labels: Labels) -> list[str]:
+    """What no site says of itself: training's numbers under a score's name, scores of nothing, or of another form."""
+    problems = ["answered with dice among its metrics"] if "dice" in arrays.get("metrics", {}) else []
+    for group, shape in (("dice", (1,)), ("sums", (2, len(RULES)))):
+        for name, found in arrays.get(group, {}).items():
+            if name not in labels.names or found.shape != shape or found.min() < 0 or (group == "dice" and found > 1):
+                problems.append(f"answered with {group} of {name!r} in the shape {found.shape} that are none")
     return problems
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from autofed.algorithms import site_weights
 from autofed.batches import Feeder
 from autofed.exchange import Arrays, Groups, Request, load_groups, save_groups
 from autofed.federation.selection import best_of, moving_average
@@ -20,6 +21,7 @@ from autofed.network import normalisation
 from autofed.plans import Plan, Rounds
 from autofed.prepared import Store
 from autofed.privacy import Mechanism
+from autofed.solver import reach
 from autofed.validation import SHARE, case_dice, patch_dice
 
 
@@ -86,6 +88,21 @@ class View:
         if keeps:
             self.remember({"momentum": fitted.momentum})
         return fitted
+
+    def average_reach(self, proximal: float = 0.0) -> float:
+        """How far the steps of all sites reach in this round, on average; a site that is not in the plan is alone."""
+        site, plan = self._site, self._site.plan
+        weights = site_weights(plan) if site.name in plan.agreement.patients else {site.name: 1.0}
+        ways = {
+            name: self._reach(plan.steps_at(name) if len(weights) > 1 else site.steps, proximal) for name in weights
+        }
+        return sum(weights[name] * way for name, way in ways.items()) / sum(weights.values())
+
+    def _reach(self, steps: int, proximal: float) -> float:
+        training, before = self._site.plan.local.training, self._round - 1
+        schedule = self._site.plan.agreement.training
+        rates = [training.learning_rate * schedule.rate_at(before + step / steps) for step in range(steps)]
+        return reach(rates, training.momentum, training.momentum > 0, proximal)
 
     def memory(self) -> Groups | None:
         """What the site remembered in the last round in which its answer counted."""

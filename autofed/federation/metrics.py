@@ -34,23 +34,18 @@ class Meter:
         return answers
 
 
-def note(
-    folder: Path,
-    round: int,
-    seconds: float,
-    sites: Said,
-    left_out: Mapping[str, str],
-    traffic: Mapping[str, Mapping[str, int]],
-) -> None:
-    """Append a line for this round; one that a run left which was cut off in this very round is dropped.
+def note(folder: Path, line: Mapping[str, Any]) -> None:
+    """Append what is known of a round: `seconds`, what the `sites` said, and the `bytes` of the training's question.
 
-    `left_out` says of the sites that did not count in it why they did not; `traffic` are the bytes of the training's
-    question, "down" and "up" by site.
+    `left_out` says of the sites that did not count in it why they did not, if there are any.
     """
-    lines = [line for line in read(folder) if line["round"] < round]
-    line = {"round": round, "seconds": float(f"{seconds:.2f}"), "sites": sites, "bytes": traffic}
-    lines.append({**line, "left_out": left_out} if left_out else line)
+    lines = [*read(folder), line]
     write_bytes(_path(folder), "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def last_round(folder: Path) -> int:
+    """The last round that has a line; 0 if none has."""
+    return max((line["round"] for line in read(folder)), default=0)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

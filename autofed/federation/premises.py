@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MOST_WORKERS = 12
 """More processes than these are never busy (nnU-Net's default)."""
 
-_REQUEST_NAME = re.compile(r"([0-9a-f]{32})(?:-fold-(\d{1,3}))?")
+_REQUEST_NAME = re.compile(r"([0-9a-f]{32})(?:-fold-(0|[1-9]\d{0,2}))?")
 
 
 def open_data(work: Path, site: str, plan: Plan) -> Store:

@@ -19,6 +19,7 @@ from autofed.federation.acceptance import Answers, accept
 from autofed.federation.deltas import Parcel, has_forgotten, parcel_of
 from autofed.federation.selection import best_of, moving_average
 from autofed.federation.site import TRAIN, VALIDATE, VERIFY
+from autofed.labels import Labels
 from autofed.plans import Plan
 from autofed.privacy import ADAPTATION, Mechanism, adapted
 from autofed.problems import Problems
@@ -58,6 +59,7 @@ class Course:
         least = min(faults.least_sites, len(self.sites))
         for _ in range(faults.attempts):
             answers = answers.and_(self._ask_once(question, round, sent, since, tuple(answers.left_out)))
+            answers = answers.without_outliers(_released(self, question))
             for site, why in answers.left_out.items():
                 _log.warning("round %d (%s) without the site %s: it %s", round, question, site, why)
             if len(answers.releases) >= least:
@@ -75,7 +77,11 @@ class Course:
         again = {s: since.get(s, 0) for s, answer in answers.items() if s in sites and has_forgotten(answer)}
         whole = {s: to_bytes(sent.request(self.run, round, question, r, anew=True)) for s, r in again.items()}
         answers |= self.transport(whole) if whole else {}
-        return accept(answers, sites, request, released(self.algorithm) if question == TRAIN else {})
+        return accept(answers, sites, request, _released(self, question), Labels.of(self.plan.agreement))
+
+
+def _released(course: Course, question: str) -> Mapping[str, str]:
+    return released(course.algorithm) if question == TRAIN else {}
 
 
 def run(course: Course, state: ServerState) -> ServerState:
@@ -84,22 +90,40 @@ def run(course: Course, state: ServerState) -> ServerState:
     A site that fails is named, left out of the round, and asked again in the next. `Problems` if too few sites answer;
     the rounds before are saved.
     """
-    rounds = course.plan.agreement.training
     with metrics.Board(course.folder) as board:
-        while state.round < rounds.rounds:
-            begin = time.monotonic()
-            meter = metrics.Meter(course.transport)
-            sent = parcel_of(state, released(course.algorithm).values(), course.plan.agreement.wire)
-            answers = replace(course, transport=meter).ask(TRAIN, state.round + 1, sent, _answered(state))
-            state = _merge(course, state, answers.releases)
-            state = replace(state, kept=sent.keep(state.kept))
-            scores = _validate(course, state) if course.holds_out and rounds.validates(state.round) else ()
-            seconds, said = time.monotonic() - begin, _said(answers.releases, scores)
-            metrics.note(course.folder, state.round, seconds, said, answers.left_out, meter.traffic)
-            _keep_best(course.folder, state)
-            states.save(course.folder, state, course.plan)  # last: a round whose state is there is whole
-            board.show(state.round, seconds, said)
+        if state.round:
+            _finish(course, state, board)  # a run that was cut off may have left its last round unscored
+        while state.round < course.plan.agreement.training.rounds:
+            state = _round(course, state)
+            _finish(course, state, board)
     return state
+
+
+def _round(course: Course, state: ServerState) -> ServerState:
+    """Have the sites train, and save what they come to. From here on the round is what it is, whoever asks again."""
+    begin, meter = time.monotonic(), metrics.Meter(course.transport)
+    sent = parcel_of(state, released(course.algorithm).values(), course.plan.agreement.wire)
+    answers = replace(course, transport=meter).ask(TRAIN, state.round + 1, sent, _answered(state))
+    state = _merge(course, state, answers.releases)
+    state = replace(state, kept=sent.keep(state.kept))
+    line = {"round": state.round, "seconds": time.monotonic() - begin, "sites": _losses(answers.releases),
+            "bytes": meter.traffic}  # fmt: skip
+    states.save(
+        course.folder, state, course.plan, {**line, **({"left_out": answers.left_out} if answers.left_out else {})}
+    )
+    return state
+
+
+def _finish(course: Course, state: ServerState, board: metrics.Board) -> None:
+    """Score a saved round if the plan wants it, note what is known of it, and keep its model if it is the best."""
+    if metrics.last_round(course.folder) < state.round:
+        begin, line = time.monotonic(), states.line(course.folder, state.round)
+        validates = course.holds_out and course.plan.agreement.training.validates(state.round)
+        said = _with_scores(line["sites"], _validate(course, state) if validates else ())
+        line |= {"sites": said, "seconds": round(line["seconds"] + time.monotonic() - begin, 2)}
+        metrics.note(course.folder, line)
+        board.show(state.round, line["seconds"], said)
+    _keep_best(course, state)
 
 
 def verify(course: Course, state: ServerState) -> Sequence[Release]:
@@ -125,9 +149,14 @@ def _named(left_out: Mapping[str, str]) -> list[str]:
     return [f"the site {site} {why}" for site, why in left_out.items()]
 
 
-def _said(releases: Sequence[Release], scores: Sequence[Release]) -> dict[str, dict[str, Any]]:
-    """Loss, and Dice by structure, of each site."""
-    said: dict[str, dict[str, Any]] = {r.site: {**metrics.means(r.arrays.get("metrics", {}))} for r in releases}
+def _losses(releases: Sequence[Release]) -> dict[str, dict[str, Any]]:
+    """What each site says of its training: its loss, and whatever else an algorithm has sites say."""
+    return {r.site: metrics.means(r.arrays.get("metrics", {})) for r in releases}
+
+
+def _with_scores(said: Mapping[str, Any], scores: Sequence[Release]) -> dict[str, dict[str, Any]]:
+    """The same with each site's Dice by structure."""
+    said = dict(said)
     for release in scores:
         dice = metrics.means(release.arrays.get("dice", {}))
         if dice:
@@ -135,12 +164,12 @@ def _said(releases: Sequence[Release], scores: Sequence[Release]) -> dict[str, d
     return said
 
 
-def _keep_best(folder: Path, state: ServerState) -> None:
-    """Keep the model of this round if no other scored as well; a model of every site's own is kept by the site."""
-    model = states.model_of(state)
-    found = best_of(metrics.scores(folder)) if model else None
+def _keep_best(course: Course, state: ServerState) -> None:
+    """Keep the model of this round if no other scored as well; where sites have their own, each keeps its own best."""
+    model = {} if is_personal(course.algorithm) else states.model_of(state)
+    found = best_of(metrics.scores(course.folder)) if model else None
     if found and found.round == state.round:
-        states.save_best(folder, model, found)
+        states.save_best(course.folder, model, found)
 
 
 def _merge(course: Course, state: ServerState, releases: Sequence[Release]) -> ServerState:

@@ -106,6 +106,8 @@ class Site:
             raise _BadRequest(f"expected a request of run {self.run}")
         if not 1 <= message.round <= self.plan.agreement.training.rounds:
             raise _BadRequest(f"found round {message.round}, the plan has {self.plan.agreement.training.rounds}")
+        if not 0 <= message.since <= message.round - (message.question == TRAIN):
+            raise _BadRequest(f"found an answer of round {message.since} to go on from in round {message.round}")
         if message.question not in QUESTIONS:
             raise _BadRequest(f"found the question {message.question!r}, expected one of {', '.join(QUESTIONS)}")
         if message.question != TRAIN and not self.plan.agreement.training.validates(message.round):

@@ -5,19 +5,23 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from autofed.exchange import Arrays, ServerState, load_groups, peek, save_groups
 from autofed.federation.selection import Choice
-from autofed.files import whole_folder, write_json
+from autofed.files import read_json, whole_folder, write_json
 from autofed.plans import Plan
 
 
-def save(folder: Path, state: ServerState, plan: Plan) -> None:
-    """Save a state whole or not at all, then remove the states that neither resuming nor the ensemble needs."""
+def save(folder: Path, state: ServerState, plan: Plan, line: Mapping[str, Any] | None = None) -> None:
+    """Save a state whole or not at all, then remove the states that neither resuming nor the ensemble needs.
+
+    `line` is what is known of its round before it is scored.
+    """
     with whole_folder(_round_folder(folder, state.round)) as part:
         save_groups(part / "shared.safetensors", state.shared)
         save_groups(part / "kept.safetensors", state.kept)
-        write_json(part / "state.json", {"round": state.round})
+        write_json(part / "state.json", {"round": state.round, "line": dict(line or {})})
     keep = {state.round, *plan.agreement.training.snapshots}
     for round in saved_rounds(folder):
         if round not in keep:
@@ -28,6 +32,11 @@ def load(folder: Path, round: int) -> ServerState:
     """The state after a round."""
     at = _round_folder(folder, round)
     return ServerState(round, load_groups(at / "shared.safetensors")[0], load_groups(at / "kept.safetensors")[0])
+
+
+def line(folder: Path, round: int) -> dict[str, Any]:
+    """What was known of a saved round before it was scored."""
+    return dict(read_json(_round_folder(folder, round) / "state.json")["line"])
 
 
 def saved_rounds(folder: Path) -> list[int]:

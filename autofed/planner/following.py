@@ -36,6 +36,7 @@ def follow(
     rounds, per_round = meetings(steps, len(sites), reasons)
     within = "no hours were given: as long as nnU-Net's" if budget.hours is None else f"fit {budget.hours:g} h"
     reasons.say("local.training.steps_per_round", per_round, f"{steps} steps at every site in all; {within}")
+    rounds = _with_uneven_steps(guide, source, rounds, per_round, sites, reasons)
     training = training.model_copy(update={"steps_per_round": per_round})
     least, annotated = faults(len(sites), reasons), annotated_at(fingerprint, reasons)
     return Plan(
@@ -68,6 +69,19 @@ def _algorithm(guide: Plan, source: str, wanted: str | None, reasons: Reasons) -
     why = f"as in {source}, with its settings" if kept else f"asked for; {source} has {agreed.name}"
     reasons.say("agreement.algorithm", chosen.name, f"{why}; averages, the server's step and the wire are as there")
     return chosen
+
+
+def _with_uneven_steps(
+    guide: Plan, source: str, rounds: Rounds, per_round: int, sites: tuple[str, ...], reasons: Reasons
+) -> Rounds:
+    """The rounds in which sites that took fewer or more steps than others do so in the same proportion."""
+    share = per_round / guide.local.training.steps_per_round
+    taken = guide.agreement.training.steps_at.items()
+    steps_at = {site: max(1, round(share * steps)) for site, steps in taken if site in sites}
+    if steps_at:
+        shown = ", ".join(f"{site}: {steps}" for site, steps in steps_at.items())
+        reasons.say("agreement.training.steps_at", shown, f"as many for each of the other sites' as in {source}")
+    return rounds.model_copy(update={"steps_at": steps_at})
 
 
 def _agreement(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from autofed import algorithms, privacy
 from autofed.algorithms import Algorithm
@@ -17,6 +19,7 @@ from autofed.labels import Labels
 from autofed.network import build, weights_of
 from autofed.plans import Plan
 from autofed.postprocessing import RULES, decide
+from autofed.problems import Problems
 from autofed.runs import VALIDATION, Identity, Run
 from autofed.splits import ALL
 
@@ -35,6 +38,22 @@ class Coordinator:
 
         `begin` is told how many rounds are finished.
         """
+        with self._lead(fold):
+            self._train(fold, transport, begin)
+
+    @contextmanager
+    def _lead(self, fold: str) -> Iterator[None]:
+        """Only one process at a time leads a fold: the states of two would not fit each other."""
+        folder = self.run.fold_folder(fold)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / "lock", timeout=0):
+                yield
+        except Timeout:
+            found = "another process is leading this training; wait for it, or end it"
+            raise Problems(str(folder), [found]) from None
+
+    def _train(self, fold: str, transport: rounds.Transport, begin: Callable[[int], None]) -> None:
         folder = self.run.fold_folder(fold)
         course = rounds.Course(
             self.algorithm, privacy.find(self.plan), self.plan, transport, folder, request_name(self.identity.id, fold),
