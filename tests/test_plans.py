@@ -202,7 +202,7 @@ def test_more_rounds_make_no_jump(lengths):
     made = schedule(*lengths)
     for before, after in itertools.pairwise(lengths):
         assert made.rate_at(before - 1e-6) == pytest.approx(0, abs=1e-5)
-        assert made.rate_at(before) == 0
+        assert 0 < made.rate_at(before) <= 0.005  # a step at rate 0 would be for nothing
         climb = (after - before) / 10
         steps = before + np.linspace(0, climb, 101)
         rates = np.array([made.rate_at(t) for t in steps])
@@ -214,7 +214,7 @@ def test_more_rounds_make_no_jump(lengths):
 
 def test_what_was_before_an_extension_stays_as_it_was():
     short, long = schedule(10), schedule(10, 30)
-    assert [short.rate_at(t) for t in range(11)] == [long.rate_at(t) for t in range(11)]
+    assert [short.rate_at(t / 10) for t in range(100)] == [long.rate_at(t / 10) for t in range(100)]
     short, long = (made.model_copy(update={"validate_every": 3}) for made in (short, long))
     assert [short.validates(r) for r in range(1, 11)] == [long.validates(r) for r in range(1, 11)]
 

@@ -149,24 +149,29 @@ class Premises(Record):
             request = message if isinstance(message, Request) else request
             plan = self._agreed()
             _refuse_other(agreement, plan)
-            site = self._open(plan, request.run)
+            site, parted = self._open(plan, request.run)
             site.feeder = _feeder(workers_for(plan, site.device))
         except Exception as error:  # whatever went wrong inside, only a code may cross the door
             self._log(error)
             return to_bytes(Failure(request.run, request.round, self.site, "failed"))
-        return site.answer(data)
+        answer = site.answer(data)
+        if (
+            site.folder / "releases"
+        ).is_dir():  # it has given an answer in this training: nobody changes sides any more
+            keep_split(site.folder, parted)
+        return answer
 
-    def _open(self, plan: Plan, name: str) -> Site:
+    def _open(self, plan: Plan, name: str) -> tuple[Site, Split]:
         from autofed.devices import pick_device
         from autofed.federation.site import Site
 
         fold, folder = self._place(name)
         store, parted = self._data(plan, name)
-        keep_split(folder, parted)
-        return Site(
+        site = Site(
             self.site, store.only(parted.train), plan, folder, {self.site: ledger_path(self.work, self.site)}, run=name,
             held=store.only(parted.validation), stream=stream_name(self.site, fold), device=pick_device(self.device),
         )  # fmt: skip
+        return site, parted
 
     def _agreed(self) -> Plan:
         plan = plans.load(self.plan)

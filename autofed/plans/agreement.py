@@ -116,12 +116,12 @@ class Rounds(Record):
         """The learning rate after so many rounds, as a share of the first: (1 - t)^0.9 with t from 0 to 1 (nnU-Net).
 
         A training that was given more rounds when it had come to its end, and its rate to 0, climbs to the curve of the
-        longer one over the first tenth of what is left, from a hundredth of it: the rate does not jump.
+        longer one over the first tenth of what is left, from a two-hundredth of it: the rate does not jump.
         """
         before = 0
         for length in self._lengths:
             if rounds < length or length == self.rounds:
-                climbed = min(1.0, max(0.01, 10 * (rounds - before) / (length - before))) if before else 1.0
+                climbed = min(1.0, max(0.005, 10 * (rounds - before) / (length - before))) if before else 1.0
                 return climbed * max(0.0, 1 - rounds / length) ** 0.9
             before = length
         return 0.0

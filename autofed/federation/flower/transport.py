@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Collection, Mapping
 from logging import INFO
@@ -84,7 +85,7 @@ class OverFlower:
         """
         begin = time.monotonic()
         problems = self._look_round()
-        while not problems and self._is_worth_waiting(time.monotonic() - begin):
+        while self._is_worth_waiting(time.monotonic() - begin, refused=bool(problems)):
             time.sleep(_POLL_SECONDS)
             problems += self._look_round()
         if least is None or len(self.nodes) < least:
@@ -104,10 +105,12 @@ class OverFlower:
         sites = {node: site for site, node in self.nodes.items()}
         return {sites[node]: data for node, (_, data) in self._exchange(contents, self.deadline_seconds).items()}
 
-    def _is_worth_waiting(self, seconds: float) -> bool:
-        """Whether a site may still come, or, for a shorter while, a second node of the same name."""
+    def _is_worth_waiting(self, seconds: float, refused: bool) -> bool:
+        """Whether a site may still come, or, for a shorter while, one more that speaks against the training."""
+        if self._missing() and not refused:
+            return seconds < self.patience_seconds
         unheard = set(self._asked.values()) - set(self._met)
-        return seconds < self.patience_seconds if self._missing() else bool(unheard) and seconds < self.nudge_seconds
+        return bool(unheard) and seconds < self.nudge_seconds
 
     def _look_round(self) -> list[str]:
         """Let nodes that are new introduce themselves; what speaks against them.
@@ -127,14 +130,21 @@ class OverFlower:
         return problems
 
     def _hear(self, node: int, introduction: str, here: Mapping[int, str]) -> list[str]:
+        """Take a node for the site that it says it is, or say why not; one that is refused is asked again later."""
         try:
-            self._met[node] = Introduction.model_validate_json(introduction)
-        except ValueError:
+            said = json.loads(introduction)
+            if said.get("version") != __version__:  # first: another version may say other things of itself
+                found = f"{said.get('site')} has autofed {said.get('version')}, the coordinator {__version__}"
+                return [f"{found}; install the same"]
+            self._met[node] = Introduction.model_validate(said)
+        except (ValueError, AttributeError):
             return [f"the node {node} cannot read its --node-config; its own terminal says why"]
-        return self._admit(node, here[node], here)
+        problems = self._admit(node, here[node], here)
+        if problems:
+            del self._met[node]
+        return problems
 
     def _admit(self, node: int, registered: str, here: Collection[int]) -> list[str]:
-        """Take a node for the site that it says it is, or say why not."""
         said = self._met[node]
         if registered and registered != said.site:
             return [f"the node registered as {registered} calls itself {said.site}; correct its --name"]
@@ -197,8 +207,6 @@ def _misfits(said: Introduction, plan: Plan) -> list[str]:
     if not said.agreement:
         return [f"{said.site} cannot take part; why is in its own site.log and on the terminal of its SuperNode"]
     problems = []
-    if said.version != __version__:
-        problems.append(f"{said.site} has autofed {said.version}, the coordinator {__version__}; install the same")
     for name, theirs, ours in (
         ("agreement", said.agreement, plan.agreement.digest()),
         ("local part", said.local, plan.local.digest()),
