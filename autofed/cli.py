@@ -94,7 +94,7 @@ def plan(
     algorithm: Annotated[
         str | None,
         typer.Option(
-            help="How the sites learn together: fedavg (default, or that of --like), fedprox, fednova, scaffold, "
+            help="How the sites learn together: fedavg (what plans choose), fedprox, fednova, scaffold, "
             "fedbn, local, pooled."
         ),
     ] = None,

@@ -501,3 +501,14 @@ def test_what_cannot_be_planned_is_refused_all_at_once():
         planner.make(data.model_copy(update={"sites": {}}))
     assert len(error.value.problems) == 3
     assert "alpha" in str(error.value) and "structure_1" in str(error.value) and "epsilon" in str(error.value)
+
+
+def test_sites_average_unless_another_way_is_asked_for_or_their_steps_differ():
+    made = planner.make(fingerprint())
+    assert made.agreement.algorithm.name == "fedavg"
+    assert "agreement.algorithm.name" in {reason.field for reason in made.reasons}
+    assert planner.make(fingerprint(), algorithm="scaffold").agreement.algorithm.name == "scaffold"
+    uneven = made.change({"training.steps_at": {"alpha": 3}})
+    assert uneven.agreement.algorithm.name == "fednova" and uneven.steps_at("alpha") == 3
+    both = made.change({"training.steps_at": {"alpha": 3}, "algorithm.name": "fedavg"})
+    assert both.agreement.algorithm.name == "fedavg"

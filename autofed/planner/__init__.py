@@ -12,6 +12,7 @@ from dataclasses import replace
 from autofed.case import Declaration
 from autofed.fingerprints import Fingerprint
 from autofed.labels import Labels
+from autofed.planner import learning
 from autofed.planner.annotations import annotated_at
 from autofed.planner.following import follow
 from autofed.planner.grids import ANISOTROPY, Grid, full_resolution, low_resolution, preferred
@@ -24,7 +25,6 @@ from autofed.planner.schedules import Length, faults, meetings, training
 from autofed.planner.topology import Task, Topology, batch_for_memory, memory_needed, patch_for_memory
 from autofed.plans import (
     Agreement,
-    Algorithm,
     Budget,
     Geometry,
     Inference,
@@ -39,8 +39,8 @@ from autofed.problems import Problems, refuse
 __all__ = ["ANISOTROPY", "PRESETS", "check_memory", "follow", "make"]
 
 
-def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str = "fedavg") -> Plan:
-    """The plan for the data described by a (merged) fingerprint, within a budget.
+def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str | None = None) -> Plan:
+    """The plan for the data described by a (merged) fingerprint, within a budget; by an `algorithm` if one is named.
 
     `Problems` if there is nothing to learn from, or if the budget asks for what cannot be planned.
     """
@@ -72,7 +72,7 @@ def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str 
             regions_class_order=declaration.regions_class_order,
             dimension=declaration.dimension,
             patients={name: site.patients for name, site in fingerprint.sites.items()},
-            algorithm=Algorithm(name=algorithm),
+            algorithm=learning.algorithm(algorithm, len(sites), reasons),
             training=rounds,
             privacy=Privacy(),
             faults=faults(len(sites), reasons),

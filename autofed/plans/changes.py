@@ -20,7 +20,7 @@ def apply(record: type[Record], tree: dict[str, Any], assignments: Mapping[str, 
     chosen = {_resolve(record, name)[0]: value for name, value in assignments.items()}
     planned = {reason["field"]: reason["value"] for reason in tree["reasons"]}
     said = [(path, value, _by_hand(planned.get(path))) for path, value in chosen.items()]
-    said += [(path, value, why) for path, value, why in _followers(chosen) if path not in chosen]
+    said += [(path, value, why) for path, value, why in _followers(chosen, tree) if path not in chosen]
     for path, value, _ in said:
         _assign(tree, path, value)
     changed = {path for path, _, _ in said}
@@ -46,13 +46,15 @@ def _by_hand(planned: str | None) -> str:
     return "set by hand" if planned is None else f"set by hand, instead of {planned}"
 
 
-def _followers(chosen: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+def _followers(chosen: Mapping[str, Any], tree: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     """What else changes with the fields that were set by hand, unless it was set too: (field, value, why)."""
     if (rounds := "agreement.training.rounds") in chosen:
         snapshots = spaced_snapshots(chosen[rounds])
         yield "agreement.training.snapshots", snapshots, f"the ensemble of {chosen[rounds]} rounds, set by hand"
     if chosen.get("agreement.privacy.mechanism", "none") != "none":
         yield "agreement.training.validate_every", 0, "a private training chooses nothing by scores"
+    if chosen.get("agreement.training.steps_at") and tree["agreement"]["algorithm"]["name"] == "fedavg":
+        yield "agreement.algorithm.name", "fednova", "sites take different numbers of steps, which fedavg lets weigh"
     if (optimiser := "agreement.server.optimiser") in chosen:
         rate, why = _SERVER_RATES.get(chosen[optimiser], (1.0, "that of a plain step"))
         yield "agreement.server.rate", rate, why

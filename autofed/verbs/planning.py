@@ -59,7 +59,7 @@ def plan(
     own; without it a CPU gets one hour and an accelerator nnU-Net's full training. `memory_gb` defaults to what the
     preset was made for. `settings` maps fields of the plan to values set by hand. `like` is a run or a plan whose
     weights shall go on being trained at these sites: then grid, network and recipe are those of that plan, and so is
-    the `algorithm` unless one is named; else it is fedavg. `Problems` names everything at once.
+    the `algorithm` unless one is named; else the planner chooses it. `Problems` names everything at once.
     """
     from autofed import algorithms
     from autofed.federation.server import refuse_idle
@@ -77,7 +77,7 @@ def plan(
     )
     merged = merge(_fingerprints(sources, processes, progress))
     budget = _measured(budget, merged, guide)
-    made = follow(merged, guide, str(like), budget, algorithm) if guide else make(merged, budget, algorithm or "fedavg")
+    made = follow(merged, guide, str(like), budget, algorithm) if guide else make(merged, budget, algorithm)
     made = change(made, None, settings or {})
     chosen = algorithms.make(made.agreement.algorithm, trusted=trusted)
     refuse_idle(made.agreement.server, chosen, made.agreement.algorithm.name)
