@@ -66,7 +66,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "dermoscopy": {**_QUARTER, "training.rounds": 24, "steps_per_round": 18},
     "hippocampus": {"geometry.spacing_mm": [1.6, 1.6, 1.6], "patch_size": [24, 32, 24],
                     "training.rounds": 20, "steps_per_round": 14},
-    "breast-ultrasound": {**_QUARTER, "training.rounds": 24, "steps_per_round": 18},
+    "breast-ultrasound": {**_QUARTER, "training.rounds": 40, "steps_per_round": 30},
     "histology": {"patch_size": [64, 64], **_unet(2, (8, 16, 32, 64, 64)),
                   "training.rounds": 24, "steps_per_round": 18},
 }  # fmt: skip
