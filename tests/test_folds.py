@@ -9,9 +9,10 @@ import pytest
 import autofed
 from autofed import files
 from autofed.exchange import load_groups
-from autofed.federation import metrics, states
+from autofed.federation import metrics, rounds, states
 from autofed.federation.selection import best_of
 from autofed.postprocessing import Postprocessing
+from autofed.privacy.ledger import PrivacyLedger
 from autofed.problems import Problems
 from autofed.runs import Run
 from autofed.validation import patch_dice
@@ -153,6 +154,35 @@ def test_a_fold_that_is_broken_off_resumes_to_the_bit(ground, tmp_path, algorith
         assert all(same(ours[0][g], theirs[0][g]) for g in ours[0] if ours[0][g]), path
     names = [m.name for m in whole.members(None if algorithm != "local" else "alpha")]
     assert len(names) == 1 and "best round" in names[0]
+
+
+@pytest.mark.parametrize("interrupted", ["_validate", "_keep_best"])
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedbn"])
+def test_a_round_that_was_merged_is_scored_and_not_trained_again(ground, tmp_path, monkeypatch, algorithm, interrupted):
+    """Cut off when the sites have trained, so that nobody who was late can change what the scores are of."""
+    made = ground.plan.change({"training.rounds": 3, "training.snapshots": [3]})
+    whole = ground.train(tmp_path / "whole", made, folds=["1"], algorithm=algorithm)
+    real = getattr(rounds, interrupted)
+
+    def dies_in_round_two(course, state):
+        if state.round == 2:
+            raise Enough
+        return real(course, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, interrupted, dies_in_round_two)
+        with pytest.raises(Enough):
+            ground.train(tmp_path / "broken", made, folds=["1"], algorithm=algorithm)
+    broken = Run(tmp_path / "broken")
+    assert broken.finished("1") == 2
+    ground.train(tmp_path / "broken", made, folds=["1"], algorithm=algorithm, resume=True)
+    lines = [[{**line, "seconds": 0} for line in metrics.read(run.fold_folder("1"))] for run in (whole, broken)]
+    assert lines[0] == lines[1] and len(lines[0]) == 3
+    best = [states.best_weights(run.fold_folder("1")) for run in (whole, broken)]
+    assert same(*best) if algorithm == "fedavg" else best == [{}, {}]
+    ledger = PrivacyLedger(ground.root / "work" / "alpha" / "ledger.jsonl", "alpha")
+    name = f"{broken.identity().id}-fold-1"
+    assert [c.round for c in ledger.charges() if c.run == name and c.question == "train"] == [1, 2, 3]
 
 
 def test_models_of_a_site_of_its_own_are_chosen_by_the_site(ground, tmp_path):
