@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
@@ -156,7 +157,8 @@ def test_with_every_algorithm_a_run_that_was_cut_off_ends_with_the_same_bits(gro
 def test_a_run_resumed_from_its_files_is_the_unbroken_one_to_the_bit(tmp_path, optimiser):
     chosen = {"server.optimiser": optimiser, "training.ema": 0.5, "training.snapshots": [2, 4]}
     whole = trained(tmp_path / "whole", **chosen)
-    resumed = trained(tmp_path / "resumed", begin=states.load(tmp_path / "whole", 2), **chosen)
+    shutil.copytree(tmp_path / "whole" / "round_00002", tmp_path / "resumed" / "round_00002")
+    resumed = trained(tmp_path / "resumed", begin=states.load(tmp_path / "resumed", 2), **chosen)
     assert resumed.shared["weights"]["w"].tobytes() == whole.shared["weights"]["w"].tobytes()
     assert all(whole.kept[g][n].tobytes() == a.tobytes() for g in whole.kept for n, a in resumed.kept[g].items())
     plain = trained(tmp_path / "plain", **{"training.ema": 0.5})
