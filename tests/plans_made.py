@@ -56,6 +56,7 @@ def small_plan(
         "training.batch_size": 2,
         "training.steps_per_round": 1,
         "training.rounds": 3,
+        "keep_momentum": False,
         **settings,
     }
     return made.change(chosen)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from autofed.algorithms import Setup, make, refuse_kept_momentum
+from autofed.algorithms import Setup
 from autofed.algorithms.fedavg import FedAvg
 from autofed.algorithms.fedbn import FedBN
 from autofed.algorithms.fednova import FedNova
@@ -17,9 +17,7 @@ from autofed.algorithms.scaffold import Scaffold
 from autofed.exchange import Release, Request
 from autofed.fit import Fitted
 from autofed.privacy.none import NoPrivacy
-from autofed.problems import Problems
 from autofed.solver import reach
-from tests.plans_made import small_plan
 
 RATE = 0.05
 
@@ -143,15 +141,6 @@ def test_local_models_end_at_their_own_site():
     sites = [Quadratic("a", 0.0), Quadratic("b", 1.0)]
     end(LocalOnly(), sites, silent=lambda round, site: round < 3 and site.name == "b")  # joins late, from the start
     assert [float(site.remembered["weights"]["w"][0]) for site in sites] == pytest.approx([0, 1], abs=1e-4)
-
-
-@pytest.mark.parametrize("name", ["fednova", "scaffold"])
-def test_what_counts_its_way_from_rest_refuses_momentum_that_is_kept(name):
-    kept = small_plan(**{"keep_momentum": True, "algorithm.name": name})
-    with pytest.raises(Problems, match=f"{name} needs the optimiser to start anew; write false"):
-        refuse_kept_momentum(make(kept.agreement.algorithm), kept)
-    other = kept.change({"algorithm.name": "fedavg"})
-    refuse_kept_momentum(make(other.agreement.algorithm), other)
 
 
 # --- how far local steps reach

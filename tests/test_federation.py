@@ -55,6 +55,13 @@ def test_a_site_takes_as_many_steps_as_the_plan_gives_it(ground, tmp_path, name)
     assert set(losses[0]) == ({"alpha", "bravo"} if name == "fedavg" else {"pooled"})
 
 
+@pytest.mark.parametrize("name", ["fednova", "scaffold"])
+def test_what_counts_its_way_from_rest_begins_at_rest_all_the_same(ground, tmp_path, name):
+    kept = ground[0].change({"keep_momentum": True}), ground[1]
+    ends = [train(made, tmp_path / folder, name) for folder, made in (("reset", ground), ("kept", kept))]
+    assert same(dict(ends[0].shared["weights"]), dict(ends[1].shared["weights"]))
+
+
 def test_momentum_that_is_kept_is_remembered_at_the_site_and_changes_the_way(ground, tmp_path):
     kept = ground[0].change({"keep_momentum": True}), ground[1]
     ends = [train(made, tmp_path / name) for name, made in (("reset", ground), ("kept", kept))]

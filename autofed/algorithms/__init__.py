@@ -71,8 +71,8 @@ class SiteView(Protocol):
 class Algorithm(Protocol):
     """One way of learning together.
 
-    What else it may state, as a class variable: `gathers`, `personal` (see `is_personal`), `released`, and `from_rest`
-    (see `refuse_kept_momentum`).
+    What else it may state, as a class variable: `gathers`, `personal`, `released` and `from_rest` (see the functions
+    below).
     """
 
     def start(self, setup: Setup) -> ServerState:
@@ -146,11 +146,9 @@ def released(algorithm: Algorithm) -> Mapping[str, str]:
     return getattr(algorithm, "released", {"update": "weights"})
 
 
-def refuse_kept_momentum(algorithm: Algorithm, plan: Plan) -> None:
-    """`Problems` if a plan keeps the sites' momentum for an algorithm that counts their way from rest."""
-    wrong = plan.local.training.keep_momentum and getattr(algorithm, "from_rest", False)
-    name = plan.agreement.algorithm.name
-    refuse("local.training.keep_momentum", [f"{name} needs the optimiser to start anew; write false"] if wrong else [])
+def is_from_rest(algorithm: Algorithm) -> bool:
+    """Whether it counts a site's way in a round from rest, so that momentum of earlier rounds would be miscounted."""
+    return getattr(algorithm, "from_rest", False)
 
 
 def site_weights(plan: Plan) -> Mapping[str, float]:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from autofed.algorithms import site_weights
+from autofed.algorithms import Algorithm, is_from_rest, site_weights
 from autofed.batches import Feeder
 from autofed.exchange import Arrays, Groups, Request, load_groups, save_groups
 from autofed.federation.selection import best_of, moving_average
@@ -35,6 +35,7 @@ class Hospital(Protocol):
     plan: Plan
     folder: Path
     memory: Memory
+    algorithm: Algorithm
     steps: int
     device: str
     feeder: Feeder | None
@@ -68,7 +69,7 @@ class View:
             raise RuntimeError("the steps that this round was charged for have been taken")
         self._charged_steps = 0
         rounds, before = site.plan.agreement.training, self._round - 1
-        keeps = site.plan.local.training.keep_momentum
+        keeps = site.plan.local.training.keep_momentum and not is_from_rest(site.algorithm)
         fitted = fit(
             weights,
             site.store,

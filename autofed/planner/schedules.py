@@ -68,6 +68,7 @@ def training(
         steps_per_round=length.per_round,
         learning_rate=rate,
         momentum=momentum,
+        keep_momentum=length.is_short,
         mirror_axes=() if length.is_short and dimension == 3 else tuple(range(axes)),
         rotate_in_plane_only=axes == 3 and max(found.patch) / found.patch[0] > ANISOTROPY,
         batch_dice=batch_dice,
@@ -80,12 +81,14 @@ def training(
 
 def _whys(found: Topology, length: Length, rate: float, dimension: int) -> dict[str, str]:
     short = f"{length.in_all} steps in all are fewer than {SHORT_TRAINING}"
-    momentum, mirror = "as nnU-Net", "as nnU-Net"
+    momentum, mirror, kept = "as nnU-Net", "as nnU-Net", "long rounds gather it anew"
     if length.is_short:
+        kept = "rounds are too short to gather it anew; fednova and scaffold do so all the same"
         momentum = f"{short}, too few for .99"
         mirror = f"volumes lie alike in the scanner, and {short}, too few to also learn their mirror images"
     whys = {
         "momentum": f"learning rate {rate:g}; {momentum}",
+        "keep_momentum": kept,
         "mirror_axes": "pictures have no up and down" if dimension == 2 else mirror,
         "batch_dice": "slices, and patches that see little of a case, often miss a structure: their Dice is taken "
         "over the batch; other patches count one by one",

@@ -61,7 +61,10 @@ class Training(Record):
     momentum: float = Field(0.99, ge=0, lt=1)
     weight_decay: float = Field(3e-5, ge=0)
     keep_momentum: bool = False
-    """Whether a site's momentum outlives a round; else the optimiser starts anew from the weights it is sent."""
+    """Whether a site's momentum outlives a round, where the algorithm does not count its way from rest (`from_rest`).
+
+    Else the optimiser starts anew from the weights that the site is sent.
+    """
     gradient_clip: float = Field(12.0, gt=0)
     foreground_share: float = Field(0.33, ge=0, le=1)
     batch_dice: bool = False

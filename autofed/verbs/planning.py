@@ -81,7 +81,6 @@ def plan(
     made = change(made, None, settings or {})
     chosen = algorithms.make(made.agreement.algorithm, trusted=trusted)
     refuse_idle(made.agreement.server, chosen, made.agreement.algorithm.name)
-    algorithms.refuse_kept_momentum(chosen, made)
     if output is not None:
         made.save(Path(output))
     return made

@@ -61,7 +61,6 @@ def train(
     made = _extended(folder, made, rounds or 0) if extended else _with_choices(made, None, rounds)
     chosen, wanted = algorithms.make(made.agreement.algorithm, trusted), _numbered(folds)
     refuse_idle(made.agreement.server, chosen, made.agreement.algorithm.name)
-    algorithms.refuse_kept_momentum(chosen, made)
     gathers = algorithms.gathers(chosen)
     refuse("train", _misplaced(connection, work, gathers=gathers, folds=wanted, here=(device, workers)))
     stores = {} if work is None else _stores(Path(work), made)

@@ -132,7 +132,9 @@ class Bench:
         """The plan that all runs of a federation share; ends if OUT holds results of another."""
         made = plans.load(GALLERY / federation / ("plan.json" if self.full else "plan-cpu.json"))
         changes = FULL if self.full else QUICK[federation]
-        made = made.change({**changes, "training.snapshots": [changes["training.rounds"]], "validate_every": 0})
+        made = made.change(
+            {"keep_momentum": False, **changes, "training.snapshots": [changes["training.rounds"]], "validate_every": 0}
+        )
         path = self.out / federation / "plan.json"
         if not path.is_file():
             made.save(path)
