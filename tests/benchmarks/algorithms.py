@@ -146,7 +146,13 @@ def gain(ours: Sequence[Result], alone: Sequence[Result], where: str, site: str)
 
 
 def verdicts(found: dict[str, list[Result]]) -> Iterator[str]:
-    """Whether the best federated result reaches its share of pooled."""
+    """How the others stand beside fedavg, and whether the best federated result reaches its share of pooled."""
+    beside = [
+        f"{name} {points(apart(results, found.get('fedavg', [])))}"
+        for name, results in found.items()
+        if name not in (*BASELINES, "fedavg")
+    ]
+    yield f"* beside fedavg on the test set, points of Dice (95 %): {', '.join(beside)}"
     federated = {name: results for name, results in found.items() if name not in BASELINES}
     if "pooled" not in found or not federated:
         return
