@@ -82,7 +82,7 @@ def test_set_names_every_wrong_field_at_once():
         ("gradient_clip", math.inf, "finite"),
         ("weight_decay", math.nan, "finite"),
         ("privacy.epsilon", 8.0, '"none" protects nothing'),
-        ("privacy.noise_multiplier", 0.0, '"none" protects nothing'),
+        ("privacy.noise_multiplier", 0.5, '"none" protects nothing'),
         ("training.rounds", 0, "rounds"),
         ("training.rounds", "many", "rounds"),
         ("training.snapshots", [9], "snapshots"),

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from autofed import privacy
-from autofed.privacy.ledger import Charge, Event, PrivacyLedger
+from autofed.privacy.events import Event
+from autofed.privacy.ledger import Charge, PrivacyLedger
 from autofed.privacy.none import NoPrivacy
 from autofed.problems import Problems
 from tests.plans_made import small_plan

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays as drawn
 
 from autofed import privacy
 from autofed.plans import Average
-from autofed.privacy.ledger import Event
+from autofed.privacy.events import Event
 from autofed.privacy.none import NoPrivacy
 from autofed.privacy.robust import Median, NormBound, TrimmedMean, around
 from autofed.problems import Problems

@@ -152,8 +152,9 @@ def is_from_rest(algorithm: Algorithm) -> bool:
 
 
 def site_weights(plan: Plan) -> Mapping[str, float]:
-    """Each site's weight in an average: its number of patients, from the plan and never from a message."""
-    return {site: float(patients) for site, patients in plan.agreement.patients.items()}
+    """Each site's weight in an average, as the plan says and never a message: its number of patients, or its square."""
+    power = 2 if plan.agreement.average.weights == "noise" else 1
+    return {site: float(patients) ** power for site, patients in plan.agreement.patients.items()}
 
 
 def _only_algorithm(module: Any) -> type:

@@ -44,7 +44,7 @@ def open_data(work: Path, site: str, plan: Plan) -> Store:
 
 def part(work: Path, site: str, plan: Plan, store: Store, fold: str) -> Split:
     """Who trains and who is held out of a site's patients; its own splits.json counts."""
-    return split(store.patients, fold, work / site, private=plan.agreement.privacy.mechanism != "none")
+    return split(store.patients, fold, work / site, private=plan.agreement.privacy.promises)
 
 
 def split_problems(site: str, fold: str, parted: Split, folder: Path) -> list[str]:

@@ -57,7 +57,7 @@ def _differences(fingerprint: Fingerprint, guide: Plan, source: str) -> list[str
         for what in DECLARED
         if in_words(declared, what) != in_words(agreed, what)
     ]
-    if agreed.privacy.mechanism != "none":
+    if agreed.privacy.promises:
         problems.append(f"{source} is private, and its noise is made for its own patients; plan without --like")
     return problems
 

@@ -1,6 +1,6 @@
 """The plan: what every site vets and follows. Records, their checks, and what a network costs, without torch."""
 
-from autofed.plans.agreement import Agreement, Algorithm, Average, Faults, Privacy, Rounds, Server, spaced_snapshots
+from autofed.plans.agreement import Agreement, Algorithm, Average, Faults, Rounds, Server, spaced_snapshots
 from autofed.plans.budget import Budget, Speed
 from autofed.plans.kinds import (
     Configuration,
@@ -16,6 +16,7 @@ from autofed.plans.local import Channel, Geometry, Inference, Intensity, Local, 
 from autofed.plans.memory import CHANNELS_LAST_BELOW
 from autofed.plans.network import SPATIAL_KERNEL, Convolution, Network, squeezed
 from autofed.plans.plan import VERSION, Plan, Reason, is_plan, load, unknown_fields
+from autofed.plans.privacy import Privacy, mechanisms
 
 __all__ = [
     "CHANNELS_LAST_BELOW",
@@ -51,6 +52,7 @@ __all__ = [
     "WirePrecision",
     "is_plan",
     "load",
+    "mechanisms",
     "spaced_snapshots",
     "squeezed",
     "unknown_fields",

@@ -10,6 +10,7 @@ from autofed.case import site_name_problem
 from autofed.files import Record
 from autofed.labels import ClassOrder, Labels, Values, labels_problems
 from autofed.plans.kinds import Positive, WirePrecision
+from autofed.plans.privacy import Privacy
 
 
 class Algorithm(Record):
@@ -24,10 +25,12 @@ class Average(Record):
 
     "mean" is weighted by patients, and so is "norm-bound", for which answers are first shrunk to at most `bound` times
     the median norm of all sites' answers. "median" and "trimmed-mean" count every site once, coordinate by coordinate,
-    the latter without the share `trim` of the sites at either end.
+    the latter without the share `trim` of the sites at either end. The `weights` of a mean are the sites' numbers of
+    patients, or, where the noise that sites add is what differs most, their squares: the inverse of its variance.
     """
 
     rule: Literal["mean", "median", "trimmed-mean", "norm-bound"] = "mean"
+    weights: Literal["patients", "noise"] = "patients"
     trim: float = Field(0.2, gt=0, lt=0.5)
     bound: float = Field(1.0, ge=1)
 
@@ -51,32 +54,6 @@ class Faults(Record):
     least_sites: int = Field(1, ge=1)
     attempts: int = Field(3, ge=1)
     deadline_minutes: float | None = Field(None, gt=0)
-
-
-class Privacy(Record):
-    """The mechanism that everything leaving a site passes, and its parameters (unit: one patient).
-
-    `sampling_rate` q of patients per step, `patches_per_patient` K, `noise_multiplier` z, `clip` C; `epsilon` and
-    `delta` are the promise. With the mechanism "none" nothing is promised and the parameters are None.
-    """
-
-    mechanism: str = "none"
-    sampling_rate: float | None = Field(None, gt=0, le=1)
-    patches_per_patient: int | None = Field(None, ge=1)
-    noise_multiplier: float | None = Field(None, ge=0)
-    clip: float | None = Field(None, gt=0)
-    epsilon: float | None = Field(None, gt=0)
-    delta: float | None = Field(None, gt=0, lt=1)
-
-    @model_validator(mode="after")
-    def _nothing_promised_by_none(self) -> Self:
-        given = [f"{name} {value:g}" for name, value in self if name != "mechanism" and value is not None]
-        if self.mechanism == "none" and given:
-            raise ValueError(
-                f'the mechanism "none" protects nothing, but {", ".join(given)} promises something; '
-                "name a private mechanism, or leave these out"
-            )
-        return self
 
 
 class Rounds(Record):
@@ -153,7 +130,7 @@ class Agreement(Record):
     def _names_and_labels(self) -> Self:
         problems = [problem for site in self.patients if (problem := site_name_problem(site))]
         problems += labels_problems(self.labels, self.regions_class_order)
-        if self.privacy.mechanism != "none" and self.training.validate_every:
+        if self.privacy.promises and self.training.validate_every:
             problems.append("a private training chooses nothing by scores: write training.validate_every 0")
         problems += _site_problems(self)
         if problems:

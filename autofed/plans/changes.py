@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from autofed.files import Record
+from autofed.plans import privacy
 from autofed.plans.agreement import spaced_snapshots
 from autofed.plans.budget import Budget
 from autofed.problems import refuse
@@ -51,8 +52,8 @@ def _followers(chosen: Mapping[str, Any], tree: Mapping[str, Any]) -> Iterator[t
     if (rounds := "agreement.training.rounds") in chosen:
         snapshots = spaced_snapshots(chosen[rounds])
         yield "agreement.training.snapshots", snapshots, f"the ensemble of {chosen[rounds]} rounds, set by hand"
-    if chosen.get("agreement.privacy.mechanism", "none") != "none":
-        yield "agreement.training.validate_every", 0, "a private training chooses nothing by scores"
+    if (mechanism := "agreement.privacy.mechanism") in chosen:
+        yield from _with_mechanism(chosen[mechanism], tree)
     if chosen.get("agreement.training.steps_at") and tree["agreement"]["algorithm"]["name"] == "fedavg":
         yield "agreement.algorithm.name", "fednova", "sites take different numbers of steps, which fedavg lets weigh"
     if (optimiser := "agreement.server.optimiser") in chosen:
@@ -61,6 +62,24 @@ def _followers(chosen: Mapping[str, Any], tree: Mapping[str, Any]) -> Iterator[t
     if (mirrored := "local.training.mirror_axes") in chosen:
         yield "inference.mirror_axes", chosen[mirrored], "as in training, which was set by hand"
 
+
+def _with_mechanism(name: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """What a mechanism takes that was named by hand: its own fields and no others, and a training that fits it."""
+    now, needed = tree["agreement"]["privacy"], privacy.needs(name)
+    for field, value in now.items():
+        if field in needed and value is None:
+            yield f"agreement.privacy.{field}", privacy.DEFAULTS[field], f"where {name} begins"
+        elif field != "mechanism" and value is not None and field not in needed:
+            yield f"agreement.privacy.{field}", None, f"{name} is another mechanism than before"
+    if name != privacy.NONE:
+        yield "agreement.training.validate_every", 0, "a private training chooses nothing by scores"
+        yield "agreement.training.ema", PRIVATE_EMA, "an average of rounds has less of their noise, and costs nothing"
+    if name in privacy.BY_PATIENT:
+        yield "local.training.batch_dice", False, "a gradient is one patient's"
+
+
+PRIVATE_EMA = 0.8
+"""Share of the old value in the average over rounds that is the model of a private training."""
 
 _SERVER_RATES = {
     "momentum": (1.0, "in short trainings .1 and .3 did not get far enough"),

@@ -62,7 +62,7 @@ class Plan(Record):
         problems = []
         if rounds <= training.rounds:
             problems.append(f"{rounds} rounds were asked for, {training.rounds} are planned; expected more")
-        if self.agreement.privacy.mechanism != "none":
+        if self.agreement.privacy.promises:
             problems.append("the noise of a private plan is made for its rounds; plan again and begin a new run")
         refuse("--rounds", problems)
         wanted = spaced_snapshots(rounds)
@@ -91,7 +91,15 @@ def unknown_fields(names: Iterable[str]) -> list[str]:
 
 def _problems(plan: Plan) -> list[str]:
     """What no single section can see: that patch, network, grid and agreement fit together."""
-    return [*_axes_problems(plan), *_count_problems(plan), *_mirror_problems(plan)]
+    return [*_axes_problems(plan), *_count_problems(plan), *_mirror_problems(plan), *_privacy_problems(plan)]
+
+
+def _privacy_problems(plan: Plan) -> list[str]:
+    mechanism = plan.agreement.privacy.mechanism
+    if plan.agreement.privacy.by_patient and plan.local.training.batch_dice:
+        found = f"local.training.batch_dice couples the patients of a batch, and {mechanism} bounds each by itself"
+        return [f"{found}; write false"]
+    return []
 
 
 def _axes_problems(plan: Plan) -> list[str]:

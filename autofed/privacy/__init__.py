@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from autofed.exchange import Arrays, Groups
 from autofed.plans import Plan
-from autofed.privacy.ledger import Event
+from autofed.privacy.events import Event
 from autofed.problems import Problems
 
 Draw = Sequence[Sequence[str]]

@@ -16,14 +16,8 @@ from filelock import FileLock
 from pydantic import Field
 
 from autofed.files import Record
+from autofed.privacy.events import Event
 from autofed.problems import Problems
-
-
-class Event(Record):
-    """One use of a mechanism. "none" protects nothing: after it no finite epsilon is true for the site."""
-
-    mechanism: str
-    steps: int = Field(ge=0)
 
 
 class Opening(Record):

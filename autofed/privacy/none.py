@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autofed.exchange import Arrays, Groups
-from autofed.privacy.ledger import Event
+from autofed.privacy.events import Event
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 from autofed.exchange import Arrays, Groups
 from autofed.plans import Average
 from autofed.privacy import Draw, Gradient, Mechanism
-from autofed.privacy.ledger import Event
+from autofed.privacy.events import Event
 
 Releases = Mapping[str, Arrays]
 

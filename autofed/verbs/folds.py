@@ -66,7 +66,7 @@ class Folds:
     def check(self, folds: Sequence[str]) -> None:
         """`Problems` if patients cannot be held out as asked for or changed sides, or if a site cannot take part."""
         refuse("--algorithm", self._cannot_be_pooled())
-        private = self.coordinator.plan.agreement.privacy.mechanism != "none"
+        private = self.coordinator.plan.agreement.privacy.promises
         problems = ["k folds spend a patient's privacy k - 1 times; train one"] if private and len(folds) > 1 else []
         refuse("--fold", problems)
         splits = dict(zip(folds, gathered("--fold", [partial(self._splits, fold) for fold in folds]), strict=True))

@@ -1,0 +1,101 @@
+"""The mechanism that everything leaving a site passes, as numbers: what it needs, and nothing that it does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from autofed.files import Record
+
+NONE = "none"
+
+_STEPS = ("sampling_rate", "patches_per_patient", "clip", "clipping", "noise_multiplier")
+_NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType({
+    NONE: (),
+    "dp-sgd": _STEPS,
+    "adp": (*_STEPS, "quantile", "quantile_share", "clip_rate", "noise_ratio", "noise_response"),
+    "feddp": ("clip", "noise_multiplier"),
+})  # fmt: skip
+_PROMISE = ("epsilon", "delta", "score_noise")
+
+BY_PATIENT = ("dp-sgd", "adp")
+"""The mechanisms that take every step from single patients' gradients."""
+
+DEFAULTS: Mapping[str, Any] = MappingProxyType({
+    "sampling_rate": 0.2, "patches_per_patient": 2, "clip": 1.0, "clipping": "normalised", "noise_multiplier": 1.0,
+    "quantile": 0.5, "quantile_share": 0.05, "clip_rate": 0.5, "noise_ratio": 1.0, "noise_response": 0.0,
+})  # fmt: skip
+"""What a mechanism that was named by hand begins with, where nothing else was said."""
+
+
+def mechanisms() -> tuple[str, ...]:
+    """The names of the mechanisms that there are."""
+    return tuple(_NEEDS)
+
+
+def needs(mechanism: str) -> tuple[str, ...]:
+    """The fields that a mechanism cannot do without; none of one that does not exist."""
+    return _NEEDS.get(mechanism, ())
+
+
+class Privacy(Record):
+    """The mechanism that everything leaving a site passes, and its parameters (unit: one patient).
+
+    "dp-sgd" and "adp" draw every patient of a site with probability `sampling_rate` (q) for a step, take
+    `patches_per_patient` (K) patches of each for one gradient, bound its length by `clip` (C) and add noise of
+    `noise_multiplier` (z) times C. `clipping` is "flat" (what is shorter stays as it is) or "normalised" (every
+    gradient gets nearly the length C). "adp" has the clip follow the `quantile` of the patients' gradient norms: in a
+    round by exp of `clip_rate` times how far it is off, for `quantile_share` of what a step spends. Its noise in the
+    last round is `noise_ratio` times that of the first, in equal factors between; with a `noise_response` above 0 it is
+    also multiplied, within a factor of 2, by that power of how the released clip has grown since the first round.
+    "feddp" adds noise of z times C to a whole round's update, bounded by C.
+
+    `epsilon` and `delta` are the promise. With `score_noise` the sites tell the scores of their held-out patients in
+    the end, with noise of that multiplier; without it scores stay where they are. With the mechanism "none" nothing is
+    promised and all are None.
+    """
+
+    mechanism: str = NONE
+    sampling_rate: float | None = Field(None, gt=0, le=1)
+    patches_per_patient: int | None = Field(None, ge=1)
+    clip: float | None = Field(None, gt=0)
+    clipping: Literal["flat", "normalised"] | None = None
+    noise_multiplier: float | None = Field(None, gt=0)
+    quantile: float | None = Field(None, gt=0, lt=1)
+    quantile_share: float | None = Field(None, gt=0, lt=1)
+    clip_rate: float | None = Field(None, ge=0)
+    noise_ratio: float | None = Field(None, gt=0)
+    noise_response: float | None = Field(None, ge=0)
+    score_noise: float | None = Field(None, gt=0)
+    epsilon: float | None = Field(None, gt=0)
+    delta: float | None = Field(None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        given = [name for name, value in self if name != "mechanism" and value is not None]
+        if self.mechanism == NONE and given:
+            found = ", ".join(f"{name} {getattr(self, name)}" for name in given)
+            raise ValueError(f'the mechanism "none" protects nothing, but {found} promises something; '
+                             "name a private mechanism, or leave these out")  # fmt: skip
+        if self.mechanism not in _NEEDS:
+            return self  # `privacy.find` says which there are
+        missing = [name for name in needs(self.mechanism) if name not in given]
+        foreign = [name for name in given if name not in (*needs(self.mechanism), *_PROMISE)]
+        problems = [f"the mechanism {self.mechanism!r} needs {', '.join(missing)}"] if missing else []
+        problems += [f"the mechanism {self.mechanism!r} has no {', '.join(foreign)}; leave it out"] if foreign else []
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def promises(self) -> bool:
+        """Whether there is a mechanism that protects anything."""
+        return self.mechanism != NONE
+
+    @property
+    def by_patient(self) -> bool:
+        """Whether every step is made of single patients' gradients."""
+        return self.mechanism in BY_PATIENT
