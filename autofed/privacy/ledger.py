@@ -36,12 +36,20 @@ class Charge(Record):
     question: str
     agreement: str
     events: tuple[Event, ...]
+    seeded: bool = False
 
 
 class PrivacyLedger:
     """Opens or continues the ledger in `path`; the ceiling of an existing ledger stands, whatever is asked for."""
 
-    def __init__(self, path: Path, site: str, ceiling_epsilon: float | None = None, ceiling_delta: float | None = None):
+    def __init__(
+        self,
+        path: Path,
+        site: str,
+        ceiling_epsilon: float | None = None,
+        ceiling_delta: float | None = None,
+        simulation: bool = False,
+    ):
         self.path = Path(path)
         self._lock = FileLock(str(self.path) + ".lock")
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +59,15 @@ class PrivacyLedger:
         self.opening = Opening.parse(self._lines()[0], str(self.path))
         if self.opening.site != site:
             raise Problems(str(self.path), [f"this is the ledger of {self.opening.site}, not of {site}"])
+
+    @classmethod
+    def for_plan(cls, path, site, events, delta, simulation=False):
+        """Open with a plan's cost as the ceiling."""
+        return cls(path, site, simulation=simulation)
+
+    def is_charged(self, run, round, question):
+        """Whether that was charged."""
+        return any((c.run, c.round, c.question) == (run, round, question) for c in self.charges())
 
     def charges(self) -> list[Charge]:
         """Everything charged so far."""
