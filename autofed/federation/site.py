@@ -22,7 +22,7 @@ from autofed.network import build, coupling_layers
 from autofed.plans import Plan
 from autofed.postprocessing import RULES
 from autofed.prepared import Store
-from autofed.privacy import ADAPTATION, Mechanism, promise
+from autofed.privacy import ADAPTATION, Mechanism, accounting, promise
 from autofed.privacy.chance import SECRET_BYTES
 from autofed.privacy.ledger import Charge, PrivacyLedger
 from autofed.problems import Problems, refuse
@@ -224,6 +224,9 @@ def open_ledger(path: Path, site: str, plan: Plan, steps: int, simulation: bool)
     if not (stated.promises and stated.delta):
         return PrivacyLedger(path, site, simulation=simulation)
     events = promise.planned(plan, steps)
+    if stated.noise_response and stated.epsilon:  # it spends what the promise allows, and not what was planned
+        order = accounting.best_order(events, stated.delta)
+        return PrivacyLedger(path, site, stated.epsilon, stated.delta, order=order, simulation=simulation)
     return PrivacyLedger.for_plan(path, site, events, stated.delta, simulation=simulation)
 
 

@@ -96,51 +96,81 @@ def _sampled_epsilon(events: Sequence[Event], delta: float) -> float:
 def _grid(events: Sequence[Event]) -> float:
     """The interval of the grid: a share of the root mean square of a step's loss, and never too many points."""
     steps = sum(event.steps for event in events)
-    square = sum(event.steps * _typical_loss(event) ** 2 for event in events)
+    square = _square_loss(events)
     means = [event.sampling_rate / (2 * _noise(event) ** 2) * event.steps for event in events]
     single = max(1 / (2 * _noise(event) ** 2) + 10 / _noise(event) for event in events)
     widest = sum(means) + 10 * math.sqrt(square) + single
     return max(min(_COARSEST_GRID, _GRID_SHARE * math.sqrt(square / steps)), widest / _MOST_POINTS)
 
 
-def _typical_loss(event: Event) -> float:
-    """The standard deviation of a step's privacy loss, roughly."""
-    noise, rate = _noise(event), event.sampling_rate
-    return min(rate * math.sqrt(math.expm1(min(noise**-2, 50))), 1 / noise)
+def _square_loss(events: Iterable[Event]) -> float:
+    """The variance of the privacy loss of all events, roughly."""
+    return math.fsum(event.steps * _square_step_loss(_noise(event), event.sampling_rate) for event in events)
 
 
-def calibrate(make_events: Callable[[float], Sequence[Event]], epsilon: float, delta: float) -> float:
-    """The smallest noise multiplier whose events cost at most `epsilon` at `delta`, with at least 4 digits, rounded up.
+def _square_step_loss(noise: float, rate: float) -> float:
+    whole = noise**-2
+    return whole if rate == 1 else min(rate**2 * math.expm1(min(whole, 50)), whole)
 
-    `make_events` gives the events of a plan with that multiplier; more noise must cost less. `Problems` if no noise
-    brings them below `epsilon`, or if they cost nothing whatever the noise.
+
+def calibrate(
+    make_events: Callable[[float], Sequence[Event]],
+    epsilon: float,
+    delta: float,
+    measure: Callable[[Sequence[Event], float], float] | None = None,
+) -> float:
+    """The smallest noise multiplier whose events cost at most `epsilon` at `delta`: at least 4 digits, rounded up.
+
+    `make_events` gives the events of a plan with that multiplier; more noise must cost less. What they cost is said by
+    `measure`, by default as in `epsilon`. `Problems` if no noise
+    brings them below `epsilon`, or if they cost next to nothing whatever the noise.
     """
 
     @cache
     def cost(noise: float) -> float:
-        return _epsilon(make_events(noise), delta)
+        return (measure or _epsilon)(make_events(noise), delta)
 
-    low, high = _bracket(cost, epsilon)
-    return _smallest(cost, epsilon, low, high)
+    guess = _guess(make_events, epsilon, delta)
+    if 0 < cost(guess) < math.inf:  # as far off as here it will be nearby
+        guess = _guess(make_events, epsilon * _rough_epsilon(make_events(guess), delta) / cost(guess), delta)
+    return _smallest(cost, epsilon, *_bracket(cost, epsilon, guess))
 
 
 _epsilon = epsilon  # `calibrate` has a parameter of that name
 
+_LEAST_NOISE, _MOST_NOISE = 2.0**-10, 2.0**20
 
-def _bracket(cost: Callable[[float], float], most: float) -> tuple[float, float]:
-    """A multiplier that costs too much and the double of it, which does not."""
-    noise = 1.0
-    while cost(noise) > most:
-        noise *= 2
-        if noise > 2**16:
-            found = f"even with a noise multiplier of {noise:g} epsilon is {cost(noise):.4g}, and {most:g} is asked for"
-            raise Problems("privacy", [f"{found}; fewer releases, or a larger epsilon"])
-    while cost(noise / 2) <= most:
-        noise /= 2
-        if noise < 2**-10:
-            raise Problems("privacy", [f"any noise keeps epsilon {most:g}: nothing is released, or far too much is "
-                                       "allowed; set the noise multiplier by hand"])  # fmt: skip
-    return noise / 2, noise
+
+def _guess(make_events: Callable[[float], Sequence[Event]], epsilon: float, delta: float) -> float:
+    """About the noise multiplier for an epsilon."""
+    low, high = _LEAST_NOISE, _MOST_NOISE
+    for _ in range(40):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if _rough_epsilon(make_events(middle), delta) > epsilon else (low, middle)
+    return high
+
+
+def _rough_epsilon(events: Sequence[Event], delta: float) -> float:
+    """What it would be if every loss were normal (a central limit theorem; Bu, Dong, Long and Su 2020)."""
+    spent = _protected(events)
+    return math.inf if spent is None else _gaussian_epsilon(_square_loss(spent), delta)
+
+
+def _bracket(cost: Callable[[float], float], most: float, guess: float) -> tuple[float, float]:
+    """A multiplier that costs too much and one that does not, on either side of the guess."""
+    low = high = guess
+    step = 1.005
+    while cost(high) > most:
+        low, high, step = high, high * step, step**2
+        if high > 2 * _MOST_NOISE:
+            raise Problems("privacy", [f"no noise keeps these releases within epsilon {most:g}; fewer steps or rounds, "
+                                       "or a larger epsilon"])  # fmt: skip
+    while cost(low) <= most:
+        low, high, step = low / step, low, step**2
+        if low < _LEAST_NOISE / 2:
+            raise Problems("privacy", [f"next to no noise is needed for epsilon {most:g}: nothing is released, or far "
+                                       "more is allowed than is spent; set the noise multiplier by hand"])  # fmt: skip
+    return low, high
 
 
 def _smallest(cost: Callable[[float], float], most: float, low: float, high: float) -> float:
@@ -148,11 +178,7 @@ def _smallest(cost: Callable[[float], float], most: float, low: float, high: flo
 
     digits = max(4, 3 - math.floor(math.log10(low)))
     unit = 10.0**-digits
-
-    def above(noise: float) -> float:
-        return math.log(max(cost(noise), 1e-12) / most)
-
-    root = brentq(above, low, high, xtol=unit / 4) if above(high) < 0 else high
+    root = brentq(lambda noise: math.log(max(cost(noise), 1e-12) / most), low, high, xtol=unit / 4)
     noise = round(math.ceil(root / unit) * unit, digits)
     while cost(noise) > most:  # the grid of the accountant leaves small steps in the curve
         noise = round(noise + unit, digits)
@@ -191,6 +217,11 @@ def renyi_epsilon(events: Iterable[Event], delta: float, order: int) -> float:
 def renyi_room(epsilon: float, delta: float, order: int) -> float:
     """The divergence of `order` that proves `epsilon` at `delta`: what a ceiling allows; below 0 if none proves it."""
     return epsilon - math.log1p(-1 / order) + math.log(delta * order) / (order - 1)
+
+
+def best_renyi_epsilon(events: Sequence[Event], delta: float) -> float:
+    """The epsilon that the Renyi divergence proves at the order that is best for these events."""
+    return renyi_epsilon(events, delta, best_order(events, delta))
 
 
 def best_order(events: Iterable[Event], delta: float) -> int:

@@ -9,27 +9,60 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Self, TypeVar
 
 from filelock import FileLock
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from autofed import __version__
 from autofed.files import Record
+from autofed.privacy import accounting
 from autofed.privacy.events import Event
 from autofed.problems import Problems
 
+NAME = "ledger.jsonl"
+"""The file, in the folder of a site's prepared data."""
+
+USUAL_DELTA = 1e-5
+"""The delta of figures where the ledger was opened without one."""
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
 
 class Opening(Record):
-    """The first line: what the site is ready to spend, over all runs; no ceiling means that it does not ask."""
+    """The first line: what the site is ready to spend, over all runs; no ceiling means that it does not ask.
+
+    The ceiling is a Renyi filter at one `order`, which proves its epsilon at its delta. In a `simulation` nobody's
+    patients are protected, so the noise may be drawn from a seed.
+    """
 
     site: str
     ceiling_epsilon: float | None = Field(None, gt=0)
     ceiling_delta: float | None = Field(None, gt=0, lt=1)
+    order: int | None = Field(None, ge=2)
+    simulation: bool = False
+    version: str = __version__
+    time: str = Field(default_factory=_now)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        ceiling = (self.ceiling_epsilon, self.ceiling_delta, self.order)
+        if any(part is None for part in ceiling) and any(part is not None for part in ceiling):
+            raise ValueError("a ceiling needs its epsilon, its delta and its order; give all three or none")
+        return self
 
 
 class Charge(Record):
-    """One release: which question of which round of which run, under which agreement, and its events."""
+    """One release: which question of which round of which run, under which agreement, and its events.
+
+    `seeded` noise follows from a test seed, so that it protects nothing.
+    """
 
     run: str
     round: int
@@ -37,10 +70,32 @@ class Charge(Record):
     agreement: str
     events: tuple[Event, ...]
     seeded: bool = False
+    time: str = Field(default_factory=_now)
+
+    @property
+    def name(self) -> tuple[str, int, str]:
+        """What is paid for once."""
+        return self.run, self.round, self.question
+
+    @property
+    def protects(self) -> bool:
+        """Whether there was noise that nobody knows."""
+        return not self.seeded and all(event.noise_multiplier is not None for event in self.events)
+
+    def same(self, other: Charge) -> bool:
+        """Whether it pays for the same, whenever that was."""
+        return self.model_copy(update={"time": other.time}) == other
+
+
+Line = TypeVar("Line", Opening, Charge)
 
 
 class PrivacyLedger:
-    """Opens or continues the ledger in `path`; the ceiling of an existing ledger stands, whatever is asked for."""
+    """Opens or continues the ledger in `path`; the ceiling of an existing ledger stands, whatever is asked for.
+
+    A new one without a ceiling never refuses. With one, `order` is that of its filter; by default the one that leaves
+    most room for typical plans (`accounting.roomy_order`).
+    """
 
     def __init__(
         self,
@@ -48,63 +103,189 @@ class PrivacyLedger:
         site: str,
         ceiling_epsilon: float | None = None,
         ceiling_delta: float | None = None,
+        *,
+        order: int | None = None,
         simulation: bool = False,
     ):
         self.path = Path(path)
         self._lock = FileLock(str(self.path) + ".lock")
+        self._offset = 0
+        self._opening: Opening | None = None
+        self._charges: list[Charge] = []
+        self._paid: dict[tuple[str, int, str], Charge] = {}
+        self._spent: tuple[Event, ...] = ()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock:
-            if not self._lines():
-                self._append(Opening(site=site, ceiling_epsilon=ceiling_epsilon, ceiling_delta=ceiling_delta))
-        self.opening = Opening.parse(self._lines()[0], str(self.path))
+        self._read()
+        if self._opening is None:
+            if order is None and ceiling_epsilon is not None and ceiling_delta is not None:
+                order = accounting.roomy_order(ceiling_epsilon, ceiling_delta)
+            ceiling = {"ceiling_epsilon": ceiling_epsilon, "ceiling_delta": ceiling_delta, "order": order}
+            self._open({"site": site, **ceiling, "simulation": simulation})
         if self.opening.site != site:
             raise Problems(str(self.path), [f"this is the ledger of {self.opening.site}, not of {site}"])
 
     @classmethod
-    def for_plan(cls, path, site, events, delta, simulation=False):
-        """Open with a plan's cost as the ceiling."""
-        return cls(path, site, simulation=simulation)
+    def existing(cls, path: Path) -> PrivacyLedger:
+        """The ledger in `path`, whosever it is; `Problems` if there is none."""
+        with suppress(FileNotFoundError), open(path, "rb") as handle:
+            first = handle.readline()
+            if first.endswith(b"\n"):
+                return cls(path, _parse(Opening, first, f"{path}, line 1").site)
+        raise Problems(str(path), ["there is no ledger; the first training makes one, or write: "
+                                   "autofed ledger SITE --open --epsilon E --delta D"])  # fmt: skip
 
-    def is_charged(self, run, round, question):
-        """Whether that was charged."""
-        return any((c.run, c.round, c.question) == (run, round, question) for c in self.charges())
+    @classmethod
+    def for_plan(
+        cls, path: Path, site: str, events: Sequence[Event], delta: float, *, simulation: bool = False
+    ) -> PrivacyLedger:
+        """The ledger for a training that costs these events in all; an existing one stands as it is.
+
+        A new one gets as its ceiling what they cost at the order that is best for them, so that this training fits
+        and nothing more. Events without protection leave it without a ceiling.
+        """
+        order = accounting.best_order(events, delta)
+        cost = accounting.renyi_epsilon(events, delta, order)
+        if not 0 < cost < math.inf:
+            return cls(path, site, simulation=simulation)
+        ceiling = math.ceil(cost * 1e6) / 1e6
+        return cls(path, site, ceiling, delta, order=order, simulation=simulation)
+
+    @property
+    def opening(self) -> Opening:
+        """The first line."""
+        assert self._opening is not None
+        return self._opening
+
+    @property
+    def delta(self) -> float:
+        """The delta of the figures: that of the ceiling, if there is one."""
+        return self.opening.ceiling_delta or USUAL_DELTA
 
     def charges(self) -> list[Charge]:
         """Everything charged so far."""
-        return [Charge.parse(line, str(self.path)) for line in self._lines()[1:]]
+        self._read()
+        return list(self._charges)
 
-    def epsilon(self) -> float:
+    def is_charged(self, run: str, round: int, question: str) -> bool:
+        """Whether this is paid for already."""
+        self._read()
+        return (run, round, question) in self._paid
+
+    def epsilon(self, delta: float | None = None) -> float:
         """What has been spent: 0 if nothing was released, infinite once anything left unprotected."""
-        return self._spent([event for charge in self.charges() for event in charge.events])
+        if not all(charge.protects for charge in self.charges()):
+            return math.inf
+        return accounting.epsilon(self._spent, delta or self.delta)
 
-    def can_afford(self, events: Sequence[Event]) -> bool:
-        """Whether these events would stay under the ceiling."""
+    def counted(self, events: Iterable[Event] = ()) -> float:
+        """The epsilon that the filter of the ceiling has counted, with these events too; 0 without a ceiling."""
+        self._read()
+        opening = self.opening
+        if opening.order is None or opening.ceiling_delta is None:
+            return 0.0
+        return accounting.renyi_epsilon((*self._spent, *events), opening.ceiling_delta, opening.order)
+
+    def can_afford(self, events: Sequence[Event], seeded: bool = False) -> bool:
+        """Whether these events would stay under the ceiling (Feldman and Zrnic 2021: they may follow from releases).
+
+        Noise from a test seed protects nobody: a ceiling allows it in a simulation only.
+        """
         ceiling = self.opening.ceiling_epsilon
-        return ceiling is None or self._spent([*(e for c in self.charges() for e in c.events), *events]) <= ceiling
+        if ceiling is None:
+            return True
+        return (self.opening.simulation or not seeded) and self.counted(events) <= ceiling
 
     def charge(self, charge: Charge) -> None:
-        """Check and write down, before anything is computed; `Problems` if the ceiling does not allow it."""
+        """Check and write down, before anything is computed; what is paid for already is not paid for again.
+
+        `Problems` if the ceiling does not allow it, or if the same question was charged with other content.
+        """
         with self._lock:
-            if not self.can_afford(charge.events):
-                raise Problems(str(self.path), [f"the ceiling of epsilon {self.opening.ceiling_epsilon} does not allow "
-                                                f"round {charge.round} of run {charge.run}"])  # fmt: skip
-            self._append(charge)
+            self._read()
+            paid = self._paid.get(charge.name)
+            if paid is None:
+                self._refuse_unaffordable(charge)
+                self._append(charge)
+            elif paid.same(charge):
+                self._sync()  # who wrote it may have been killed before it reached the disk
+            else:
+                raise Problems(str(self.path), [f"{charge.question} of round {charge.round} of run {charge.run} was "
+                                                "charged with other content; begin a new run"])  # fmt: skip
 
-    @staticmethod
-    def _spent(events: Sequence[Event]) -> float:
-        return math.inf if events else 0.0
+    def _refuse_unaffordable(self, charge: Charge) -> None:
+        if self.can_afford(charge.events, charge.seeded):
+            return
+        found = f"the ceiling of epsilon {self.opening.ceiling_epsilon} does not allow round {charge.round} of run "
+        why = f": {self.counted():.4g} is counted" if charge.protects else ", which has no noise that nobody knows"
+        raise Problems(str(self.path), [found + charge.run + why])
 
-    def _lines(self) -> list:
-        """All whole lines; one that a crash cut short was never acted upon, so it does not count."""
-        if not self.path.exists():
-            return []
-        text = self.path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    # --- the file
+
+    def _open(self, opening: dict[str, Any]) -> None:
+        with self._lock:
+            self._read()
+            if self._opening is None:
+                self._append(Opening.parse(opening, str(self.path)))
+                _sync_folder(self.path.parent)
+
+    def _read(self) -> None:
+        """Take in the whole lines that are new; one that a crash cut short was never acted upon, so it is left out."""
+        if not self.path.exists() and not self._offset:
+            return
+        with open(self.path, "rb") as handle:
+            if handle.seek(0, os.SEEK_END) < self._offset:
+                raise Problems(str(self.path), ["it became shorter, but nothing is ever taken out of a ledger; restore "
+                                                "it from a copy"])  # fmt: skip
+            handle.seek(self._offset)
+            data = handle.read()
+        data = data[: data.rfind(b"\n") + 1]
+        if data:
+            self._take(data.split(b"\n")[:-1])
+            self._offset += len(data)
+
+    def _take(self, lines: Sequence[bytes]) -> None:
+        before = len(self._charges) + (self._opening is not None)
+        numbered = [(f"{self.path}, line {number}", line) for number, line in enumerate(lines, start=before + 1)]
+        opening = self._opening or _parse(Opening, numbered[0][1], numbered[0][0])
+        charges = [_parse(Charge, line, about) for about, line in numbered[before == 0 :]]
+        self._opening = opening
+        self._charges += charges
+        self._paid |= {charge.name: charge for charge in charges}
+        self._spent = accounting.merged((*self._spent, *(event for charge in charges for event in charge.events)))
 
     def _append(self, record: Record) -> None:
+        line = json.dumps(record.model_dump(mode="json")).encode() + b"\n"
         with open(self.path, "rb+" if self.path.exists() else "wb+") as handle:
-            handle.seek(handle.read().rfind(b"\n") + 1)  # over a line that was cut short
-            handle.truncate()
-            handle.write(json.dumps(record.model_dump(mode="json")).encode() + b"\n")
+            handle.truncate(self._offset)  # over a line that was cut short
+            handle.seek(self._offset)
+            handle.write(line)
             handle.flush()
             os.fsync(handle.fileno())
+        self._take([line])
+        self._offset += len(line)
+
+    def _sync(self) -> None:
+        with open(self.path, "rb+") as handle:
+            os.fsync(handle.fileno())
+
+
+def _parse(kind: type[Line], line: bytes, about: str) -> Line:
+    """Nothing is skipped: what cannot be read may have cost something."""
+    found: tuple[str, ...]
+    try:
+        return kind.parse(json.loads(line), about)
+    except Problems as error:
+        found = error.problems
+    except ValueError as error:
+        found = (f"it is not JSON ({error})",)
+    raise Problems(about, [*found, "nothing is charged until the line is restored from a copy"])
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the name of a new file reach the disk; systems that do not open folders do so by themselves."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from autofed import privacy
@@ -61,7 +61,7 @@ def is_kept(plan: Plan, steps: int, history: Arrays, round: int) -> bool:
     scores = privacy.for_scores(plan, columns=1)
     spent += scores.cost(0) if scores else ()
     order = accounting.best_order(planned(plan, steps), delta)
-    return accounting.renyi_epsilon(spent, delta, order) <= float(stated.epsilon or 0) + _TOLERANCE
+    return accounting.renyi_epsilon(spent, delta, order) <= float(stated.epsilon or 0)
 
 
 def settled(plan: Plan, epsilon: float | None, delta: float | None, *, noise_is_given: bool) -> dict[str, Any]:
@@ -76,8 +76,9 @@ def settled(plan: Plan, epsilon: float | None, delta: float | None, *, noise_is_
     found = delta or stated.delta or accounting.default_delta(max(plan.agreement.patients.values()))
     steps = max(plan.steps_at(site) for site in plan.agreement.patients)
     if wanted is None:
-        return _promise(_cost(plan, steps, found), found)
-    noise = accounting.calibrate(lambda z: planned(_with_noise(plan, z), steps), wanted, found)
+        return _promise(round(_measure(plan)(planned(plan, steps), found) + 5e-5, 4), found)
+    measure = _measure(plan)
+    noise = accounting.calibrate(lambda z: planned(_with_noise(plan, z), steps), wanted, found, measure)
     return {"agreement.privacy.noise_multiplier": noise, **_promise(wanted, found)}
 
 
@@ -85,15 +86,9 @@ def _promise(epsilon: float, delta: float) -> dict[str, Any]:
     return {"agreement.privacy.epsilon": epsilon, "agreement.privacy.delta": delta}
 
 
-def _cost(plan: Plan, steps: int, delta: float) -> float:
-    events = planned(plan, steps)
-    if _filters(plan):
-        return round(accounting.renyi_epsilon(events, delta, accounting.best_order(events, delta)) + 5e-5, 4)
-    return round(accounting.epsilon(events, delta) + 5e-5, 4)
-
-
-def _filters(plan: Plan) -> bool:
-    return bool(plan.agreement.privacy.noise_response)
+def _measure(plan: Plan) -> Callable[[Sequence[Event], float], float]:
+    """How the plan's epsilon is told: by what keeps it."""
+    return accounting.best_renyi_epsilon if plan.agreement.privacy.noise_response else accounting.epsilon
 
 
 def _with_noise(plan: Plan, noise: float) -> Plan:
