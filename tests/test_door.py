@@ -75,7 +75,7 @@ def test_what_leaves_has_noise_of_the_size_that_is_charged(ground, tmp_path, mec
     found = []
     for seed in (1, 2):
         ear = type("Ear", (Listening,), {"sent": []})
-        train((plan, ground[1]), tmp_path / str(seed), transport=ear, noise_seed=seed)
+        train((plan, ground[1]), tmp_path / str(seed), transport=ear, noise_seed=seed, simulation=True)
         found.append({m.site: m.arrays["update"] for m in map(from_bytes, ear.sent)})
     for site in found[0]:
         apart = np.concatenate([(found[0][site][n] - found[1][site][n]).ravel() for n in found[0][site]])

@@ -123,7 +123,7 @@ def test_scores_are_not_told_when_the_plan_keeps_them(ground, tmp_path):
 
 
 def test_noise_from_a_seed_is_known_to_everybody_and_the_ledger_says_so(ground, tmp_path):
-    site_in(tmp_path, ground, noise_seed=1).answer(question(ground))
+    site_in(tmp_path, ground, noise_seed=1, simulation=True).answer(question(ground))
     ledger = PrivacyLedger(tmp_path / "ledger.jsonl", "alpha")
     assert [charge.seeded for charge in ledger.charges()] == [True]
     assert ledger.epsilon() == float("inf")

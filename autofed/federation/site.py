@@ -101,6 +101,7 @@ class Site:
 
     def _answer(self, request: Request, path: Path) -> bytes:
         if path.is_file():
+            self._secret_path(request).unlink(missing_ok=True)
             return path.read_bytes()
         request = self.shelf.received(request)  # first: who has forgotten is asked with other content
         self._refuse_repeated_or_past(request)
