@@ -104,6 +104,13 @@ def plan(
         Path | None, typer.Option(help="A RUN or its plan, whose weights shall go on being trained at these sites.")
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE, set by hand; may be repeated.")] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="The promise to a patient: noise for it, with --set privacy.mechanism=...")
+    ] = None,
+    delta: Annotated[float | None, typer.Option(help="How likely it may be broken; default 1e-5 or less.")] = None,
+    share_scores: Annotated[
+        bool, typer.Option("--share-scores", help="Sites tell held-out patients' scores, with noise and charged.")
+    ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Show every decision with its reason.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON and nothing else.")] = False,
     processes: Processes = 0,
@@ -111,17 +118,18 @@ def plan(
     """Network, patch size, rounds and all the rest, from the data of all sites; every decision has its reason."""
     from autofed import plans, verbs
 
-    settings = _settings(set_ or [])
+    settings = _settings(set_ or []) | ({"privacy.score_noise": SCORE_NOISE} if share_scores else {})
+    promised: dict[str, Any] = {"epsilon": epsilon, "delta": delta}
     wanted: dict[str, Any] = {"hours": hours, "memory_gb": memory, "device": device.value, "algorithm": algorithm}
     wanted |= {"configuration": configuration.value, "preset": preset.value, "like": like}
     if len(sources) == 1 and plans.is_plan(sources[0]):
         _refuse_new_wishes(wanted)
-        made = verbs.change(sources[0], output, settings)
+        made = verbs.change(sources[0], output, settings, **promised)
         explain = explain or not output
     else:
         with _progress() as progress:
             made = verbs.plan(
-                sources, output, **wanted, settings=settings, processes=_count(processes), progress=progress
+                sources, output, **wanted, **promised, settings=settings, processes=_count(processes), progress=progress
             )
     if json:
         typer.echo(made.model_dump_json(indent=2))
@@ -170,6 +178,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on after the last finished round; with more --rounds, for longer.")
     ] = False,
+    simulation: Annotated[
+        bool, typer.Option("--simulation", help="Charge ledgers of this run instead of the sites' own.")
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(help="Processes that make patches; 0: none. Default: a thread on a CPU.", min=0)
     ] = None,
@@ -189,6 +200,7 @@ def train(
             workers=workers,
             init=init,
             resume=resume,
+            simulation=simulation,
             device=device.value,
             connection=connection,
             progress=progress,
@@ -426,6 +438,10 @@ def _settings(assignments: list[str]) -> dict[str, Any]:
     return settings
 
 
+SCORE_NOISE = 5.0
+"""What --share-scores sets: a small part of an epsilon of 8; the score of 50 patients is then off by about .1."""
+
+
 _MAIN_POINTS = (
     "local.geometry.configuration",
     "local.geometry.spacing_mm",
@@ -434,6 +450,10 @@ _MAIN_POINTS = (
     "local.network.features",
     "agreement.training.rounds",
     "agreement.annotated",
+    "agreement.privacy.mechanism",
+    "agreement.privacy.noise_multiplier",
+    "agreement.privacy.epsilon",
+    "agreement.privacy.delta",
 )
 
 

@@ -159,6 +159,19 @@ def normalisation(plan: Network) -> frozenset[str]:
     return frozenset(w for w in weights_of(build(plan)) if w.rsplit(".", 1)[0] in found)
 
 
+def coupling_layers(module: nn.Module) -> list[str]:
+    """Layers through which one patient changes what another's gradient is: those that keep or share statistics.
+
+    Batch normalisation shares them in a batch and keeps a running mean of all patients, which no noise hides; other
+    norms do so if they track running statistics.
+    """
+    return [
+        f"{name} ({type(layer).__name__})"
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) or getattr(layer, "track_running_stats", False)
+    ]
+
+
 def weights_of(module: nn.Module) -> dict[str, np.ndarray]:
     """All trainable arrays by name, as float32 copies."""
     return {name: p.detach().to("cpu", torch.float32).numpy().copy() for name, p in module.named_parameters()}

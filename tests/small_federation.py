@@ -14,6 +14,7 @@ from autofed.federation.inprocess import InProcess
 from autofed.federation.site import Site
 from autofed.network import build, weights_of
 from autofed.prepared import open_store, pool, preprocess
+from autofed.privacy import promise
 from tests.plans_made import small_plan
 from tests.synthetic import make_site
 
@@ -31,6 +32,21 @@ def make(root):
     return plan.change({"agreement.patients": CASES}), stores
 
 
+PRIVATE = {
+    "dp-sgd": {"privacy.mechanism": "dp-sgd", "sampling_rate": 0.6},
+    "adp": {"privacy.mechanism": "adp", "sampling_rate": 0.6, "clipping": "flat"},
+    "feddp": {"privacy.mechanism": "feddp"},
+}
+"""What makes the plan private, by mechanism."""
+
+
+def private(plan, mechanism, **more):
+    """The plan with a private mechanism and an honest promise."""
+    made = plan.change(PRIVATE.get(mechanism, {}) | more)
+    found = promise.settled(made, None, None, noise_is_given=True)
+    return made.change(found) if found else made
+
+
 def sharing():
     """The names of the algorithms whose sites share weights."""
     return [name for name in algorithms.names() if "update" in algorithms.released(algorithms.find(name))]
@@ -40,20 +56,28 @@ def with_algorithm(plan, name):
     return plan.change({"algorithm.name": name}) if name != plan.agreement.algorithm.name else plan
 
 
-def sites_of(plan, stores, folder, run_id):
+def sites_of(plan, stores, folder, run_id, **options):
     chosen = algorithms.make(plan.agreement.algorithm)
     held = {"pooled": pool(stores)} if algorithms.gathers(chosen) else stores
     ledgers = {n: folder / n / "ledger.jsonl" for n in stores}
     return [
-        Site(n, s, plan, folder / "sites" / n, {k: p for k, p in ledgers.items() if n in (k, "pooled")}, run=run_id)
+        Site(
+            n,
+            s,
+            plan,
+            folder / "sites" / n,
+            {k: p for k, p in ledgers.items() if n in (k, "pooled")},
+            run=run_id,
+            **options,
+        )
         for n, s in held.items()
     ]
 
 
-def train(ground, folder, name="fedavg", *, state=None, turned=False, transport=None, run_id="r"):
+def train(ground, folder, name="fedavg", *, state=None, turned=False, transport=None, run_id="r", **options):
     plan, stores = ground
     plan = with_algorithm(plan, name)
-    sites = sites_of(plan, dict(reversed(stores.items())) if turned else stores, folder, run_id)
+    sites = sites_of(plan, dict(reversed(stores.items())) if turned else stores, folder, run_id, **options)
     chosen = algorithms.make(plan.agreement.algorithm)
     state = state or chosen.start(Setup(plan, weights_of(build(plan.local.network, seed=1))))
     names = tuple(s.name for s in sites)

@@ -5,6 +5,7 @@ resumes to the bit in test_deltas.py, and that it does with every step of the co
 """
 
 from dataclasses import fields
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,7 +25,11 @@ from autofed.plans import Algorithm, Average
 from autofed.prepared import pool
 from autofed.privacy.ledger import PrivacyLedger
 from tests import small_federation
-from tests.small_federation import SITES, final_arrays, same, sharing, train, with_algorithm
+from tests.plans_made import small_plan
+from tests.small_federation import PRIVATE, SITES, final_arrays, private, same, sharing, train, with_algorithm
+
+TESTED = {"noise_seed": 1, "simulation": True}
+"""Noise that can be drawn again: for tests alone, and the ledgers say so."""
 
 RULES = Average.model_fields["rule"].annotation.__args__
 
@@ -43,12 +48,30 @@ def test_order_of_sites_does_not_matter(ground, tmp_path, name, rule):
     assert same(final_arrays(tmp_path / "one", made[0]), final_arrays(tmp_path / "two", made[0]))
 
 
-@pytest.mark.parametrize("wire", ["float32", "int8"])
-@pytest.mark.parametrize("name", algorithms.names())
-def test_resumed_equals_unbroken_to_the_bit(ground, tmp_path, name, wire):
+def combinations():
+    """Every algorithm with every mechanism that can protect it."""
+    for name, mechanism in product(algorithms.names(), ("none", *PRIVATE)):
+        protects = privacy.find(private(small_plan(), mechanism)).protects
+        if mechanism == "none" or set(algorithms.released(algorithms.find(name))) <= set(protects):
+            yield name, mechanism
+
+
+EVERY = [(name, mechanism, "float32") for name, mechanism in combinations()]
+
+
+@pytest.mark.parametrize("name, mechanism", [pair[:2] for pair in EVERY if pair[1] != "none"])
+def test_order_of_sites_does_not_matter_with_noise(ground, tmp_path, name, mechanism):
+    made = private(ground[0], mechanism, **{"training.rounds": 2}), ground[1]
+    train(made, tmp_path / "one", name, **TESTED)
+    train(made, tmp_path / "two", name, turned=True, **TESTED)
+    assert same(final_arrays(tmp_path / "one", made[0]), final_arrays(tmp_path / "two", made[0]))
+
+
+@pytest.mark.parametrize("name, mechanism, wire", [*EVERY, *((n, "none", "int8") for n in algorithms.names())])
+def test_resumed_equals_unbroken_to_the_bit(ground, tmp_path, name, mechanism, wire):
     """The coordinator dies while round 2 is under way: one site has answered and stored, the other has not."""
-    ground = ground[0].change({"agreement.wire": wire}), ground[1]
-    train(ground, tmp_path / "unbroken", name)
+    ground = private(ground[0], mechanism).change({"agreement.wire": wire}), ground[1]
+    train(ground, tmp_path / "unbroken", name, **TESTED)
 
     class Dying(InProcess):
         def __call__(self, requests):
@@ -59,10 +82,10 @@ def test_resumed_equals_unbroken_to_the_bit(ground, tmp_path, name, wire):
             return answer | super().__call__({n: r for n, r in requests.items() if n != first})
 
     with pytest.raises(KeyboardInterrupt):
-        train(ground, tmp_path / "broken", name, transport=Dying)
+        train(ground, tmp_path / "broken", name, transport=Dying, **TESTED)
     rounds = tmp_path / "broken" / "rounds"
     assert states.saved_rounds(rounds) == [1]
-    train(ground, tmp_path / "broken", name, state=states.load(rounds, 1))
+    train(ground, tmp_path / "broken", name, state=states.load(rounds, 1), **TESTED)
     assert same(final_arrays(tmp_path / "unbroken", ground[0]), final_arrays(tmp_path / "broken", ground[0]))
     strip = lambda folder: [{**m, "seconds": 0} for m in metrics.read(folder)]  # noqa: E731
     assert strip(rounds) == strip(tmp_path / "unbroken" / "rounds")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +21,7 @@ from autofed.network import normalisation
 from autofed.plans import Plan, Rounds
 from autofed.prepared import Store
 from autofed.privacy import Mechanism
+from autofed.privacy.shared_scores import OF_PATIENTS
 from autofed.solver import reach
 from autofed.validation import SHARE, case_dice, patch_dice
 
@@ -63,7 +64,7 @@ class View:
         return normalisation(self._site.plan.local.network)
 
     def fit(self, weights: Arrays, *, proximal: float = 0.0, correction: Arrays | None = None) -> Fitted:
-        """Train, once in the round, for the steps that it was charged for."""
+        """Train, once in the round, for the steps that it was charged for; a private mechanism keeps losses here."""
         site, steps = self._site, self._charged_steps
         if not steps:
             raise RuntimeError("the steps that this round was charged for have been taken")
@@ -88,7 +89,15 @@ class View:
         )
         if keeps:
             self.remember({"momentum": fitted.momentum})
-        return fitted
+        return self._without_losses(fitted) if self._mechanism.private else fitted
+
+    def _without_losses(self, fitted: Fitted) -> Fitted:
+        """Losses are of patients: the site may look at its own, and nothing that an algorithm makes can hold them."""
+        path = self._site.folder / "losses.json"
+        known = read_json(path) if path.is_file() else {}
+        mean = round(float(fitted.losses.mean()), 6) if len(fitted.losses) else None
+        write_json(path, {**known, str(self._round): mean})
+        return replace(fitted, losses=np.zeros(0, np.float32))
 
     def average_reach(self, proximal: float = 0.0) -> float:
         """How far the steps of all sites reach in this round, on average; a site that is not in the plan is alone."""
@@ -180,10 +189,12 @@ def validate(site: Hospital, request: Request) -> Groups:
 def verify(site: Hospital, request: Request) -> Groups:
     """Mean Dice of whole held-out cases and their number, for each structure and rule of postprocessing: (2, rules).
 
-    Every case's own scores stay in the site's folder.
+    Every case's own scores stay in the site's folder. Where scores pass a private mechanism, the draft holds those of
+    each patient instead (`privacy.shared_scores`).
     """
     weights = _final(site, request)
-    if not site.held.patients or not weights:
+    private = site.plan.agreement.privacy.promises
+    if not weights or not (site.held.patients or private):
         return {}
     scores = case_dice(weights, site.held, site.plan, site.device)
     names = Labels.of(site.plan.agreement).names
@@ -191,10 +202,22 @@ def verify(site: Hospital, request: Request) -> Groups:
         case: {names[k]: None if np.isnan(row[0]) else round(float(row[0]), 6) for k, row in enumerate(table)}
         for case, table in scores.items()
     })  # fmt: skip
+    if private:
+        return {OF_PATIENTS: _by_patient(scores, site.held, names)}
     table = np.stack(list(scores.values()))
     counts = (~np.isnan(table)).sum(0)
     sums = np.nansum(table, 0)
     return {"sums": {name: np.stack([sums[k], counts[k]]).astype(np.float32) for k, name in enumerate(names)}}
+
+
+def _by_patient(scores: Mapping[str, np.ndarray], held: Store, names: Sequence[str]) -> Arrays:
+    """For each structure (patients, 2): the mean of a patient's cases without postprocessing, and 1 if there is one."""
+    tables = [np.stack([scores[case][:, 0] for case in cases]) for _, cases in sorted(held.patients.items())]
+    rows = [[table[~np.isnan(table[:, k]), k] for table in tables] for k in range(len(names))]
+    return {
+        name: np.array([(dice.mean(), 1.0) if len(dice) else (0.0, 0.0) for dice in found]).reshape(-1, 2)
+        for name, found in zip(names, rows, strict=True)
+    }
 
 
 def _final(site: Hospital, request: Request) -> Arrays:

@@ -16,6 +16,7 @@ from autofed.files import Record, read_json, write_json
 from autofed.labels import Labels
 from autofed.plans import Plan
 from autofed.prepared import Store, open_store
+from autofed.privacy import promise
 from autofed.problems import Problems, refuse
 from autofed.splits import ALL, Split, split
 
@@ -125,12 +126,15 @@ class Premises(Record):
 
     def check(self) -> None:
         """`Problems` if the site could take part in no training by its plan."""
-        open_data(self.work, self.site, self._agreed())
+        plan = self._agreed()
+        refuse(str(self.plan), promise.problems(plan, {self.site: plan.steps_at(self.site)}))
+        open_data(self.work, self.site, plan)
 
     def introduce(self, name: str) -> Introduction:
         """Whether the site can take part in the training of this name; why not is in its own log."""
         try:
             plan = self._agreed()
+            refuse(name, promise.problems(plan, {self.site: plan.steps_at(self.site)}))
             fold, _ = self._place(name)
             _, parted = self._data(plan, name)
         except Exception as error:  # only that it cannot take part may be said

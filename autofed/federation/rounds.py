@@ -21,7 +21,7 @@ from autofed.federation.selection import best_of, moving_average
 from autofed.federation.site import TRAIN, VALIDATE, VERIFY
 from autofed.labels import Labels
 from autofed.plans import Plan
-from autofed.privacy import ADAPTATION, Mechanism, adapted
+from autofed.privacy import ADAPTATION, Mechanism, adapted, promise
 from autofed.problems import Problems
 
 _log = logging.getLogger(__name__)
@@ -93,10 +93,16 @@ def run(course: Course, state: ServerState) -> ServerState:
     with metrics.Board(course.folder) as board:
         if state.round:
             _finish(course, state, board)  # a run that was cut off may have left its last round unscored
-        while state.round < course.plan.agreement.training.rounds:
+        while state.round < course.plan.agreement.training.rounds and _may_go_on(course, state):
             state = _round(course, state)
             _finish(course, state, board)
     return state
+
+
+def _may_go_on(course: Course, state: ServerState) -> bool:
+    """Whether every site can answer the next round by the plan's promise; all that this depends on was released."""
+    plan, history = course.plan, state.shared.get(ADAPTATION, {})
+    return all(promise.is_kept(plan, n, history, state.round + 1) for n in {plan.steps_at(s) for s in course.sites})
 
 
 def _round(course: Course, state: ServerState) -> ServerState:
@@ -173,7 +179,7 @@ def _keep_best(course: Course, state: ServerState) -> None:
 
 
 def _merge(course: Course, state: ServerState, releases: Sequence[Release]) -> ServerState:
-    current = adapted(course.mechanism, state.shared.get(ADAPTATION, {}))
+    current = adapted(course.mechanism, state.shared.get(ADAPTATION, {}), state.round + 1)
     weights = site_weights(course.plan)
     average = partial(_average, current, {site: weights.get(site, 1.0) for site in course.sites})
     merged = course.algorithm.merge(state, releases, average)

@@ -6,8 +6,11 @@ import contextlib
 import errno
 import hashlib
 import logging
+import secrets
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+
+from filelock import FileLock
 
 from autofed import algorithms, privacy
 from autofed.batches import Feeder, Killed
@@ -15,13 +18,16 @@ from autofed.exchange import Failure, Groups, Release, Request, from_bytes, to_b
 from autofed.federation.answers import Memory, View, validate, verify
 from autofed.federation.deltas import FORGOTTEN, Forgotten, Shelf
 from autofed.files import write_bytes
+from autofed.network import build, coupling_layers
 from autofed.plans import Plan
+from autofed.postprocessing import RULES
 from autofed.prepared import Store
-from autofed.privacy import ADAPTATION, Mechanism
+from autofed.privacy import ADAPTATION, Mechanism, accounting, promise
+from autofed.privacy.chance import SECRET_BYTES
 from autofed.privacy.ledger import Charge, PrivacyLedger
-from autofed.problems import Problems
+from autofed.problems import Problems, refuse
 
-CODES = ("bad-request", "not-affordable", "out-of-memory", "disk-full", FORGOTTEN, "failed")
+CODES = ("bad-request", "not-affordable", "spent", "out-of-memory", "disk-full", FORGOTTEN, "failed")
 """All that a site ever says about a failure; the details are in its own log."""
 
 TRAIN, VALIDATE, VERIFY = QUESTIONS = ("train", "validate", "verify")
@@ -35,8 +41,12 @@ class Site:
     `held` is the data of the patients that are held out; `stream` names what is drawn, and is the site's name unless
     there are several folds. `folder` is the site's own in this run: the log, what it
     remembers between rounds, and its last releases. The same request is answered with the same bytes from there,
-    uncharged and with the same noise. `ledgers` maps the hospitals whose data this is to their ledgers: one, except
-    where a simulation pools them. `feeder` makes the patches. `trusted` are the algorithms outside autofed that this
+    uncharged and with the same noise. What is left to chance in a private answer follows from a secret that is on disk
+    before the answer is charged, and until it is stored: an answer that was cut off in between is made again with the
+    noise that it was charged for. `noise_seed` makes that repeatable in tests, and then the ledger says that nothing
+    is protected. `ledgers` maps the hospitals whose data this is to their ledgers: one, except where a simulation pools
+    them; in a `simulation` they say that they count for no hospital.
+    `feeder` makes the patches. `trusted` are the algorithms outside autofed that this
     site allows a plan to name.
     """
 
@@ -54,6 +64,8 @@ class Site:
         device: str = "cpu",
         feeder: Feeder | None = None,
         trusted: Collection[str] = (),
+        noise_seed: int | None = None,
+        simulation: bool = False,
         on_step: Callable[[], None] = lambda: None,
     ):
         self.name = name
@@ -63,13 +75,15 @@ class Site:
         self.stream = stream or name
         self.folder = Path(folder)
         self.memory = Memory(self.folder / "memory")
-        self.ledgers = [PrivacyLedger(path, site) for site, path in ledgers.items()]
         self.run = run
         self.steps = sum(plan.steps_at(site) for site in ledgers)
+        self.ledgers = [open_ledger(path, site, plan, self.steps, simulation) for site, path in ledgers.items()]
         self.device = device
         self.feeder = feeder
         self.on_step = on_step
         self.algorithm = algorithms.make(plan.agreement.algorithm, trusted)
+        refuse(name, privacy_problems(plan, self.algorithm))
+        self.noise_seed = noise_seed
         self.mechanism = privacy.find(plan, len(store.patients))
         self.shelf = Shelf(self.folder / "wire", algorithms.released(self.algorithm), plan.agreement.wire)
 
@@ -78,22 +92,65 @@ class Site:
         request = Request(self.run, 0, "")
         try:
             request = self._read(data)
-            path = self._release_path(request, data)
-            if path.is_file():
-                return path.read_bytes()
-            request = self.shelf.received(request)  # first: who has forgotten is asked with other content
-            self._refuse_repeated_or_past(request)
-            mechanism = privacy.adapted(self.mechanism, request.shared.get(ADAPTATION, {}))
-            self._charge(request, mechanism)
-            draft = self._compute(request, mechanism)
-            arrays, precisions = self.shelf.release(request, mechanism.release(draft))
-            release = to_bytes(Release(self.run, request.round, self.name, arrays, precisions=precisions))
-            self._store(path, release)
-            return release
+            with self._alone():
+                return self._answer(request, self._release_path(request, data))
         except Exception as error:  # whatever went wrong inside, only a code may cross the door
             with contextlib.suppress(OSError):  # a full disk takes no log either
                 self._log(request, error)
             return to_bytes(Failure(request.run, request.round, self.name, _code(error)))
+
+    def _answer(self, request: Request, path: Path) -> bytes:
+        if path.is_file():
+            self._secret_path(request).unlink(missing_ok=True)
+            return path.read_bytes()
+        request = self.shelf.received(request)  # first: who has forgotten is asked with other content
+        self._refuse_repeated_or_past(request)
+        mechanism = self._mechanism(request)
+        secret = self._secret(request) if mechanism.private else b""
+        self._charge(request, mechanism)
+        mechanism = mechanism.keyed(secret)
+        draft = self._compute(request, mechanism)
+        arrays, precisions = self.shelf.release(request, mechanism.release(draft))
+        release = to_bytes(Release(self.run, request.round, self.name, arrays, precisions=precisions))
+        self._store(path, release)
+        self._secret_path(request).unlink(missing_ok=True)
+        return release
+
+    def _alone(self) -> FileLock:
+        """One answer at a time: another process that is asked the same waits, and finds the answer of this one."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / "lock")
+
+    def _mechanism(self, request: Request) -> Mechanism:
+        """What the answer to this question passes; it depends on the plan and on what was released before."""
+        if request.question != TRAIN:
+            found = privacy.for_scores(self.plan, len(RULES))
+            if found is None:
+                raise _BadRequest("scores stay at the site")
+            return found
+        history = request.shared.get(ADAPTATION, {})
+        found = privacy.adapted(self.mechanism, history, request.round)
+        if not promise.is_kept(self.plan, self.steps, history, request.round):
+            raise _NotAffordable(f"round {request.round} would break the promise of the plan")
+        return found
+
+    def _secret(self, request: Request) -> bytes:
+        """The secret of this answer: a new one, or that of the one that was cut off."""
+        if self.noise_seed is not None:
+            known = f"{self.noise_seed}/{self.name}/{_release_name(request)}"
+            return hashlib.sha256(known.encode()).digest()
+        path = self._secret_path(request)
+        if path.is_file():
+            return path.read_bytes()
+        if any(ledger.is_charged(request.run, request.round, request.question) for ledger in self.ledgers):
+            raise _Spent(f"round {request.round} was charged, but its noise is not in {path} any more")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.chmod(0o700)
+        write_bytes(path, secrets.token_bytes(SECRET_BYTES))
+        return path.read_bytes()
+
+    def _secret_path(self, request: Request) -> Path:
+        return self.folder / "secrets" / f"{_release_name(request)}.bin"
 
     def _compute(self, request: Request, mechanism: Mechanism) -> Groups:
         if request.question == TRAIN:
@@ -110,7 +167,8 @@ class Site:
             raise _BadRequest(f"found an answer of round {message.since} to go on from in round {message.round}")
         if message.question not in QUESTIONS:
             raise _BadRequest(f"found the question {message.question!r}, expected one of {', '.join(QUESTIONS)}")
-        if message.question != TRAIN and not self.plan.agreement.training.validates(message.round):
+        shares = message.question == VERIFY and self.plan.agreement.privacy.score_noise is not None
+        if message.question != TRAIN and not shares and not self.plan.agreement.training.validates(message.round):
             raise _BadRequest(f"found {message.question!r} of round {message.round}, which the plan does not score")
         if message.question == VERIFY and message.round != self.plan.agreement.training.rounds:
             raise _BadRequest(f"found {VERIFY!r} of round {message.round}, which is not the last")
@@ -132,6 +190,7 @@ class Site:
             question=request.question,
             agreement=self.plan.agreement.digest(),
             events=mechanism.cost(self.steps if request.question == TRAIN else 0),
+            seeded=mechanism.private and self.noise_seed is not None,
         )
         try:
             for ledger in self.ledgers:
@@ -160,11 +219,43 @@ class Site:
         log.close()
 
 
+def open_ledger(path: Path, site: str, plan: Plan, steps: int, simulation: bool) -> PrivacyLedger:
+    """A site's ledger; one that is not there yet gets as its ceiling what a private plan will cost, and no more."""
+    stated = plan.agreement.privacy
+    if not (stated.promises and stated.delta):
+        return PrivacyLedger(path, site, simulation=simulation)
+    events = promise.planned(plan, steps)
+    if stated.noise_response and stated.epsilon:  # it spends what the promise allows, and not what was planned
+        order = accounting.best_order(events, stated.delta)
+        return PrivacyLedger(path, site, stated.epsilon, stated.delta, order=order, simulation=simulation)
+    return PrivacyLedger.for_plan(path, site, events, stated.delta, simulation=simulation)
+
+
+def privacy_problems(plan: Plan, algorithm: algorithms.Algorithm) -> list[str]:
+    """Why the plan's mechanism cannot protect a training of this network by this algorithm."""
+    mechanism = privacy.find(plan)
+    problems = []
+    if plan.agreement.privacy.by_patient:
+        problems += [
+            f"the layer {layer} couples patients, so {mechanism.name} cannot bound each; plan another network"
+            for layer in coupling_layers(build(plan.local.network))
+        ]
+    unprotected = sorted(set(algorithms.released(algorithm)) - set(mechanism.protects)) if mechanism.private else []
+    if unprotected:
+        found = f"{plan.agreement.algorithm.name} releases {', '.join(unprotected)}"
+        problems.append(f"{found}, and {mechanism.name} has no protection for it; write dp-sgd, or another algorithm")
+    return problems
+
+
 class _BadRequest(ValueError):
     pass
 
 
 class _NotAffordable(ValueError):
+    pass
+
+
+class _Spent(ValueError):
     pass
 
 
@@ -177,6 +268,8 @@ def _code(error: Exception) -> str:
         return FORGOTTEN
     if isinstance(error, _NotAffordable):
         return "not-affordable"
+    if isinstance(error, _Spent):
+        return "spent"
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "out-of-memory"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -12,15 +12,16 @@ from autofed.plans.budget import Budget
 from autofed.problems import refuse
 
 
-def apply(record: type[Record], tree: dict[str, Any], assignments: Mapping[str, Any]) -> dict[str, Any]:
+def apply(record: type[Record], tree: dict[str, Any], assignments: Mapping[str, Any], why: str = "") -> dict[str, Any]:
     """The content of a plan with some fields set by hand and what follows from them, each recorded as a reason.
 
-    `record` is the plan's type, `tree` its content. `Problems` names every field that is not there or ambiguous.
+    `record` is the plan's type, `tree` its content; `why` is said where it was not by hand. `Problems` names every
+    field that is not there or ambiguous.
     """
     refuse("--set", unknown_fields(record, assignments))
     chosen = {_resolve(record, name)[0]: value for name, value in assignments.items()}
     planned = {reason["field"]: reason["value"] for reason in tree["reasons"]}
-    said = [(path, value, _by_hand(planned.get(path))) for path, value in chosen.items()]
+    said = [(path, value, why or _by_hand(planned.get(path))) for path, value in chosen.items()]
     said += [(path, value, why) for path, value, why in _followers(chosen, tree) if path not in chosen]
     for path, value, _ in said:
         _assign(tree, path, value)

@@ -74,13 +74,13 @@ class Plan(Record):
             "agreement.training.extended": [*training.extended, training.rounds],
         })  # fmt: skip
 
-    def change(self, assignments: dict[str, Any]) -> Plan:
-        """A plan with some fields set by hand, each recorded as a reason.
+    def change(self, assignments: dict[str, Any], why: str = "") -> Plan:
+        """A plan with some fields set by hand (or for another reason, `why`), each recorded as a reason.
 
         A field is named by its path or by any ending of it that is unique: `training.rounds`, `batch_size`.
         `Problems` names every field that does not exist, is ambiguous, or takes another kind of value.
         """
-        tree = changes.apply(Plan, self.model_dump(mode="json"), assignments)
+        tree = changes.apply(Plan, self.model_dump(mode="json"), assignments, why)
         return Plan.parse(tree, "the plan with --set")
 
 

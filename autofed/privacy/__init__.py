@@ -6,7 +6,7 @@ what that cost; so these cannot disagree. "No privacy" is an ordinary mechanism.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from autofed.exchange import Arrays, Groups
@@ -22,10 +22,34 @@ Gradient = list[Any]
 class Mechanism(Protocol):
     """What stands between a site's patients and everything that leaves the site."""
 
+    @property
+    def name(self) -> str:
+        """What plans call it."""
+        ...
+
+    @property
+    def private(self) -> bool:
+        """Whether it bounds what can be told of a patient: then every answer has a secret of its own (`keyed`)."""
+        ...
+
+    @property
+    def protects(self) -> Collection[str]:
+        """The groups of a release that it has protection for; a private mechanism lets no other leave."""
+        ...
+
+    @property
+    def adapts(self) -> bool:
+        """Whether it is another one in each round."""
+        ...
+
+    def keyed(self, secret: bytes) -> Mechanism:
+        """The same mechanism for one answer: who is drawn and which noise is added follow from the secret alone."""
+        ...
+
     def sampler(self, patients: Sequence[str], seed: Sequence[int]) -> Iterator[Draw]:
         """The patients of one step after another, in groups that share a backward pass, each named once per patch.
 
-        `seed` makes the drawing repeatable; a private mechanism draws from the operating system's randomness instead.
+        `seed` makes the drawing repeatable; a private mechanism draws by its secret instead.
         """
         ...
 
@@ -33,6 +57,7 @@ class Mechanism(Protocol):
         """The gradient to step along, from one gradient per group of the draw (in the draw's order).
 
         An empty draw has no gradients and is a step all the same; `like` are the parameters, for shapes and device.
+        Gradients are taken one by one, so that the next need not be computed before this one is dealt with.
         """
         ...
 
@@ -48,6 +73,10 @@ class Mechanism(Protocol):
         """What a release after so many local steps costs a patient, for the ledger."""
         ...
 
+    def planned(self, rounds: int, steps: int) -> tuple[Event, ...]:
+        """What so many rounds of so many steps will cost if nothing is adapted: the sum of their `cost`."""
+        ...
+
     def adapt(self, released: Arrays) -> Mechanism:
         """The mechanism of the next round, given only what was already released (see `adapted`)."""
         ...
@@ -57,26 +86,86 @@ ADAPTATION = "adaptation"
 """The group of a release that mechanisms adapt to. Its average over sites is shared from the next round on."""
 
 
-def adapted(mechanism: Mechanism, history: Arrays) -> Mechanism:
-    """The mechanism after all rounds whose averaged adaptation groups are stacked in `history`, oldest first.
+def adapted(mechanism: Mechanism, history: Arrays, round: int) -> Mechanism:
+    """The mechanism of a round, after those whose averaged adaptation groups are stacked in `history`, oldest first.
 
     Coordinator and sites rebuild it from what was shared, so a round that is asked again has the same mechanism.
+    `Problems` if a mechanism that adapts is not told of every round before: its noise depends on how many there were.
     """
-    rounds = min((len(array) for array in history.values()), default=0)
-    for round in range(rounds):
-        mechanism = mechanism.adapt({name: array[round] for name, array in history.items()})
+    before = min((len(array) for array in history.values()), default=0)
+    if mechanism.adapts and before != round - 1:
+        raise Problems(ADAPTATION, [f"round {round} follows {before} rounds of it; expected {round - 1}"])
+    for past in range(before):
+        mechanism = mechanism.adapt({name: array[past] for name, array in history.items()})
     return mechanism
 
 
+def for_scores(plan: Plan, columns: int) -> Mechanism | None:
+    """What held-out patients' scores pass on their way out; None if a private plan has them stay at the site.
+
+    `columns` are those of a row of scores.
+    """
+    stated = plan.agreement.privacy
+    if not stated.promises:
+        return find(plan)
+    if stated.score_noise is None:
+        return None
+    from autofed.privacy.shared_scores import SharedScores
+
+    return SharedScores(stated.score_noise, columns)
+
+
 def find(plan: Plan, patients: int = 0) -> Mechanism:
-    """The mechanism and the rule for averages that a plan names, for a site of so many patients.
+    """The mechanism and the rule for averages that a plan names, for a site that trains on so many patients.
 
     `Problems` if there is no mechanism of that name.
     """
-    from autofed.privacy.none import NoPrivacy
     from autofed.privacy.robust import around
 
-    name = plan.agreement.privacy.mechanism
-    if name != "none":
-        raise Problems("agreement.privacy.mechanism", [f"there is no mechanism {name!r}; the mechanisms are: none"])
-    return around(NoPrivacy(batch_size=plan.local.training.batch_size), plan.agreement.average)
+    privacy = plan.agreement.privacy
+    if privacy.mechanism not in _MAKERS:
+        names = ", ".join(_MAKERS)
+        found = f"there is no mechanism {privacy.mechanism!r}; the mechanisms are: {names}"
+        raise Problems("agreement.privacy.mechanism", [found])
+    return around(_MAKERS[privacy.mechanism](plan, patients), plan.agreement.average)
+
+
+def _none(plan: Plan, patients: int) -> Mechanism:
+    from autofed.privacy.none import NoPrivacy
+
+    return NoPrivacy(plan.local.training.batch_size)
+
+
+def _dpsgd(plan: Plan, patients: int) -> Mechanism:
+    from autofed.privacy.dpsgd import DPSGD
+
+    return DPSGD(**_steps(plan, patients))
+
+
+def _adaptive(plan: Plan, patients: int) -> Mechanism:
+    from autofed.privacy.adaptive import Adaptive
+
+    own = ("quantile", "quantile_share", "clip_rate", "noise_ratio", "noise_response")
+    chosen = {name: getattr(plan.agreement.privacy, name) for name in own}
+    return Adaptive(**_steps(plan, patients), **chosen, rounds=plan.agreement.training.rounds)
+
+
+def _feddp(plan: Plan, patients: int) -> Mechanism:
+    from autofed.privacy.gaussian import FedDP
+
+    given = plan.agreement.privacy.model_dump()
+    return FedDP(given["clip"], given["noise_multiplier"], plan.local.training.batch_size)
+
+
+def _steps(plan: Plan, patients: int) -> dict[str, Any]:
+    given = plan.agreement.privacy.model_dump()
+    shared = ("sampling_rate", "patches_per_patient", "clip", "noise_multiplier")
+    return {"patients": patients, "normalised": given["clipping"] == "normalised", **{n: given[n] for n in shared}}
+
+
+_MAKERS: Mapping[str, Callable[[Plan, int], Mechanism]] = {
+    "none": _none,
+    "dp-sgd": _dpsgd,
+    "adp": _adaptive,
+    "feddp": _feddp,
+}

@@ -116,16 +116,22 @@ def _square_step_loss(noise: float, rate: float) -> float:
     return whole if rate == 1 else min(rate**2 * math.expm1(min(whole, 50)), whole)
 
 
-def calibrate(make_events: Callable[[float], Sequence[Event]], epsilon: float, delta: float) -> float:
+def calibrate(
+    make_events: Callable[[float], Sequence[Event]],
+    epsilon: float,
+    delta: float,
+    measure: Callable[[Sequence[Event], float], float] | None = None,
+) -> float:
     """The smallest noise multiplier whose events cost at most `epsilon` at `delta`: at least 4 digits, rounded up.
 
-    `make_events` gives the events of a plan with that multiplier; more noise must cost less. `Problems` if no noise
+    `make_events` gives the events of a plan with that multiplier; more noise must cost less. What they cost is said by
+    `measure`, by default as in `epsilon`. `Problems` if no noise
     brings them below `epsilon`, or if they cost next to nothing whatever the noise.
     """
 
     @cache
     def cost(noise: float) -> float:
-        return _epsilon(make_events(noise), delta)
+        return (measure or _epsilon)(make_events(noise), delta)
 
     guess = _guess(make_events, epsilon, delta)
     if 0 < cost(guess) < math.inf:  # as far off as here it will be nearby
@@ -223,6 +229,11 @@ def renyi_epsilon(events: Iterable[Event], delta: float, order: int) -> float:
 def renyi_room(epsilon: float, delta: float, order: int) -> float:
     """The divergence of `order` that proves `epsilon` at `delta`: what a ceiling allows; below 0 if none proves it."""
     return epsilon - math.log1p(-1 / order) + math.log(delta * order) / (order - 1)
+
+
+def best_renyi_epsilon(events: Sequence[Event], delta: float) -> float:
+    """The epsilon that the Renyi divergence proves at the order that is best for these events."""
+    return renyi_epsilon(events, delta, best_order(events, delta))
 
 
 def best_order(events: Iterable[Event], delta: float) -> int:

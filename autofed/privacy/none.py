@@ -17,6 +17,15 @@ class NoPrivacy:
 
     batch_size: int
 
+    name = "none"
+    private = False
+    adapts = False
+    protects = ()
+
+    def keyed(self, secret: bytes) -> NoPrivacy:
+        """The same mechanism: it has nothing to hide."""
+        return self
+
     def sampler(self, patients: Sequence[str], seed: Sequence[int]) -> Iterator[list[list[str]]]:
         """Patients drawn uniformly with replacement, repeatable by the seed."""
         generator = np.random.default_rng(list(seed))
@@ -35,21 +44,30 @@ class NoPrivacy:
         return arrays
 
     def average(self, releases: Mapping[str, Arrays], weights: Mapping[str, float]) -> dict[str, np.ndarray]:
-        """Weighted average in float64, summed in the order of the sites' names."""
-        sites = sorted(releases)
-        total = sum(weights[site] for site in sites)
-        average = {}
-        for name, first in releases[sites[0]].items():
-            exact = np.zeros(first.shape, dtype=np.float64)
-            for site in sites:
-                exact += releases[site][name].astype(np.float64) * (weights[site] / total)
-            average[name] = exact.astype(first.dtype)
-        return average
+        """The weighted mean of what the sites released."""
+        return weighted_mean(releases, weights)
 
     def cost(self, steps: int) -> tuple[Event, ...]:
         """One event that says that nothing bounds what was learned about a patient."""
         return (Event(mechanism="none", steps=steps),)
 
+    def planned(self, rounds: int, steps: int) -> tuple[Event, ...]:
+        """The same for a whole training."""
+        return self.cost(rounds * steps)
+
     def adapt(self, released: Arrays) -> NoPrivacy:
         """The same mechanism."""
         return self
+
+
+def weighted_mean(releases: Mapping[str, Arrays], weights: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Weighted average in float64, summed in the order of the sites' names."""
+    sites = sorted(releases)
+    total = sum(weights[site] for site in sites)
+    average = {}
+    for name, first in releases[sites[0]].items():
+        exact = np.zeros(first.shape, dtype=np.float64)
+        for site in sites:
+            exact += releases[site][name].astype(np.float64) * (weights[site] / total)
+        average[name] = exact.astype(first.dtype)
+    return average

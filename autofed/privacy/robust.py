@@ -8,7 +8,7 @@ have to tell is partly lost too, so the plain mean is the default.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -27,6 +27,30 @@ class Around:
     """Another mechanism, `inner`, in all that it does."""
 
     inner: Mechanism
+
+    @property
+    def name(self) -> str:
+        """As the inner mechanism."""
+        return self.inner.name
+
+    @property
+    def private(self) -> bool:
+        """As the inner mechanism."""
+        return self.inner.private
+
+    @property
+    def protects(self) -> Collection[str]:
+        """As the inner mechanism."""
+        return self.inner.protects
+
+    @property
+    def adapts(self) -> bool:
+        """As the inner mechanism."""
+        return self.inner.adapts
+
+    def keyed(self, secret: bytes) -> Self:
+        """Around the inner mechanism for one answer."""
+        return replace(self, inner=self.inner.keyed(secret))
 
     def sampler(self, patients: Sequence[str], seed: Sequence[int]) -> Iterator[Draw]:
         """As the inner mechanism."""
@@ -47,6 +71,10 @@ class Around:
     def cost(self, steps: int) -> tuple[Event, ...]:
         """As the inner mechanism."""
         return self.inner.cost(steps)
+
+    def planned(self, rounds: int, steps: int) -> tuple[Event, ...]:
+        """As the inner mechanism."""
+        return self.inner.planned(rounds, steps)
 
     def adapt(self, released: Arrays) -> Self:
         """Around what the inner mechanism becomes."""

@@ -57,7 +57,7 @@ class Coordinator:
         folder = self.run.fold_folder(fold)
         course = rounds.Course(
             self.algorithm, privacy.find(self.plan), self.plan, transport, folder, request_name(self.identity.id, fold),
-            self.identity.sites, holds_out=bool(self.plan.agreement.training.validate_every) and fold != ALL,
+            self.identity.sites, holds_out=fold != ALL and self._shares_scores(),
         )  # fmt: skip
         saved = states.saved_rounds(folder)
         state = states.load(folder, saved[-1]) if saved else self.algorithm.start(self._setup(fold))
@@ -66,6 +66,9 @@ class Coordinator:
         if course.holds_out:
             self._verify(course, state)
             self._decide()
+
+    def _shares_scores(self) -> bool:
+        return bool(self.plan.agreement.training.validate_every or self.plan.agreement.privacy.score_noise)
 
     def _verify(self, course: rounds.Course, state: ServerState) -> None:
         """Score whole held-out cases once, and again when a training has been given more rounds."""

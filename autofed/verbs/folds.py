@@ -22,6 +22,7 @@ from autofed.federation.site import Site
 from autofed.parallel import Progress
 from autofed.plans import Plan
 from autofed.prepared import Store, pool
+from autofed.privacy import promise
 from autofed.problems import gathered, refuse
 from autofed.splits import ALL, Split
 from autofed.verbs.coordinator import Coordinator
@@ -62,13 +63,13 @@ class Folds:
     feeder: Feeder
     trusted: tuple[str, ...]
     counter: StepCounter
+    simulation: bool = False
 
     def check(self, folds: Sequence[str]) -> None:
         """`Problems` if patients cannot be held out as asked for or changed sides, or if a site cannot take part."""
         refuse("--algorithm", self._cannot_be_pooled())
-        private = self.coordinator.plan.agreement.privacy.promises
-        problems = ["k folds spend a patient's privacy k - 1 times; train one"] if private and len(folds) > 1 else []
-        refuse("--fold", problems)
+        refuse("--fold", self._spent_by_folds(folds))
+        refuse("the plan", promise.problems(self.coordinator.plan, self._steps()))
         splits = dict(zip(folds, gathered("--fold", [partial(self._splits, fold) for fold in folds]), strict=True))
         nobody = [f for f, found in splits.items() if f != ALL and not any(s.validation for s in found.values())]
         refuse("--fold", [
@@ -87,6 +88,18 @@ class Folds:
         for name, parted in splits.items():
             keep_split(self._folder(name, fold), parted)
         self.coordinator.train(fold, InProcess(sites), self.counter.begin)
+
+    def _spent_by_folds(self, folds: Sequence[str]) -> list[str]:
+        private = self.coordinator.plan.agreement.privacy.promises
+        if not private or len({*folds, *self.coordinator.run.folds()}) == 1:
+            return []
+        return ["k folds spend a patient's privacy k - 1 times, and the plan promises it for one training; train one"]
+
+    def _steps(self) -> dict[str, int]:
+        """The steps in a round that each patient of a site may take part in."""
+        plan = self.coordinator.plan
+        own = {site: plan.steps_at(site) for site in plan.agreement.patients}
+        return {POOLED: sum(own.values())} if algorithms.gathers(self.coordinator.algorithm) else own
 
     def _cannot_be_pooled(self) -> list[str]:
         """One step on patches of several sites has one loss, and what was annotated differs from site to site."""
@@ -109,14 +122,21 @@ class Folds:
     def _sites(self, fold: str, splits: Mapping[str, Split]) -> list[Site]:
         train = {name: store.only(splits[name].train) for name, store in self.stores.items()}
         held = {name: store.only(splits[name].validation) for name, store in self.stores.items()}
-        ledgers = {name: ledger_path(self.work, name) for name in self.stores}
+        ledgers = {name: self._ledger(name) for name in self.stores}
         if algorithms.gathers(self.coordinator.algorithm):
             return [self._site(POOLED, fold, pool(train), pool(held), ledgers)]
         return [self._site(name, fold, train[name], held[name], {name: ledgers[name]}) for name in self.stores]
+
+    def _ledger(self, site: str) -> Path:
+        """The site's own over all runs; in a simulation one of this run."""
+        if self.simulation:
+            return self.coordinator.run.folder / "ledgers" / f"{site}.jsonl"
+        return ledger_path(self.work, site)
 
     def _site(self, name: str, fold: str, train: Store, held: Store, ledgers: Mapping[str, Path]) -> Site:
         return Site(
             name, train, self.coordinator.plan, self._folder(name, fold), ledgers,
             run=request_name(self.coordinator.identity.id, fold), held=held, stream=stream_name(name, fold),
             device=self.device, feeder=self.feeder, trusted=self.trusted, on_step=self.counter,
+            simulation=self.simulation,
         )  # fmt: skip

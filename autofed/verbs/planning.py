@@ -50,6 +50,8 @@ def plan(
     preset: str = "plain",
     like: PathLike | None = None,
     settings: Mapping[str, Any] | None = None,
+    epsilon: float | None = None,
+    delta: float | None = None,
     processes: int = 1,
     progress: Progress = silent,
 ) -> Plan:
@@ -59,7 +61,8 @@ def plan(
     own; without it a CPU gets one hour and an accelerator nnU-Net's full training. `memory_gb` defaults to what the
     preset was made for. `settings` maps fields of the plan to values set by hand. `like` is a run or a plan whose
     weights shall go on being trained at these sites: then grid, network and recipe are those of that plan, and so is
-    the `algorithm` unless one is named; else the planner chooses it. `Problems` names everything at once.
+    the `algorithm` unless one is named; else the planner chooses it. `epsilon` and `delta` are the promise that a
+    private mechanism among the settings is calibrated for (see `change`). `Problems` names everything at once.
     """
     from autofed import algorithms
     from autofed.federation.server import refuse_idle
@@ -78,7 +81,7 @@ def plan(
     merged = merge(_fingerprints(sources, processes, progress))
     budget = _measured(budget, merged, guide)
     made = follow(merged, guide, str(like), budget, algorithm) if guide else make(merged, budget, algorithm)
-    made = change(made, None, settings or {})
+    made = change(made, None, settings or {}, epsilon=epsilon, delta=delta)
     chosen = algorithms.make(made.agreement.algorithm, trusted=trusted)
     refuse_idle(made.agreement.server, chosen, made.agreement.algorithm.name)
     if output is not None:
@@ -86,15 +89,50 @@ def plan(
     return made
 
 
-def change(plan: PathLike | Plan, output: PathLike | None, settings: Mapping[str, Any]) -> Plan:
-    """A plan with some fields set by hand, each recorded as a reason; written to `output` if given."""
+def change(
+    plan: PathLike | Plan,
+    output: PathLike | None,
+    settings: Mapping[str, Any],
+    *,
+    epsilon: float | None = None,
+    delta: float | None = None,
+) -> Plan:
+    """A plan with some fields set by hand, each recorded as a reason; written to `output` if given.
+
+    Where it names a private mechanism, noise and promise are made one: the noise is calibrated for the `epsilon` at the
+    `delta` (by default for those that the plan has), or, where the noise was set, its epsilon is computed. Without a
+    delta it is the smaller of 1e-5 and a tenth of one over the patients of the largest site.
+    """
     made = plan if isinstance(plan, Plan) else plans.load(plan)
     if settings:
         made = made.change(dict(settings))
         check_memory(made)
+    if settings or epsilon or delta:
+        made = _settled(made, settings, epsilon, delta)
     if output is not None:
         made.save(Path(output))
     return made
+
+
+def _settled(made: Plan, settings: Mapping[str, Any], epsilon: float | None, delta: float | None) -> Plan:
+    by_hand = {name.rsplit(".", 1)[-1] for name in settings}
+    wanted = epsilon or (made.agreement.privacy.epsilon if "epsilon" in by_hand else None)
+    problems = []
+    if (epsilon or delta) and not made.agreement.privacy.promises:
+        names = ", ".join(name for name in plans.mechanisms() if name != "none")
+        problems.append(f"an epsilon needs a mechanism; write --set privacy.mechanism=dp-sgd (there are: {names})")
+    if wanted and "noise_multiplier" in by_hand:
+        problems.append("an epsilon and a noise_multiplier were given; either follows from the other, so leave one out")
+    refuse("--epsilon", problems)
+    if not made.agreement.privacy.promises:
+        return made
+    from autofed.privacy import promise
+
+    found = promise.settled(made, wanted, delta, noise_is_given="noise_multiplier" in by_hand)
+    return made.change(found, _CALIBRATED) if found else made
+
+
+_CALIBRATED = "noise and promise belong together: worked out for q, steps and rounds by the accountant"
 
 
 def _guide(like: PathLike | None) -> Plan | None:

@@ -39,6 +39,7 @@ def train(
     resume: bool = False,
     device: str = "auto",
     workers: Workers | None = None,
+    simulation: bool = False,
     connection: str | None = None,
     progress: Progress = silent,
     say: Callable[[str], None] = lambda _: None,
@@ -50,7 +51,8 @@ def train(
     same weights as if it had not been interrupted; with more `rounds` than before a run goes on for longer. `init` is
     a run or a file of weights to start from. `workers` make the patches: 0 for none beside the training itself,
     "thread" for one thread, or so many processes; by default a thread on a CPU and processes elsewhere. `Problems`
-    before any training if the plan, the prepared data and the run do not fit each other.
+    before any training if the plan, the prepared data and the run do not fit each other, or if the plan's privacy is
+    not what it promises. In a `simulation` the sites' own ledgers are left alone: the run has its own, marked as such.
 
     With `connection`, the name of a SuperLink in Flower's configuration, the sites are on machines of their own and
     `work` is None; `say` is told what the SuperLink says.
@@ -77,7 +79,7 @@ def train(
         picked = pick_device(device)
         feeder = until_the_end = Feeder(workers_for(made, picked) if workers is None else workers)
         counter = StepCounter(made, len(wanted), progress)
-        course = Folds(coordinator, stores, Path(work), picked, feeder, trusted, counter)
+        course = Folds(coordinator, stores, Path(work), picked, feeder, trusted, counter, simulation)
         course.check(wanted)
         train_fold = course.train
     _begin(coordinator, None if init is None else Path(init), wanted, extended=extended)
@@ -145,8 +147,13 @@ def _with_choices(made: Plan, algorithm: str | None, rounds: int | None) -> Plan
         choices["algorithm.name"] = algorithm
         choices["algorithm.settings"] = {}
     if rounds is not None and rounds != made.agreement.training.rounds:
+        private = made.agreement.privacy.promises
+        refuse("--rounds", [_OTHER_ROUNDS.format(rounds)] if private else [])
         choices["training.rounds"] = rounds
     return made.change(choices) if choices else made
+
+
+_OTHER_ROUNDS = "the noise of a private plan is made for its rounds; write autofed plan PLAN --set training.rounds={}"
 
 
 def _extended(folder: Run, made: Plan, rounds: int) -> Plan:

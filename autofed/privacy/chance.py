@@ -1,0 +1,42 @@
+"""The randomness of one private answer: who is drawn for it and which noise is added to it."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+
+import numpy as np
+
+SECRET_BYTES = 32
+
+
+class Chance:
+    """All that an answer leaves to chance, from a `secret` of 32 bytes that nobody but the site ever knows.
+
+    A site takes the secret from the operating system and never from a seed of the training, which everyone has: who
+    can draw the noise again can take it away again. The draws of patients are secret, too: that nobody knows who took
+    part in a step is what Poisson sampling gains its epsilon by. Both are streams of Philox, a counter-based generator
+    with a key of 128 bits. The same secret gives the same answer, so that one that was cut off is finished with the
+    noise that it was charged for.
+    """
+
+    def __init__(self, secret: bytes):
+        self._secret = secret
+
+    @cached_property
+    def draws(self) -> np.random.Generator:
+        """Who is drawn."""
+        return self._stream(b"draws")
+
+    @cached_property
+    def noise(self) -> np.random.Generator:
+        """What is added."""
+        return self._stream(b"noise")
+
+    def normal(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Independent standard normal numbers, float32."""
+        return self.noise.standard_normal(shape, dtype=np.float32)
+
+    def _stream(self, name: bytes) -> np.random.Generator:
+        key = hashlib.blake2b(name, key=self._secret, digest_size=16).digest()
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big")))

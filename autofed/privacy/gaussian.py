@@ -1,0 +1,85 @@
+"""FedDP: noise on a whole round's update (arXiv:2411.04509), with the clip that gives it a bound."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+
+from autofed.exchange import Arrays, Groups
+from autofed.privacy import Gradient
+from autofed.privacy.chance import Chance
+from autofed.privacy.events import Event
+from autofed.privacy.none import NoPrivacy
+
+UPDATE = "update"
+
+
+@dataclass(frozen=True)
+class FedDP:
+    """Training as without privacy; of the update, cut to the length `clip` (C), leaves a noised copy.
+
+    As published there is no clip to be found, and without one no bound on what the noise has to hide. Here the update
+    is one vector of length C at most, so that it moves by up to 2 C between any two data sets: noise of
+    z C is a Gaussian mechanism of multiplier z / 2, and that is what `cost` says. What is protected is all that a site
+    holds, and so each of its patients no worse.
+    """
+
+    clip: float
+    noise_multiplier: float
+    batch_size: int
+    chance: Chance | None = None
+
+    name = "feddp"
+    private = True
+    adapts = False
+    protects = (UPDATE,)
+
+    def keyed(self, secret: bytes) -> Self:
+        """The same mechanism for one answer."""
+        return replace(self, chance=Chance(secret))
+
+    def sampler(self, patients: Sequence[str], seed: Sequence[int]) -> Iterator[list[list[str]]]:
+        """As without privacy."""
+        return NoPrivacy(self.batch_size).sampler(patients, seed)
+
+    def step(self, gradients: Iterable[Gradient], like: Gradient) -> Gradient:
+        """As without privacy."""
+        return NoPrivacy(self.batch_size).step(gradients, like)
+
+    def release(self, arrays: Groups) -> Groups:
+        """The bounded and noised update, and nothing else."""
+        return {UPDATE: self._noised(arrays[UPDATE])} if UPDATE in arrays else {}
+
+    def average(self, releases: Mapping[str, Arrays], weights: Mapping[str, float]) -> dict[str, np.ndarray]:
+        """As without privacy."""
+        return NoPrivacy(self.batch_size).average(releases, weights)
+
+    def cost(self, steps: int) -> tuple[Event, ...]:
+        """One Gaussian mechanism a round, however many steps it has."""
+        return self.planned(1, steps)
+
+    def planned(self, rounds: int, steps: int) -> tuple[Event, ...]:
+        """One Gaussian mechanism for each of so many rounds."""
+        return (Event(mechanism=self.name, steps=rounds, noise_multiplier=self.noise_multiplier / 2, unit="site"),)
+
+    def adapt(self, released: Arrays) -> Self:
+        """The same mechanism."""
+        return self
+
+    def bounded(self, update: Arrays) -> dict[str, np.ndarray]:
+        """The update, cut to the length C; zero if a number in it is not finite."""
+        length = math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in update.values()))
+        if not math.isfinite(length):
+            return {name: np.zeros_like(array) for name, array in update.items()}
+        factor = np.float32(min(1.0, self.clip / (length * (1 + 1e-6))) if length else 1.0)
+        return {name: factor * array for name, array in update.items()}
+
+    def _noised(self, update: Arrays) -> dict[str, np.ndarray]:
+        if self.chance is None:
+            raise RuntimeError("a private answer needs a secret: call `keyed` first")
+        std = np.float32(self.noise_multiplier * self.clip)
+        return {name: array + std * self.chance.normal(array.shape) for name, array in self.bounded(update).items()}

@@ -1,0 +1,101 @@
+"""What a plan promises a patient and what its mechanism costs: the same numbers, or there is no training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from autofed import privacy
+from autofed.exchange import Arrays
+from autofed.plans import Plan
+from autofed.privacy import accounting
+from autofed.privacy.events import Event
+
+_TOLERANCE = 1e-3
+"""By so much an epsilon may be above the one stated: what the accountant's grid and rounding to print may hide."""
+
+
+def planned(plan: Plan, steps: int) -> tuple[Event, ...]:
+    """All that a whole training costs a site that takes so many steps in a round, shared scores included.
+
+    Where the noise responds to what is released it is what the schedule has without a response.
+    """
+    mechanism = privacy.find(plan)
+    scores = privacy.for_scores(plan, columns=1)
+    return (*mechanism.planned(plan.agreement.training.rounds, steps), *(scores.cost(0) if scores else ()))
+
+
+def problems(plan: Plan, steps: Mapping[str, int] | None = None) -> list[str]:
+    """Why a plan's promise does not hold, for sites (by name) that take so many steps in a round.
+
+    `Problems` if there is no mechanism such as it names.
+    """
+    stated = plan.agreement.privacy
+    if not privacy.find(plan).private:
+        return []
+    if stated.epsilon is None or stated.delta is None:
+        return ["a private plan states what it promises; write autofed plan PLAN --epsilon 8 --delta 1e-5 -o PLAN"]
+    if stated.noise_response:
+        return []  # the filter holds it, round by round
+    taken = steps or {site: plan.steps_at(site) for site in plan.agreement.patients}
+    known = {n: accounting.epsilon(planned(plan, n), stated.delta) for n in set(taken.values())}
+    return [
+        f"{site}: {n} steps in each of {plan.agreement.training.rounds} rounds spend epsilon {known[n]:.3f} at delta "
+        f"{stated.delta:g}, the plan promises {stated.epsilon:g}; calibrate it anew with autofed plan PLAN --epsilon"
+        for site, n in taken.items()
+        if known[n] > stated.epsilon + _TOLERANCE
+    ]
+
+
+def is_kept(plan: Plan, steps: int, history: Arrays, round: int) -> bool:
+    """Whether a site can still answer this round by the plan's promise, after what was released before (`history`).
+
+    Only noise that responds to what was released can spend it early. Then the promise is kept by a filter: the sum of
+    what all rounds have cost at one Renyi order, fixed by the plan (Feldman and Zrnic, NeurIPS 2021, theorem 4.3).
+    """
+    stated = plan.agreement.privacy
+    if not stated.noise_response:
+        return True
+    delta = float(stated.delta or 0)
+    spent = [event for r in range(1, round + 1) for event in _at(plan, history, r).cost(steps)]
+    scores = privacy.for_scores(plan, columns=1)
+    spent += scores.cost(0) if scores else ()
+    order = accounting.best_order(planned(plan, steps), delta)
+    return accounting.renyi_epsilon(spent, delta, order) <= float(stated.epsilon or 0)
+
+
+def settled(plan: Plan, epsilon: float | None, delta: float | None, *, noise_is_given: bool) -> dict[str, Any]:
+    """The fields that make a plan's noise and its promise one: the noise for an epsilon, or the epsilon of a noise.
+
+    Given neither, the epsilon that the plan states stays, if it states one. Nothing for a plan without privacy.
+    """
+    stated = plan.agreement.privacy
+    if not stated.promises:
+        return {}
+    wanted = epsilon or (None if noise_is_given else stated.epsilon)
+    found = delta or stated.delta or accounting.default_delta(max(plan.agreement.patients.values()))
+    steps = max(plan.steps_at(site) for site in plan.agreement.patients)
+    if wanted is None:
+        return _promise(round(_measure(plan)(planned(plan, steps), found) + 5e-5, 4), found)
+    measure = _measure(plan)
+    noise = accounting.calibrate(lambda z: planned(_with_noise(plan, z), steps), wanted, found, measure)
+    return {"agreement.privacy.noise_multiplier": noise, **_promise(wanted, found)}
+
+
+def _promise(epsilon: float, delta: float) -> dict[str, Any]:
+    return {"agreement.privacy.epsilon": epsilon, "agreement.privacy.delta": delta}
+
+
+def _measure(plan: Plan) -> Callable[[Sequence[Event], float], float]:
+    """How the plan's epsilon is told: by what keeps it."""
+    return accounting.best_renyi_epsilon if plan.agreement.privacy.noise_response else accounting.epsilon
+
+
+def _with_noise(plan: Plan, noise: float) -> Plan:
+    stated = plan.agreement.privacy.model_copy(update={"noise_multiplier": noise})
+    return plan.model_copy(update={"agreement": plan.agreement.model_copy(update={"privacy": stated})})
+
+
+def _at(plan: Plan, history: Arrays, round: int) -> privacy.Mechanism:
+    past = {name: array[: round - 1] for name, array in history.items()}
+    return privacy.adapted(privacy.find(plan), past, round)

@@ -1,0 +1,120 @@
+"""What crosses a site's door in a private training: every byte is a mechanism's release, or public by the plan."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autofed import algorithms, privacy
+from autofed.exchange import Failure, Release, from_bytes, to_bytes
+from autofed.federation.inprocess import InProcess
+from autofed.federation.site import CODES
+from autofed.network import build, weights_of
+from autofed.privacy.dpsgd import DPSGD
+from tests import small_federation
+from tests.small_federation import PRIVATE, final_arrays, private, same, sharing, train, with_algorithm
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    return small_federation.make(tmp_path_factory.mktemp("federation"))
+
+
+class Listening(InProcess):
+    """Keeps every byte that a site sent."""
+
+    sent: list[bytes]
+
+    def __call__(self, requests):
+        answers = super().__call__(requests)
+        type(self).sent += answers.values()
+        return answers
+
+
+@pytest.fixture
+def listening():
+    return type("Ear", (Listening,), {"sent": []})
+
+
+def protected(mechanism, name):
+    groups = set(algorithms.released(algorithms.find(name)))
+    return groups | ({privacy.ADAPTATION} if mechanism == "adp" else set())
+
+
+def combinations():
+    pairs = [(mechanism, name) for mechanism in PRIVATE for name in [*sharing(), "local"] if name != "pooled"]
+    return [pair for pair in pairs if pair != ("feddp", "scaffold")]
+
+
+@pytest.mark.parametrize("mechanism, name", combinations())
+def test_every_byte_that_leaves_is_protected_or_public(ground, tmp_path, listening, mechanism, name):
+    plan = private(with_algorithm(ground[0], name), mechanism)
+    train((plan, ground[1]), tmp_path, name, transport=listening)
+    shapes = {n: a.shape for n, a in weights_of(build(plan.local.network)).items()}
+    assert len(listening.sent) == 6  # two sites, three rounds
+    for data in listening.sent:
+        message = from_bytes(data)
+        assert isinstance(message, Release)
+        assert (message.run, message.public, message.precisions) == ("r", {}, {})
+        assert message.site in plan.agreement.patients and message.round in (1, 2, 3)
+        assert set(message.arrays) == protected(mechanism, name)
+        for group, arrays in message.arrays.items():
+            expected = {"below": (1,)} if group == privacy.ADAPTATION else shapes
+            assert {
+                n: a.shape for n, a in arrays.items()
+            } == expected  # as many numbers as the plan says, whoever is ill
+        words = Release(message.run, message.round, message.site, message.arrays)
+        assert data == to_bytes(words)  # not a byte beside them
+
+
+@pytest.mark.parametrize("mechanism", PRIVATE)
+def test_what_leaves_has_noise_of_the_size_that_is_charged(ground, tmp_path, mechanism, monkeypatch):
+    """Twice the same training but for the secret: releases differ in every coordinate, by as much as is stated."""
+    plan = private(ground[0], mechanism).change({"training.rounds": 1, "training.snapshots": [1]})
+    found = []
+    for seed in (1, 2):
+        ear = type("Ear", (Listening,), {"sent": []})
+        train((plan, ground[1]), tmp_path / str(seed), transport=ear, noise_seed=seed, simulation=True)
+        found.append({m.site: m.arrays["update"] for m in map(from_bytes, ear.sent)})
+    for site in found[0]:
+        apart = np.concatenate([(found[0][site][n] - found[1][site][n]).ravel() for n in found[0][site]])
+        assert np.count_nonzero(apart) > 0.99 * apart.size
+        if mechanism == "feddp":
+            stated = plan.agreement.privacy
+            assert apart.std() == pytest.approx(np.sqrt(2) * stated.clip * stated.noise_multiplier, rel=0.1)
+
+
+def test_no_two_trainings_share_their_noise(ground, tmp_path):
+    plan = private(ground[0], "dp-sgd")
+    for folder in ("one", "two"):
+        train((plan, ground[1]), tmp_path / folder)
+    assert not same(final_arrays(tmp_path / "one", plan), final_arrays(tmp_path / "two", plan))
+
+
+def test_secrets_do_not_outlive_the_answers_that_they_made(ground, tmp_path):
+    train((private(ground[0], "dp-sgd"), ground[1]), tmp_path)
+    assert len(list(tmp_path.glob("sites/*/secrets"))) == 2
+    assert not list(tmp_path.glob("sites/*/secrets/*"))
+
+
+def test_losses_stay_at_the_site(ground, tmp_path, listening):
+    train((private(ground[0], "dp-sgd"), ground[1]), tmp_path, transport=listening)
+    own = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("sites/*/losses.json"))]
+    assert [set(found) for found in own] == [{"1", "2", "3"}] * 2
+    lines = (tmp_path / "rounds" / "metrics.jsonl").read_text()
+    assert "loss" not in lines and "dice" not in lines
+
+
+def test_an_error_within_crosses_as_a_code_and_nothing_else(ground, tmp_path, listening, monkeypatch):
+    def fail(*_):
+        raise ValueError("patient p1 has a tumour")
+
+    monkeypatch.setattr(DPSGD, "step", fail)
+    with pytest.raises(Exception, match="failed"):
+        train((private(ground[0], "dp-sgd"), ground[1]), tmp_path, transport=listening)
+    for data in listening.sent:
+        message = from_bytes(data)
+        assert isinstance(message, Failure) and message.code in CODES
+        assert b"tumour" not in data and data == to_bytes(Failure("r", 1, message.site, message.code))
+    assert "tumour" in (next(Path(tmp_path).glob("sites/*/site.log"))).read_text()

@@ -1,0 +1,170 @@
+"""A private answer that is cut off at any point: charged once, and never made again with other noise."""
+
+import os
+import signal
+from multiprocessing import get_context
+
+import pytest
+
+from autofed.algorithms import Setup, make
+from autofed.exchange import Failure, Release, Request, from_bytes, to_bytes
+from autofed.federation.site import Site
+from autofed.network import build, weights_of
+from autofed.privacy.ledger import PrivacyLedger
+from tests import small_federation
+from tests.small_federation import private
+
+POINTS = {
+    "before the charge": ("_charge", "before"),
+    "after the charge": ("_charge", "after"),
+    "after computing": ("_compute", "after"),
+    "before storing": ("_store", "before"),
+    "after storing": ("_store", "after"),
+}
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    plan, stores = small_federation.make(tmp_path_factory.mktemp("federation"))
+    return private(plan, "adp"), stores
+
+
+def site_in(folder, ground, **options):
+    plan, stores = ground
+    return Site("alpha", stores["alpha"], plan, folder / "site", {"alpha": folder / "ledger.jsonl"}, run="r", **options)
+
+
+def question(ground, **changes):
+    plan = ground[0]
+    state = make(plan.agreement.algorithm).start(Setup(plan, weights_of(build(plan.local.network, seed=1))))
+    return to_bytes(Request("r", 1, "train", {**state.shared, **changes}))
+
+
+def charges(folder):
+    return len(PrivacyLedger(folder / "ledger.jsonl", "alpha").charges())
+
+
+class Killed(BaseException):
+    """Like kill -9: nothing in the site catches it."""
+
+
+def cut(monkeypatch, method, when, seen):
+    whole = getattr(Site, method)
+
+    def dying(self, *arguments):
+        if when == "before":
+            seen.append(arguments)
+            raise Killed
+        seen.append((*arguments, whole(self, *arguments)))
+        raise Killed
+
+    monkeypatch.setattr(Site, method, dying)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_an_answer_that_was_cut_off_is_charged_once_and_keeps_its_noise(ground, tmp_path, monkeypatch, point):
+    seen = []
+    with monkeypatch.context() as during, pytest.raises(Killed):
+        cut(during, *POINTS[point], seen)
+        site_in(tmp_path, ground).answer(question(ground))
+    assert charges(tmp_path) == (0 if point == "before the charge" else 1)
+    again = site_in(tmp_path, ground).answer(question(ground))
+    assert isinstance(from_bytes(again), Release) and charges(tmp_path) == 1
+    if POINTS[point][0] == "_store":  # what would have been sent is what is sent
+        assert seen[0][1] == again
+    assert site_in(tmp_path, ground).answer(question(ground)) == again
+    assert charges(tmp_path) == 1
+    assert not list((tmp_path / "site" / "secrets").iterdir())
+
+
+def test_a_charged_round_whose_noise_is_lost_is_refused(ground, tmp_path, monkeypatch):
+    with monkeypatch.context() as during, pytest.raises(Killed):
+        cut(during, "_compute", "after", [])
+        site_in(tmp_path, ground).answer(question(ground))
+    for secret in (tmp_path / "site" / "secrets").iterdir():
+        secret.unlink()
+    found = from_bytes(site_in(tmp_path, ground).answer(question(ground)))
+    assert isinstance(found, Failure) and found.code == "spent"
+    assert charges(tmp_path) == 1
+
+
+def test_an_answered_round_is_not_answered_anew_when_its_release_is_gone(ground, tmp_path):
+    site_in(tmp_path, ground).answer(question(ground))
+    for release in (tmp_path / "site" / "releases").iterdir():
+        release.unlink()
+    found = from_bytes(site_in(tmp_path, ground).answer(question(ground)))
+    assert isinstance(found, Failure) and found.code == "spent"
+
+
+def test_the_same_round_with_other_weights_is_refused(ground, tmp_path):
+    first = site_in(tmp_path, ground).answer(question(ground))
+    others = {n: a + 1 for n, a in from_bytes(question(ground)).shared["weights"].items()}
+    found = from_bytes(site_in(tmp_path, ground).answer(question(ground, weights=others)))
+    assert isinstance(found, Failure) and found.code == "bad-request"
+    assert site_in(tmp_path, ground).answer(question(ground)) == first
+    assert charges(tmp_path) == 1
+
+
+def test_a_history_that_is_too_short_is_refused(ground, tmp_path):
+    """Its noise would be that of an earlier round."""
+    site = site_in(tmp_path, ground)
+    later = from_bytes(question(ground))
+    found = from_bytes(site.answer(to_bytes(Request("r", 2, "train", later.shared, since=0))))
+    assert isinstance(found, Failure) and found.code == "bad-request"
+    assert charges(tmp_path) == 0
+
+
+def test_scores_are_not_told_when_the_plan_keeps_them(ground, tmp_path):
+    rounds = ground[0].agreement.training.rounds
+    for asked in ("validate", "verify"):
+        found = from_bytes(site_in(tmp_path, ground).answer(to_bytes(Request("r", rounds, asked))))
+        assert isinstance(found, Failure) and found.code == "bad-request"
+    assert charges(tmp_path) == 0
+
+
+def test_noise_from_a_seed_is_known_to_everybody_and_the_ledger_says_so(ground, tmp_path):
+    site_in(tmp_path, ground, noise_seed=1, simulation=True).answer(question(ground))
+    ledger = PrivacyLedger(tmp_path / "ledger.jsonl", "alpha")
+    assert [charge.seeded for charge in ledger.charges()] == [True]
+    assert ledger.epsilon() == float("inf")
+
+
+def test_a_site_stops_at_its_ceiling_whatever_it_is_asked(ground, tmp_path):
+    PrivacyLedger(tmp_path / "ledger.jsonl", "alpha", ceiling_epsilon=0.01, ceiling_delta=1e-5)
+    found = from_bytes(site_in(tmp_path, ground).answer(question(ground)))
+    assert isinstance(found, Failure) and found.code == "not-affordable"
+    assert charges(tmp_path) == 0
+
+
+def _answer_twice(folder, ground, data, pipe):
+    pipe.send(site_in(folder, ground).answer(data))
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_asked_at_once_give_one_answer(ground, tmp_path):
+    context, data = get_context("fork"), question(ground)
+    ends = [context.Pipe() for _ in range(2)]
+    workers = [context.Process(target=_answer_twice, args=(tmp_path, ground, data, end[1])) for end in ends]
+    for worker in workers:
+        worker.start()
+    answers = [end[0].recv() for end in ends]
+    for worker in workers:
+        worker.join()
+    assert answers[0] == answers[1] and charges(tmp_path) == 1
+
+
+@pytest.mark.slow
+def test_killed_for_real_at_any_moment(ground, tmp_path):
+    """kill -9 at growing delays: whatever was reached, the answer after it is charged once and is the stored one."""
+    context, data = get_context("fork"), question(ground)
+    for number, delay in enumerate((0.02, 0.05, 0.1, 0.2, 0.4, 0.8)):
+        folder = tmp_path / str(number)
+        mine, theirs = context.Pipe()
+        worker = context.Process(target=_answer_twice, args=(folder, ground, data, theirs))
+        worker.start()
+        sent = mine.recv() if mine.poll(delay) else None
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+        again = site_in(folder, ground).answer(data)
+        assert isinstance(from_bytes(again), Release) and charges(folder) == 1
+        assert sent in (None, again)

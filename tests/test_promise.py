@@ -1,0 +1,175 @@
+"""A plan's noise and its promise are one thing: calibrated, checked before a training, and kept by a filter."""
+
+import math
+
+import numpy as np
+import pytest
+
+from autofed import plans, privacy, verbs
+from autofed.federation import states
+from autofed.federation.site import privacy_problems
+from autofed.network import coupling_layers
+from autofed.privacy import ADAPTATION, accounting, promise
+from autofed.privacy.events import Event
+from autofed.problems import Problems
+from tests import small_federation
+from tests.plans_made import small_plan
+from tests.small_federation import PRIVATE, private, train
+
+
+def promised(mechanism, epsilon, **more):
+    made = small_plan().change(PRIVATE[mechanism] | more)
+    return made.change(promise.settled(made, epsilon, 1e-5, noise_is_given=False))
+
+
+@pytest.mark.parametrize("mechanism", PRIVATE)
+@pytest.mark.parametrize("epsilon", [1.0, 8.0])
+def test_noise_is_calibrated_for_the_promise_and_not_for_more(mechanism, epsilon):
+    plan = promised(mechanism, epsilon)
+    found = accounting.epsilon(promise.planned(plan, plan.local.training.steps_per_round), 1e-5)
+    assert 0.98 * epsilon < found <= epsilon
+    assert promise.problems(plan) == []
+
+
+@pytest.mark.parametrize("change", [{"training.rounds": 6}, {"steps_per_round": 2}, {"steps_at": {"bravo": 3}},
+                                    {"sampling_rate": 0.9}, {"noise_multiplier": 0.5}])  # fmt: skip
+def test_a_promise_that_no_longer_holds_is_named(change):
+    (first, *_) = promise.problems(promised("dp-sgd", 2.0).change(change))
+    assert "the plan promises 2;" in first and "spend epsilon" in first
+
+
+def test_a_private_plan_without_a_promise_is_refused():
+    (problem,) = promise.problems(small_plan().change(PRIVATE["dp-sgd"]))
+    assert "--epsilon 8 --delta 1e-5" in problem
+
+
+def test_costs_are_those_of_the_steps_and_rounds_that_are_taken():
+    """Mistake 6, rounds billed as steps: the plan's events are the sum of what the rounds will charge."""
+    plan = promised("adp", 8.0, **{"noise_ratio": 0.5, "training.rounds": 4, "steps_per_round": 5})
+    mechanism, charged = privacy.find(plan, 4), []
+    for round in range(1, 5):
+        neutral = {"below": np.full((round - 1, 1), plan.agreement.privacy.quantile)}
+        charged += privacy.adapted(mechanism, neutral, round).cost(5)
+    assert accounting.merged(charged) == accounting.merged(promise.planned(plan, 5))
+    assert sum(event.steps for event in charged) == 20
+    noises = [event.noise_multiplier for event in charged]
+    assert noises[-1] == pytest.approx(noises[0] / 2) and noises == sorted(noises, reverse=True)
+
+
+def test_shared_scores_are_part_of_the_promise():
+    plain, sharing = promised("dp-sgd", 8.0), promised("dp-sgd", 8.0, score_noise=3.0)
+    assert sharing.agreement.privacy.noise_multiplier > plain.agreement.privacy.noise_multiplier
+    assert Event(mechanism="scores", steps=1, noise_multiplier=3.0) in promise.planned(sharing, 1)
+
+
+def test_the_default_delta_is_that_of_the_largest_site():
+    made = small_plan().change(PRIVATE["dp-sgd"] | {"agreement.patients": {"alpha": 20_000, "bravo": 5}})
+    found = promise.settled(made, 8.0, None, noise_is_given=False)
+    assert found["agreement.privacy.delta"] == pytest.approx(1 / 200_000)
+
+
+def test_noise_that_responds_is_stopped_by_the_filter():
+    plan = promised("adp", 4.0, **{"noise_response": 1.0, "training.rounds": 30, "steps_per_round": 4})
+
+    def kept(below):
+        history = {"below": np.full((29, 1), below)}
+        return [promise.is_kept(plan, 4, {"below": history["below"][: r - 1]}, r) for r in range(1, 31)]
+
+    assert all(kept(plan.agreement.privacy.quantile))  # as planned: to the last round
+    shrinking = kept(1.0)  # nobody is clipped: the clip shrinks, and with it the noise
+    assert shrinking[0] and not shrinking[-1]
+    assert shrinking == sorted(shrinking, reverse=True)  # once spent, it stays spent
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    return small_federation.make(tmp_path_factory.mktemp("federation"))
+
+
+def test_a_training_ends_in_order_when_its_budget_does(ground, tmp_path):
+    """With gradients always shorter than the clip, noise shrinks with it, and the last rounds cannot be paid."""
+    more = {"noise_response": 1.0, "training.rounds": 12, "clip": 1e6, "clip_rate": 2.0, "quantile_share": 0.9}
+    made = ground[0].change(PRIVATE["adp"] | more)
+    made = made.change(promise.settled(made, 3.0, 1e-5, noise_is_given=False))
+    end = train((made, ground[1]), tmp_path)
+    assert 1 <= end.round < 12
+    assert states.saved_rounds(tmp_path / "rounds")[-1] == end.round
+    order = accounting.best_order(promise.planned(made, 1), 1e-5)
+    history = end.shared[ADAPTATION]
+    spent = [
+        event
+        for r in range(1, end.round + 1)
+        for event in privacy.adapted(privacy.find(made), {"below": history["below"][: r - 1]}, r).cost(1)
+    ]
+    assert accounting.renyi_epsilon(spent, 1e-5, order) <= 3.0
+
+
+def test_layers_that_couple_patients_are_named():
+    from torch import nn
+
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.InstanceNorm2d(2, track_running_stats=True),
+                           nn.GroupNorm(1, 2), nn.InstanceNorm2d(2))  # fmt: skip
+    assert coupling_layers(module) == ["1 (BatchNorm2d)", "2 (InstanceNorm2d)"]
+
+
+def test_a_network_with_batch_norm_is_refused_for_patients(monkeypatch):
+    from torch import nn
+
+    from autofed import algorithms
+    from autofed.federation import site
+
+    build = site.build
+    monkeypatch.setattr(site, "build", lambda plan: nn.Sequential(build(plan), nn.BatchNorm3d(1)))
+    made = private(small_plan(), "dp-sgd")
+    (problem,) = privacy_problems(made, algorithms.make(made.agreement.algorithm))
+    assert problem.startswith("the layer 1 (BatchNorm3d) couples patients, so dp-sgd")
+    made = private(small_plan(), "feddp")  # bounds the whole update
+    assert privacy_problems(made, algorithms.make(made.agreement.algorithm)) == []
+
+
+def test_what_a_mechanism_has_no_protection_for_is_refused():
+    from autofed import algorithms
+
+    made = private(small_plan(), "feddp").change({"algorithm.name": "scaffold"})
+    (problem,) = privacy_problems(made, algorithms.make(made.agreement.algorithm))
+    assert "scaffold releases control" in problem
+
+
+def test_batch_dice_is_refused_for_patients():
+    with pytest.raises(Problems, match="batch_dice couples the patients of a batch.*write false"):
+        small_plan().change(PRIVATE["dp-sgd"] | {"batch_dice": True})
+
+
+# --- at the keyboard
+
+
+def test_epsilon_at_the_keyboard_calibrates_a_finished_plan(tmp_path):
+    small_plan().save(tmp_path / "plan.json")
+    made = verbs.change(tmp_path / "plan.json", tmp_path / "out.json", PRIVATE["dp-sgd"], epsilon=8.0, delta=1e-5)
+    stated = plans.load(tmp_path / "out.json").agreement.privacy
+    assert stated == made.agreement.privacy and (stated.epsilon, stated.delta) == (8.0, 1e-5)
+    assert promise.problems(made) == [] and made.agreement.training.validate_every == 0
+    longer = verbs.change(made, None, {"training.rounds": 9})
+    assert longer.agreement.privacy.epsilon == 8.0 and promise.problems(longer) == []
+    assert longer.agreement.privacy.noise_multiplier > stated.noise_multiplier
+    louder = verbs.change(made, None, {"noise_multiplier": 2 * stated.noise_multiplier})
+    assert louder.agreement.privacy.epsilon < 4 and promise.problems(louder) == []
+    open_again = verbs.change(made, None, {"privacy.mechanism": "none"})
+    assert not open_again.agreement.privacy.promises
+
+
+@pytest.mark.parametrize("settings, epsilon, said", [
+    ({}, 8.0, "an epsilon needs a mechanism; write --set privacy.mechanism=dp-sgd"),
+    (PRIVATE["dp-sgd"] | {"noise_multiplier": 1.0}, 8.0, "leave one out"),
+    ({"privacy.mechanism": "dp-sgd", "quantile": 0.3}, None, "'dp-sgd' has no quantile"),
+])  # fmt: skip
+def test_wishes_that_contradict_each_other_are_refused(settings, epsilon, said):
+    with pytest.raises(Problems, match=said):
+        verbs.change(small_plan(), None, settings, epsilon=epsilon)
+
+
+def test_the_filter_of_a_ledger_and_the_promise_agree():
+    plan = promised("dp-sgd", 8.0)
+    events = promise.planned(plan, 1)
+    assert accounting.epsilon(events, 1e-5) <= accounting.best_renyi_epsilon(events, 1e-5)
+    assert math.isinf(accounting.epsilon([*events, Event(mechanism="none", steps=1)], 1e-5))
