@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -303,6 +303,29 @@ def evaluate(
 
 
 @app.command()
+def ledger(
+    site: Annotated[Path, typer.Argument(help="WORK/SITE, the folder of a site's prepared data, or its ledger.")],
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON and nothing else.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Open it, with a ceiling over all trainings to come.")] = False,
+    epsilon: Annotated[float | None, typer.Option(help="The ceiling, with --open.")] = None,
+    delta: Annotated[float | None, typer.Option(help="The delta of the ceiling, with --open.")] = None,
+    simulation: Annotated[
+        bool, typer.Option("--simulation", help="With --open: nobody's privacy rests on it, so seeds are allowed.")
+    ] = False,
+) -> None:
+    """What trainings cost a hospital's patients in privacy, what is left, and what that promises them."""
+    from autofed.verbs import ledgers
+
+    if not open_ and (epsilon is not None or delta is not None or simulation):
+        raise typer.BadParameter("--epsilon, --delta and --simulation go with --open")
+    found = ledgers.state(ledgers.begin(site, epsilon, delta, simulation) if open_ else ledgers.find(site))
+    if json:
+        typer.echo(found.model_dump_json(indent=2))
+    else:
+        _show_ledger(found)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Where everything goes.")] = Path("demo-autofed"),
     task: Annotated[Task, typer.Option(help="3d: hippocampus in MRI; 2d: nuclei in microscopy.")] = Task.volumes,
@@ -449,20 +472,56 @@ def _refuse_new_wishes(wanted: dict[str, Any]) -> None:
 
 def _show_plan(made: Any, every: bool) -> None:
     """The decisions as a table: all of them, or the main points and what was set by hand."""
+    shown = (reason for reason in made.reasons
+             if every or reason.field in _MAIN_POINTS or "set by hand" in reason.why)  # fmt: skip
+    _print_table(("field", "value", "why"), ((r.field, r.value, r.why) for r in shown), whole=("field",))
+    if not every:
+        typer.echo("\nadd --explain to see every decision")
+
+
+def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], whole: Sequence[str]) -> None:
+    """The columns named `whole` are never broken, however narrow the terminal."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("field", no_wrap=True, overflow="fold")
-    table.add_column("value", overflow="fold")
-    table.add_column("why", overflow="fold")
-    for reason in made.reasons:
-        if every or reason.field in _MAIN_POINTS or "set by hand" in reason.why:
-            table.add_row(*(Text(part) for part in (reason.field, reason.value, reason.why)))
+    for name in columns:
+        table.add_column(name, no_wrap=name in whole, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
     Console().print(table)
-    if not every:
-        typer.echo("\nadd --explain to see every decision")
+
+
+_SPENT = ("run", "mechanism", "unit", "rounds", "steps", "epsilon")
+
+
+def _show_ledger(found: Any) -> None:
+    """What was spent by run and mechanism as a table, then what it means."""
+    typer.echo(f"{found.site}: {found.ledger}, opened {found.opened}")
+    if found.runs:
+        typer.echo(f"what was spent, with delta {found.delta:g}:\n")
+        _print_table(_SPENT, _spent_rows(found), whole=_SPENT[1:])
+    typer.echo()
+    for line in (found.promise, *found.notes):
+        typer.echo(line)
+
+
+def _spent_rows(found: Any) -> Iterator[tuple[str, ...]]:
+    for run in found.runs:
+        seed = " (test seed)" if run.seeded else ""
+        for spent in run.mechanisms:
+            counts = (str(spent.rounds), str(spent.steps))
+            yield run.run, spent.mechanism + seed, spent.unit, *counts, _epsilon(spent.epsilon)
+        if len(run.mechanisms) != 1:
+            yield run.run, "together" + seed, "", "", "", _epsilon(run.epsilon)
+    yield "all runs", "", "", "", "", _epsilon(found.epsilon)
+
+
+def _epsilon(value: float | None) -> str:
+    from autofed.verbs import ledgers
+
+    return "infinite" if value is None else ledgers.rounded_up(value)
 
 
 def _write_page(found: Any, predictions: Path, labels: Path, target: Path) -> Path:

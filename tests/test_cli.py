@@ -111,9 +111,9 @@ def test_field_names_are_whole_however_narrow_the_terminal(tmp_path, monkeypatch
 def test_help_names_every_verb(monkeypatch, capsys):
     code, text = call(monkeypatch, capsys, "--help")
     assert code == 0
-    for verb in ("fingerprint", "plan", "preprocess", "train", "predict", "evaluate", "demo", "site"):
+    for verb in ("fingerprint", "plan", "preprocess", "train", "predict", "evaluate", "demo", "site", "ledger"):
         assert verb in text
-    assert len(app.registered_commands) == 8
+    assert len(app.registered_commands) == 9
 
 
 def test_flower_is_asked_for_by_name_where_it_is_missing(tmp_path, monkeypatch, capsys):

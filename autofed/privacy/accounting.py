@@ -67,10 +67,13 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     beforehand. Where they follow from what was released, the filter of the ledger holds, at its own figure.
     """
     spent = _protected(events)
-    if spent is None:
-        return math.inf
-    sampled = [event for event in spent if event.sampling_rate < 1]
-    whole = sum(event.steps / _noise(event) ** 2 for event in spent if event.sampling_rate == 1)
+    return math.inf if spent is None else _composed_epsilon(spent, delta)
+
+
+@lru_cache(maxsize=1000)
+def _composed_epsilon(events: tuple[Event, ...], delta: float) -> float:
+    sampled = [event for event in events if event.sampling_rate < 1]
+    whole = sum(event.steps / _noise(event) ** 2 for event in events if event.sampling_rate == 1)
     if not sampled:
         return _gaussian_epsilon(whole, delta)
     if whole:  # Gaussians compose to one
@@ -188,6 +191,15 @@ def _smallest(cost: Callable[[float], float], most: float, low: float, high: flo
 def default_delta(patients: int) -> float:
     """The delta of a plan for the smallest of its sites: small against one in so many patients."""
     return min(1e-5, 1 / (10 * patients))
+
+
+def success_rate(epsilon: float, delta: float) -> float:
+    """How often at best someone is right about a patient who was used or not, evenly: guessing gives 0.5.
+
+    What holds for every test: its hits are at most e^epsilon times its false alarms plus delta, and the other way round
+    (Kairouz, Oh and Viswanath 2015, theorem 2.1).
+    """
+    return (1 + delta * math.exp(-epsilon)) / (1 + math.exp(-epsilon))
 
 
 # --- Renyi divergence, for the filter

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
-from filelock import FileLock
 from pydantic import Field, model_validator
 
 from autofed import __version__
 from autofed.files import Record
 from autofed.privacy import accounting
 from autofed.privacy.events import Event
+from autofed.privacy.journal import Journal
 from autofed.problems import Problems
 
 NAME = "ledger.jsonl"
@@ -108,19 +107,17 @@ class PrivacyLedger:
         simulation: bool = False,
     ):
         self.path = Path(path)
-        self._lock = FileLock(str(self.path) + ".lock")
-        self._offset = 0
+        self._journal = Journal(self.path)
         self._opening: Opening | None = None
         self._charges: list[Charge] = []
         self._paid: dict[tuple[str, int, str], Charge] = {}
         self._spent: tuple[Event, ...] = ()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._read()
         if self._opening is None:
             if order is None and ceiling_epsilon is not None and ceiling_delta is not None:
                 order = accounting.roomy_order(ceiling_epsilon, ceiling_delta)
             ceiling = {"ceiling_epsilon": ceiling_epsilon, "ceiling_delta": ceiling_delta, "order": order}
-            self._open({"site": site, **ceiling, "simulation": simulation})
+            self._open(Opening.parse({"site": site, **ceiling, "simulation": simulation}, str(self.path)))
         if self.opening.site != site:
             raise Problems(str(self.path), [f"this is the ledger of {self.opening.site}, not of {site}"])
 
@@ -130,7 +127,7 @@ class PrivacyLedger:
         with suppress(FileNotFoundError), open(path, "rb") as handle:
             first = handle.readline()
             if first.endswith(b"\n"):
-                return cls(path, _parse(Opening, first, f"{path}, line 1").site)
+                return cls(path, _parse(Opening, f"{path}, line 1", first).site)
         raise Problems(str(path), ["there is no ledger; the first training makes one, or write: "
                                    "autofed ledger SITE --open --epsilon E --delta D"])  # fmt: skip
 
@@ -200,17 +197,23 @@ class PrivacyLedger:
 
         `Problems` if the ceiling does not allow it, or if the same question was charged with other content.
         """
-        with self._lock:
+        with self._journal.lock:
             self._read()
             paid = self._paid.get(charge.name)
             if paid is None:
                 self._refuse_unaffordable(charge)
                 self._append(charge)
             elif paid.same(charge):
-                self._sync()  # who wrote it may have been killed before it reached the disk
+                self._journal.sync()
             else:
                 raise Problems(str(self.path), [f"{charge.question} of round {charge.round} of run {charge.run} was "
                                                 "charged with other content; begin a new run"])  # fmt: skip
+
+    def _open(self, opening: Opening) -> None:
+        with self._journal.lock:
+            self._read()
+            if self._opening is None:
+                self._append(opening)
 
     def _refuse_unaffordable(self, charge: Charge) -> None:
         if self.can_afford(charge.events, charge.seeded):
@@ -219,73 +222,29 @@ class PrivacyLedger:
         why = f": {self.counted():.4g} is counted" if charge.protects else ", which has no noise that nobody knows"
         raise Problems(str(self.path), [found + charge.run + why])
 
-    # --- the file
-
-    def _open(self, opening: dict[str, Any]) -> None:
-        with self._lock:
-            self._read()
-            if self._opening is None:
-                self._append(Opening.parse(opening, str(self.path)))
-                _sync_folder(self.path.parent)
-
     def _read(self) -> None:
-        """Take in the whole lines that are new; one that a crash cut short was never acted upon, so it is left out."""
-        if not self.path.exists() and not self._offset:
-            return
-        with open(self.path, "rb") as handle:
-            if handle.seek(0, os.SEEK_END) < self._offset:
-                raise Problems(str(self.path), ["it became shorter, but nothing is ever taken out of a ledger; restore "
-                                                "it from a copy"])  # fmt: skip
-            handle.seek(self._offset)
-            data = handle.read()
-        data = data[: data.rfind(b"\n") + 1]
-        if data:
-            self._take(data.split(b"\n")[:-1])
-            self._offset += len(data)
-
-    def _take(self, lines: Sequence[bytes]) -> None:
-        before = len(self._charges) + (self._opening is not None)
-        numbered = [(f"{self.path}, line {number}", line) for number, line in enumerate(lines, start=before + 1)]
-        opening = self._opening or _parse(Opening, numbered[0][1], numbered[0][0])
-        charges = [_parse(Charge, line, about) for about, line in numbered[before == 0 :]]
+        """Take in what is new, from whichever process, or refuse all of it."""
+        with self._journal.fresh() as lines:
+            before = len(self._charges) + (self._opening is not None)
+            named = [(f"{self.path}, line {number}", line) for number, line in enumerate(lines, start=before + 1)]
+            opening = self._opening or (_parse(Opening, *named.pop(0)) if named else None)
+            charges = [_parse(Charge, *entry) for entry in named]
         self._opening = opening
         self._charges += charges
         self._paid |= {charge.name: charge for charge in charges}
         self._spent = accounting.merged((*self._spent, *(event for charge in charges for event in charge.events)))
 
     def _append(self, record: Record) -> None:
-        line = json.dumps(record.model_dump(mode="json")).encode() + b"\n"
-        with open(self.path, "rb+" if self.path.exists() else "wb+") as handle:
-            handle.truncate(self._offset)  # over a line that was cut short
-            handle.seek(self._offset)
-            handle.write(line)
-            handle.flush()
-            os.fsync(handle.fileno())
-        self._take([line])
-        self._offset += len(line)
-
-    def _sync(self) -> None:
-        with open(self.path, "rb+") as handle:
-            os.fsync(handle.fileno())
+        self._journal.append(json.dumps(record.model_dump(mode="json")).encode())
+        self._read()
 
 
-def _parse(kind: type[Line], line: bytes, about: str) -> Line:
+def _parse(kind: type[Line], about: str, line: bytes) -> Line:
     """Nothing is skipped: what cannot be read may have cost something."""
-    found: tuple[str, ...]
     try:
         return kind.parse(json.loads(line), about)
     except Problems as error:
-        found = error.problems
+        found = "; ".join(error.problems)
     except ValueError as error:
-        found = (f"it is not JSON ({error})",)
-    raise Problems(about, [*found, "nothing is charged until the line is restored from a copy"])
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the name of a new file reach the disk; systems that do not open folders do so by themselves."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        found = f"it is not JSON ({error})"
+    raise Problems(about, [f"{found}; nothing can be charged until the line is restored from a copy"])
