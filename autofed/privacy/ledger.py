@@ -60,7 +60,8 @@ class Opening(Record):
 class Charge(Record):
     """One release: which question of which round of which run, under which agreement, and its events.
 
-    `seeded` noise follows from a test seed, so that it protects nothing.
+    `seeded` noise follows from a test seed, so that it protects nothing. Where the data named no patients each case
+    counted as one (`case_is_patient`), and who has several is protected less.
     """
 
     run: str
@@ -69,6 +70,7 @@ class Charge(Record):
     agreement: str
     events: tuple[Event, ...]
     seeded: bool = False
+    case_is_patient: bool = False
     time: str = Field(default_factory=_now)
 
     @property
