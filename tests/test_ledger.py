@@ -121,6 +121,20 @@ def test_one_accountant_over_all_rounds(path):
     assert opened.epsilon(1e-7) > opened.epsilon()
 
 
+def test_where_noise_follows_from_releases_the_figure_is_that_of_a_filter(tmp_path):
+    """Loss distributions compose what was fixed beforehand; they would say less here."""
+    for path, order in ((tmp_path / "ceiling", 5), (tmp_path / "free", None)):
+        opened = PrivacyLedger(path, "alpha", *((8.0, DELTA) if order else ()), order=order)
+        opened.charge(charge(1))
+        fixed = opened.epsilon()
+        opened.charge(charge(2, events=[STEP.model_copy(update={"noise_multiplier": 2.5})], follows=True))
+        events = [event for each in opened.charges() for event in each.events]
+        filtered = accounting.renyi_epsilon(events, DELTA, order or ledger.USUAL_ORDER)
+        assert opened.epsilon() == filtered > accounting.epsilon(events, DELTA) > fixed
+        assert opened.cost(opened.charges()[:1]) == fixed
+        assert order is None or opened.counted() == filtered
+
+
 def test_seeded_noise_protects_nobody(tmp_path):
     free = PrivacyLedger(tmp_path / "free", "alpha")
     free.charge(charge(seeded=True))
