@@ -102,7 +102,8 @@ def begin(site: PathLike, epsilon: float | None, delta: float | None, simulation
     elif accounting.renyi_room(epsilon, delta, accounting.LARGEST_ORDER) <= 0:
         problems.append(f"nothing fits under epsilon {epsilon:g} at delta {delta:g}; give more of either")
     refuse(str(path), problems)
-    return PrivacyLedger(path, path.resolve().parent.name, epsilon, delta, simulation=simulation)
+    name = path.resolve().parent.name if path.name == NAME else path.stem
+    return PrivacyLedger(path, name, epsilon, delta, simulation=simulation)
 
 
 def _path(site: PathLike) -> Path:
@@ -126,7 +127,7 @@ def state(ledger: PrivacyLedger) -> Statement:
         success_rate=None if epsilon is None else accounting.success_rate(epsilon, delta),
         unprotected_since=next((charge.run for charge in charges if not charge.protects), None),
         ceiling=_ceiling(ledger),
-        runs=tuple(_run(run, charges, delta) for run in dict.fromkeys(charge.run for charge in charges)),
+        runs=tuple(_run(ledger, run, charges) for run in dict.fromkeys(charge.run for charge in charges)),
         promise=_promise(epsilon, delta, charges),
         notes=tuple(_notes(ledger, epsilon, charges)),
     )
@@ -151,9 +152,9 @@ def summary(ledger: PrivacyLedger, run: str | None = None) -> list[str]:
     every = ledger.charges()
     mine = [charge for charge in every if run is None or _belongs(charge, run)]
     what = "all runs together" if run is None else "this run"
-    parts = [_cost_in_words(what, mine, ledger.delta)]
+    parts = [_cost_in_words(ledger, what, mine)]
     if len(mine) < len(every):
-        parts.append(_cost_in_words("all runs together", every, ledger.delta))
+        parts.append(_cost_in_words(ledger, "all runs together", every))
     ceiling = _ceiling(ledger)
     if ceiling:
         left = max(0.0, ceiling.epsilon - ceiling.counted)
@@ -162,9 +163,9 @@ def summary(ledger: PrivacyLedger, run: str | None = None) -> list[str]:
     return [*lines, _SIMULATION] if ledger.opening.simulation else lines
 
 
-def _cost_in_words(what: str, charges: Sequence[Charge], delta: float) -> str:
-    epsilon = _cost(charges, delta)
-    if epsilon is None:
+def _cost_in_words(ledger: PrivacyLedger, what: str, charges: Sequence[Charge]) -> str:
+    epsilon, delta = ledger.cost(charges), ledger.delta
+    if math.isinf(epsilon):
         return f"nothing is promised for {what}, since {_why(charges)}"
     return f"{what} cost epsilon {rounded_up(epsilon)} at delta {delta:g}"
 
@@ -177,32 +178,26 @@ def _events(charges: Iterable[Charge]) -> list[Event]:
     return [event for charge in charges for event in charge.events]
 
 
-def _cost(charges: Sequence[Charge], delta: float) -> float | None:
-    if not all(charge.protects for charge in charges):
-        return None
-    return _finite(accounting.epsilon(_events(charges), delta))
-
-
-def _run(run: str, charges: Iterable[Charge], delta: float) -> RunSpent:
+def _run(ledger: PrivacyLedger, run: str, charges: Iterable[Charge]) -> RunSpent:
     mine = [charge for charge in charges if charge.run == run]
     kinds = dict.fromkeys((event.mechanism, event.unit) for event in _events(mine))
     return RunSpent(
         run=run,
         since=mine[0].time,
         seeded=any(charge.seeded for charge in mine),
-        epsilon=_cost(mine, delta),
-        mechanisms=tuple(_mechanism(mechanism, unit, mine, delta) for mechanism, unit in kinds),
+        epsilon=_finite(ledger.cost(mine)),
+        mechanisms=tuple(_mechanism(ledger, mechanism, unit, mine) for mechanism, unit in kinds),
     )
 
 
-def _mechanism(mechanism: str, unit: Unit, charges: Iterable[Charge], delta: float) -> Spent:
+def _mechanism(ledger: PrivacyLedger, mechanism: str, unit: Unit, charges: Iterable[Charge]) -> Spent:
     mine = [charge for charge in (_only(charge, mechanism, unit) for charge in charges) if charge.events]
     return Spent(
         mechanism=mechanism,
         unit=unit,
         rounds=len({charge.round for charge in mine}),
         steps=sum(event.steps for event in _events(mine)),
-        epsilon=_cost(mine, delta),
+        epsilon=_finite(ledger.cost(mine)),
     )
 
 
