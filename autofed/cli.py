@@ -188,6 +188,7 @@ def train(
 ) -> None:
     """Train over all sites, round by round."""
     from autofed import verbs
+    from autofed.verbs import ledgers
 
     with _progress() as progress:
         run = verbs.train(
@@ -214,6 +215,8 @@ def train(
         scores = [f"{name} {_number(dice)}" for name, dice in run.held_out(trained).items()]
         if scores:
             typer.echo(f"fold {trained}: Dice of the held-out cases: {', '.join(scores)}")
+    for line in ledgers.of_run(run, work):
+        typer.echo(line)
     typer.echo(f"next: autofed predict {output} -i IMAGES -o OUT")
 
 

@@ -24,6 +24,7 @@ from autofed.postprocessing import RULES
 from autofed.prepared import Store
 from autofed.privacy import ADAPTATION, Mechanism, accounting, promise
 from autofed.privacy.chance import SECRET_BYTES
+from autofed.privacy.events import Event
 from autofed.privacy.ledger import Charge, PrivacyLedger
 from autofed.problems import Problems, refuse
 
@@ -130,9 +131,15 @@ class Site:
             return found
         history = request.shared.get(ADAPTATION, {})
         found = privacy.adapted(self.mechanism, history, request.round)
-        if not promise.is_kept(self.plan, self.steps, history, request.round):
+        spent = [*self._spent_before(request), *found.cost(self.steps)]
+        if not promise.allows(self.plan, self.steps, spent):
             raise _NotAffordable(f"round {request.round} would break the promise of the plan")
         return found
+
+    def _spent_before(self, request: Request) -> list[Event]:
+        """What the site itself wrote down for earlier rounds: the history of a request may say what it likes."""
+        charges = [charge for charge in self.ledgers[0].charges() if charge.run == request.run]
+        return [event for charge in charges if charge.round < request.round for event in charge.events]
 
     def _secret(self, request: Request) -> bytes:
         """The secret of this answer: a new one, or that of the one that was cut off."""
@@ -191,6 +198,7 @@ class Site:
             agreement=self.plan.agreement.digest(),
             events=mechanism.cost(self.steps if request.question == TRAIN else 0),
             seeded=mechanism.private and self.noise_seed is not None,
+            case_is_patient=all(cases == (patient,) for patient, cases in self.store.patients.items()),
         )
         try:
             for ledger in self.ledgers:

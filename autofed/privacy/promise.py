@@ -48,20 +48,26 @@ def problems(plan: Plan, steps: Mapping[str, int] | None = None) -> list[str]:
 
 
 def is_kept(plan: Plan, steps: int, history: Arrays, round: int) -> bool:
-    """Whether a site can still answer this round by the plan's promise, after what was released before (`history`).
+    """Whether a site can still answer this round by the plan's promise, after what was released before (`history`)."""
+    if not plan.agreement.privacy.noise_response:
+        return True
+    return allows(plan, steps, [event for r in range(1, round + 1) for event in _at(plan, history, r).cost(steps)])
 
-    Only noise that responds to what was released can spend it early. Then the promise is kept by a filter: the sum of
-    what all rounds have cost at one Renyi order, fixed by the plan (Feldman and Zrnic, NeurIPS 2021, theorem 4.3).
+
+def allows(plan: Plan, steps: int, spent: Sequence[Event]) -> bool:
+    """Whether a training that has spent this, the coming round included, keeps the plan's promise.
+
+    Only noise that responds to what was released can break it before the end. Then a filter keeps it: the sum of what
+    all rounds have cost at one Renyi order, fixed by the plan (Feldman and Zrnic, NeurIPS 2021, theorem 4.3), with what
+    shared scores will cost.
     """
     stated = plan.agreement.privacy
-    if not stated.noise_response:
+    if not stated.noise_response or stated.epsilon is None or stated.delta is None:
         return True
-    delta = float(stated.delta or 0)
-    spent = [event for r in range(1, round + 1) for event in _at(plan, history, r).cost(steps)]
     scores = privacy.for_scores(plan, columns=1)
-    spent += scores.cost(0) if scores else ()
-    order = accounting.best_order(planned(plan, steps), delta)
-    return accounting.renyi_epsilon(spent, delta, order) <= float(stated.epsilon or 0)
+    order = accounting.best_order(planned(plan, steps), stated.delta)
+    cost = accounting.renyi_epsilon([*spent, *(scores.cost(0) if scores else ())], stated.delta, order)
+    return cost <= stated.epsilon
 
 
 def settled(plan: Plan, epsilon: float | None, delta: float | None, *, noise_is_given: bool) -> dict[str, Any]:

@@ -130,7 +130,7 @@ class Folds:
     def _ledger(self, site: str) -> Path:
         """The site's own over all runs; in a simulation one of this run."""
         if self.simulation:
-            return self.coordinator.run.folder / "ledgers" / f"{site}.jsonl"
+            return self.coordinator.run.ledgers_folder / f"{site}.jsonl"
         return ledger_path(self.work, site)
 
     def _site(self, name: str, fold: str, train: Store, held: Store, ledgers: Mapping[str, Path]) -> Site:

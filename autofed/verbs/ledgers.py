@@ -7,11 +7,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from autofed.federation.premises import ledger_path
 from autofed.files import PathLike, Record
 from autofed.privacy import accounting
 from autofed.privacy.events import Event, Unit
 from autofed.privacy.ledger import NAME, Charge, PrivacyLedger
 from autofed.problems import Problems, refuse
+from autofed.runs import Run
 
 _LITTLE_PROTECTION = 10.0
 """An epsilon above this is told to be little protection."""
@@ -131,6 +133,20 @@ def state(ledger: PrivacyLedger) -> Statement:
     )
 
 
+def of_run(run: Run, work: PathLike | None) -> list[str]:
+    """What a finished private run cost each of its sites, a line or two for each; nothing for a run without privacy.
+
+    `work` holds the sites' own ledgers; a simulation has its own, and over Flower every site keeps its own.
+    """
+    if not run.plan().agreement.privacy.promises:
+        return []
+    own = sorted(run.ledgers_folder.glob("*.jsonl"))
+    sites = run.plan().agreement.patients
+    paths = own or ([ledger_path(Path(work), site) for site in sorted(sites)] if work else [])
+    found = [summary(PrivacyLedger.existing(path), run.identity().id) for path in paths]
+    return list(dict.fromkeys(line for lines in found for line in lines))  # that it is a simulation is said once
+
+
 def summary(ledger: PrivacyLedger, run: str | None = None) -> list[str]:
     """A line or two on what a run cost, in all its folds, and what is left; on all runs if none is named."""
     every = ledger.charges()
@@ -233,6 +249,9 @@ def _notes(ledger: PrivacyLedger, epsilon: float | None, charges: Sequence[Charg
     if epsilon is not None and epsilon > _LITTLE_PROTECTION:
         yield (f"An epsilon above {_LITTLE_PROTECTION:g} is little protection against such a test; the noise may still "
                "keep scans from being restored.")  # fmt: skip
+    if epsilon is not None and any(charge.case_is_patient for charge in charges):
+        yield ("Its data names no patients (`patients` in dataset.json), so that one case counts as one: who has "
+               "several is protected less.")  # fmt: skip
     whole = sorted({event.mechanism for event in _events(charges) if event.unit == "site"})
     if whole and epsilon is not None:
         yield (f"The unit of {', '.join(whole)} is all that the hospital holds at once, each patient included; "
