@@ -110,6 +110,13 @@ def test_the_unit_of_a_whole_site_is_told(work):
     assert "There is no ceiling" in text and "little protection" not in text
 
 
+def test_a_case_that_counts_as_a_patient_is_told(work):
+    ledger = opened(work, charge(1))
+    assert "names no patients" not in call(work / "alpha")
+    ledger.charge(charge(2, case_is_patient=True))
+    assert "one case counts as one: who has several is protected less" in call(work / "alpha")
+
+
 def test_a_large_epsilon_is_called_what_it_is(work):
     opened(work, charge(1, events=[WHOLE.model_copy(update={"noise_multiplier": 0.2})]), planned=0)
     assert "An epsilon above 10 is little protection against such a test" in call(work / "alpha")
