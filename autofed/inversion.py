@@ -22,7 +22,7 @@ from autofed.parallel import Progress, silent
 from autofed.plans import Local
 
 _RATE = 0.1
-_VARIATION = 1e-2
+_VARIATION = 0.3
 """The weight of total variation, which keeps reconstructions smooth where gradients say little."""
 
 
@@ -56,14 +56,10 @@ def invert(
     shape = (1, local.network.in_channels, *local.training.patch_size)
     image = torch.randn(shape, generator=generator).requires_grad_()
     optimiser = torch.optim.Adam([image], lr=_RATE)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(
-        optimiser, [round(iterations * done) for done in (3 / 8, 5 / 8, 7 / 8)], gamma=0.1
-    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, iterations)
     for iteration in range(iterations):
-        optimiser.zero_grad()
         loss = 1 - _cosine(victim.gradient(image), target) + _VARIATION * _variation(image)
         (image.grad,) = torch.autograd.grad(loss, image)
-        image.grad.sign_()  # as in the paper: the far ends of a deep network's gradients differ by orders
         optimiser.step()
         schedule.step()
         progress("reconstructing", iteration + 1, iterations)
@@ -85,8 +81,8 @@ def likeness(found: np.ndarray, truth: np.ndarray) -> Likeness:
     true = torch.from_numpy(truth)[None].float()
     span = float(true.max() - true.min()) or 1.0
     window = min(7, *truth.shape[1:])
-    ssim = SSIMMetric(truth.ndim - 1, span, win_size=window - 1 + window % 2)(fitted, true)
-    psnr = PSNRMetric(span)(fitted, true)
+    ssim = torch.as_tensor(SSIMMetric(truth.ndim - 1, span, win_size=window - 1 + window % 2)(fitted, true))
+    psnr = torch.as_tensor(PSNRMetric(span)(fitted, true))
     return Likeness(float(psnr.mean()), float(ssim.mean()))
 
 
@@ -125,5 +121,6 @@ def _cosine(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> torch
 
 
 def _variation(image: torch.Tensor) -> torch.Tensor:
-    """The mean step from a voxel to the next, over all axes."""
-    return sum((image.diff(dim=axis).abs().mean() for axis in range(2, image.ndim)), torch.zeros(()))
+    """The mean step from a voxel to the next, over all axes, for an image of contrast 1."""
+    steps = sum((image.diff(dim=axis).abs().mean() for axis in range(2, image.ndim)), torch.zeros(()))
+    return steps / image.detach().std().clamp_min(1e-6)

@@ -20,6 +20,7 @@ from autofed.exchange import Arrays
 from autofed.files import Record
 from autofed.parallel import Progress, silent
 from autofed.privacy import ADAPTATION, Gradient, Mechanism
+from autofed.privacy.chance import SECRET_BYTES
 from autofed.privacy.events import Event, Unit
 from autofed.problems import refuse
 
@@ -32,7 +33,8 @@ _HALVINGS = 40
 _LOUD = 1e4
 """How long a canary's gradient is: any clip cuts it."""
 
-_SECRET_BYTES = 32
+LEAST = 10
+"""Fewer canaries than these prove next to nothing."""
 
 
 def p_value(canaries: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
@@ -120,6 +122,25 @@ class Audit(Record):
         """Whether more was told than the claim allows."""
         return self.claim is not None and self.bound > self.claim
 
+    def text(self) -> str:
+        """The finding in words: claim, bound, and what they mean."""
+        promised = "nothing finite" if self.claim is None else f"epsilon {self.claim:.3g} at delta {self.delta:g}"
+        lines = [
+            f"claim:       {promised}, for one {self.unit}, by {self.mechanism}",
+            f"lower bound: epsilon {self.bound:.3g} at delta {self.delta:g}, with confidence {100 * (1 - self.alpha):g} %",
+            f"             {self.right} of {self.guesses} guesses about {self.canaries} {self.kind} canaries were right",
+            f"             after {self.rounds} rounds of {self.steps} steps",
+        ]
+        return "\n".join([*lines, self._meaning()])
+
+    def _meaning(self) -> str:
+        if self.refuted:
+            return ("More was told than is claimed: the claim is wrong, or this is one of the audits that err "
+                    f"({self.alpha:g} of all). Audit again; if it is so again, do not use this mechanism.")  # fmt: skip
+        if self.claim is None:
+            return "Nothing is promised, and so much can be told at least."
+        return "No more was told than is claimed. That is no proof of the claim: a better attack might tell more."
+
 
 def attack(
     mechanism: Mechanism,
@@ -151,10 +172,11 @@ def _of_patients(
     progress: Progress,
 ) -> tuple[np.ndarray, tuple[Event, ...]]:
     """Patients whose gradients lie along coordinates of their own, too long for any clip (Dirac canaries)."""
-    scores, events = np.zeros(len(included)), []
+    scores = np.zeros(len(included))
+    events: list[Event] = []
     for round in range(1, rounds + 1):
         progress("auditing", round - 1, rounds)
-        keyed = mechanism.keyed(generator.bytes(_SECRET_BYTES))
+        keyed = mechanism.keyed(generator.bytes(SECRET_BYTES))
         events += keyed.cost(steps)
         released = keyed.release({"update": {"canaries": _update(keyed, steps, included, round)}})
         scores += _evenly(released["update"])["canaries"]
@@ -200,7 +222,7 @@ def _of_sites(
         progress("auditing", number, len(included))
         update = {"canaries": np.array([_LOUD if there else -_LOUD], np.float32)}
         for _ in range(rounds):
-            released = mechanism.keyed(generator.bytes(_SECRET_BYTES)).release({"update": update})
+            released = mechanism.keyed(generator.bytes(SECRET_BYTES)).release({"update": update})
             scores[number] += float(released["update"]["canaries"][0])
     progress("auditing", len(included), len(included))
     return scores, mechanism.cost(steps) * rounds
@@ -210,6 +232,11 @@ def _evenly(released: Arrays) -> dict[str, np.ndarray]:
     """A round's release at length 1, so that rounds of a large clip do not drown those of a small one."""
     length = float(np.sqrt(sum(np.square(array, dtype=np.float64).sum() for array in released.values())))
     return {name: array / (length or 1.0) for name, array in released.items()}
+
+
+def too_few(canaries: int) -> str:
+    """What is wrong with so few canaries."""
+    return f"found {canaries} canaries; expected {LEAST} or more, since few prove nothing"
 
 
 def claimed(events: Sequence[Event], delta: float) -> float | None:
@@ -232,7 +259,7 @@ def audit(
     progress: Progress = silent,
 ) -> Audit:
     """The lower bound of epsilon of a mechanism (see `attack`), beside what its own events promise."""
-    refuse("--canaries", [] if canaries >= 10 else [f"found {canaries}; expected 10 or more, since few prove nothing"])
+    refuse("--canaries", [] if canaries >= LEAST else [too_few(canaries)])
     given: dict[str, Any] = {"rounds": rounds, "steps": steps}
     trial = attack(mechanism, **given, canaries=canaries, generator=generator, progress=progress)
     unit = trial.events[0].unit
