@@ -125,10 +125,11 @@ class Audit(Record):
     def text(self) -> str:
         """The finding in words: claim, bound, and what they mean."""
         promised = "nothing finite" if self.claim is None else f"epsilon {self.claim:.3g} at delta {self.delta:g}"
+        confidence, right = f"{100 * (1 - self.alpha):g} %", f"{self.right} of {self.guesses} guesses"
         lines = [
             f"claim:       {promised}, for one {self.unit}, by {self.mechanism}",
-            f"lower bound: epsilon {self.bound:.3g} at delta {self.delta:g}, with confidence {100 * (1 - self.alpha):g} %",
-            f"             {self.right} of {self.guesses} guesses about {self.canaries} {self.kind} canaries were right",
+            f"lower bound: epsilon {self.bound:.3g} at delta {self.delta:g}, with confidence {confidence}",
+            f"             {right} about {self.canaries} {self.kind} canaries were right",
             f"             after {self.rounds} rounds of {self.steps} steps",
         ]
         return "\n".join([*lines, self._meaning()])
