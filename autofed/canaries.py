@@ -31,7 +31,8 @@ from autofed.privacy.events import Event
 _BLOCKS = 4
 """A wrong label map has so many blocks along each axis, each of a value of its own."""
 
-_SMOOTH_VOXELS = 2.0
+_SMOOTH = 1 / 12
+"""Random pictures are smooth over this share of an edge."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def make_canaries(plan: Plan, count: int, generator: np.random.Generator, site: 
     training, values = plan.local.training, sorted(Labels.of(plan.agreement).values)
     shape = (1, *training.patch_size)[-3:]
     if site is None:
-        pictures = [_cloud((len(plan.agreement.channels), *shape), generator) for _ in range(count)]
+        pictures = [make_picture(plan, generator) for _ in range(count)]
     else:
         chosen = generator.permutation(sorted(site.patients))[:count]
         drawn = (draw_patch(site, patient, training, STRAIGHT, generator)[0] for patient in chosen)
@@ -70,10 +71,10 @@ def make_canaries(plan: Plan, count: int, generator: np.random.Generator, site: 
     return Canaries({}, each, (), dict(zip(names, pictures, strict=True)), dict(zip(names, maps, strict=True)))
 
 
-def _cloud(shape: Sequence[int], generator: np.random.Generator) -> np.ndarray:
-    """Smooth random values (C, *grid) of mean 0 and deviation 1, as normalised images have them."""
-    width = [0, *(_SMOOTH_VOXELS if edge > 1 else 0 for edge in shape[1:])]
-    image = gaussian_filter(generator.standard_normal(shape), width)
+def make_picture(plan: Plan, generator: np.random.Generator) -> np.ndarray:
+    """Smooth random values (C, *grid) of mean 0 and deviation 1, as normalised images have them, of a patch's size."""
+    shape = (len(plan.agreement.channels), *(1, *plan.local.training.patch_size)[-3:])
+    image = gaussian_filter(generator.standard_normal(shape), [0, *(edge * _SMOOTH for edge in shape[1:])])
     return ((image - image.mean()) / image.std()).astype(np.float32)
 
 

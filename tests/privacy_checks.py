@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ def release_multiplier(mechanism, releases: int = 400) -> float:
     generator = np.random.default_rng(0)
     lengths = 10.0 ** generator.uniform(-3, 3, 20)
     updates = [length * generator.normal(size=WIDTH) for length in lengths]
-    pairs = [(updates[i], -updates[i]) for i in range(20)] + list(zip(updates, updates[1:], strict=False))
+    pairs = [(updates[i], -updates[i]) for i in range(20)] + list(pairwise(updates))
     noise = np.std([_released(mechanism, np.zeros(WIDTH), secret(i)) for i in range(releases)])
     far = [np.linalg.norm(_released(mechanism, a, secret(1)) - _released(mechanism, b, secret(1))) for a, b in pairs]
     return _joint([{"update": float(length)} for length in far], {"update": float(noise)})
@@ -114,7 +114,9 @@ def overstated(mechanism, measure: Callable = step_multiplier) -> bool:
 def drawn(mechanism, steps: int = 2000) -> np.ndarray:
     """Who was drawn: bool (steps, patients)."""
     sampler = mechanism.keyed(secret(5)).sampler(NAMES, [0])
-    return np.array([[name in {n for group in draw for n in group} for name in NAMES] for draw in islice(sampler, steps)])
+    return np.array(
+        [[name in {n for group in draw for n in group} for name in NAMES] for draw in islice(sampler, steps)]
+    )
 
 
 def is_poisson(mechanism) -> bool:
@@ -145,7 +147,7 @@ def is_foreseeable(mechanism) -> bool:
     """Whether who knows the seeds of a training knows its noise: two secrets, one state of the global generators."""
 
     def noise(number: int) -> np.ndarray:
-        np.random.seed(7)  # noqa: NPY002
+        np.random.seed(7)
         torch.manual_seed(7)
         return step_of(mechanism, {}, secret(number))["step"]
 
@@ -168,3 +170,19 @@ def clip_after(mechanism, norm: float, rounds: int = 60) -> float:
         mechanism = mechanism.adapt(keyed.release({})[ADAPTATION])
     rate = mechanism.cost(1)[0].sampling_rate
     return moved(mechanism, {NAMES[0]: [torch.full((WIDTH,), 1e6)]}, NAMES[0], rate)["step"]
+
+
+def patient_multiplier(mechanism, steps: int = 50) -> float:
+    """Noise over what one patient moves a step in all the groups that the sampler draws for them."""
+    rate = mechanism.cost(1)[0].sampling_rate
+    noise, who, worst = spread(mechanism, rate)["step"], NAMES[0], 0.0
+    for draw in islice(mechanism.keyed(secret(2)).sampler(NAMES, [0]), steps):
+        groups = [(group[0], [torch.ones(WIDTH) * (1 if group[0] == who else -1)]) for group in draw]
+        worlds = [groups, [group for group in groups if group[0] != who]]
+        one, other = (_sum(mechanism, [gradient for _, gradient in world]) for world in worlds)
+        worst = max(worst, float(torch.linalg.vector_norm(one - other)) * rate * PATIENTS)
+    return noise / worst if worst else math.inf
+
+
+def _sum(mechanism, gradients: Sequence[list]) -> torch.Tensor:
+    return mechanism.keyed(secret(1)).step(iter(gradients), [torch.zeros(WIDTH)])[0]

@@ -15,7 +15,7 @@ import numpy as np
 
 from autofed import plans, privacy
 from autofed.batches import STRAIGHT, draw_patch
-from autofed.canaries import attack, make_canaries
+from autofed.canaries import attack, make_canaries, make_picture
 from autofed.devices import pick_device
 from autofed.exchange import Arrays
 from autofed.federation.premises import open_data
@@ -187,12 +187,12 @@ def _attempt(
 
 
 def _patch(made: Plan, store: Store | None, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Image (C, *patch) and label map (*patch) of a patient, or of a canary."""
+    """Image (C, *patch) and label map (*patch) of a patient, or made up: the brighter, the higher the label."""
     if store is None:
-        canaries = make_canaries(made, 1, generator)
-        (name,) = canaries.patients
-        shape = tuple(made.local.training.patch_size)
-        return canaries.images[name].reshape(-1, *shape), canaries.maps[name].reshape(shape)
+        image = make_picture(made, generator).reshape(-1, *made.local.training.patch_size)
+        values = sorted(Labels.of(made.agreement).values)
+        edges = np.quantile(image[0], np.arange(1, len(values)) / len(values))
+        return image, np.array(values, np.int16)[np.digitize(image[0], edges)]
     patient = sorted(store.patients)[int(generator.integers(len(store.patients)))]
     image, label = draw_patch(store, patient, made.local.training, STRAIGHT, generator)
     return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(label)
