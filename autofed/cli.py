@@ -362,6 +362,7 @@ def audit(
     with _progress() as progress:
         found = verbs.audit(plan, site, output, **wanted, progress=progress)
     typer.echo(found.text())
+    typer.echo("Nothing left this machine, and no ledger was charged.")
     if output is not None:
         typer.echo(f"written to {output}")
     if found.refuted:

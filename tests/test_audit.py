@@ -70,9 +70,9 @@ def test_chance_is_not_taken_for_knowledge():
 def test_randomised_response_is_bounded_at_its_own_epsilon():
     """Who tells the truth with probability 1 / (1 + exp(-eps)) is never refuted, and nearly reached."""
     generator, epsilon, found = np.random.default_rng(1), 1.5, []
-    for _ in range(20):
-        included = generator.random(2000) < 0.5
-        truthful = generator.random(2000) < 1 / (1 + np.exp(-epsilon))
+    for _ in range(10):
+        included = generator.random(1000) < 0.5
+        truthful = generator.random(1000) < 1 / (1 + np.exp(-epsilon))
         found.append(Trial(np.where(included == truthful, 1.0, -1.0), included).bound(0.0, 1e-3).epsilon)
     assert max(found) <= epsilon < 1.5 * np.mean(found)
 

@@ -3,6 +3,7 @@
 The same secret gives the same draws and the same noise, so the difference of two answers is what a patient did to it.
 """
 
+from dataclasses import dataclass, fields
 from itertools import islice
 
 import numpy as np
@@ -11,13 +12,16 @@ import torch
 
 from autofed.batches import make_step
 from autofed.canaries import Canaries, make_picture
+from autofed.exchange import Request, from_bytes, to_bytes
+from autofed.federation.site import Site
 from autofed.fit import Learner
 from autofed.labels import Labels
-from autofed.network import load_weights, weights_of
+from autofed.network import build, load_weights, weights_of
 from autofed.privacy import ADAPTATION
 from autofed.privacy.adaptive import Adaptive
 from autofed.privacy.dpsgd import DPSGD
 from autofed.privacy.gaussian import FedDP
+from tests import small_federation
 from tests.plans_made import small_plan
 from tests.privacy_checks import secret
 
@@ -120,6 +124,53 @@ def test_of_networks(name, shape, steps):
 
 def gradients_of(learner, store, draw, plan, step):
     return [learner.gradient(group, []) for group in make_step(store, draw, plan.local.training, [7, step])]
+
+
+# --- the door of a site
+
+
+@dataclass(frozen=True)
+class Missing(DPSGD):
+    """DP-SGD on a site one of whose patients was replaced by nothing: drawn all the same, and nothing to learn from."""
+
+    who: str = ""
+
+    def sampler(self, patients, seed):
+        for draw in super().sampler(patients, seed):
+            yield [group for group in draw if group[0] != self.who]
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    return small_federation.make(tmp_path_factory.mktemp("federation"))
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedprox"])
+def test_at_the_door(ground, tmp_path, algorithm):
+    """What a site sends after one local step, all in all: patches, network, clips, optimiser, algorithm."""
+    made = small_federation.with_algorithm(ground[0], algorithm)
+    plan = small_federation.private(made, "dp-sgd", clipping="flat", clip=1e-3)
+    training, store = plan.local.training, ground[1]["bravo"]
+    weights = weights_of(build(plan.local.network, seed=1))
+    request = to_bytes(Request("r", 1, "train", {"weights": weights}))
+
+    def answer(who: str) -> dict:
+        ledgers = {"bravo": tmp_path / f"{who}.jsonl"}
+        site = Site("bravo", store, plan, tmp_path / f"site{who}", ledgers, run="r", noise_seed=5, simulation=True)
+        made = site.mechanism
+        site.mechanism = Missing(**{f.name: getattr(made, f.name) for f in fields(DPSGD)}, who=who)
+        return from_bytes(site.answer(request)).arrays["update"]
+
+    whole = answer("")
+    stepped = training.learning_rate * (1 + training.momentum)  # Nesterov's first step
+    bound = stepped * plan.agreement.privacy.clip / (plan.agreement.privacy.sampling_rate * len(store.patients))
+    shares = []
+    for who in store.patients:
+        found = answer(who)
+        apart = np.concatenate([np.ravel(whole[n].astype(np.float64) - found[n]) for n in whole])
+        shares.append(float(np.linalg.norm(apart)) / bound)
+    assert 0.99 < max(shares) <= 1 + 1e-3
+    assert all(share < 1e-9 or share > 0.99 for share in shares)  # drawn, or not
 
 
 # --- whole updates
