@@ -50,6 +50,13 @@ class Preset(StrEnum):
     dcfed = "dcfed"
 
 
+class Canary(StrEnum):
+    """What an audit plants."""
+
+    gradient = "gradient"
+    image = "image"
+
+
 class Task(StrEnum):
     """Which of the two shipped federations the demo runs on."""
 
@@ -188,6 +195,7 @@ def train(
 ) -> None:
     """Train over all sites, round by round."""
     from autofed import verbs
+    from autofed.verbs import ledgers
 
     with _progress() as progress:
         run = verbs.train(
@@ -214,6 +222,8 @@ def train(
         scores = [f"{name} {_number(dice)}" for name, dice in run.held_out(trained).items()]
         if scores:
             typer.echo(f"fold {trained}: Dice of the held-out cases: {', '.join(scores)}")
+    for line in ledgers.of_run(run, work):
+        typer.echo(line)
     typer.echo(f"next: autofed predict {output} -i IMAGES -o OUT")
 
 
@@ -323,6 +333,56 @@ def ledger(
         typer.echo(found.model_dump_json(indent=2))
     else:
         _show_ledger(found)
+
+
+@app.command()
+def audit(
+    plan: Annotated[Path, typer.Argument(help="The plan.")],
+    site: Annotated[Path | None, typer.Argument(help="WORK/SITE, whose patients make the canaries' images.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="What was found, a JSON file.")] = None,
+    kind: Annotated[
+        Canary, typer.Option(help="gradient: loud gradients, seconds to minutes; image: a whole training of one site.")
+    ] = Canary.gradient,
+    canaries: Annotated[int | None, typer.Option(help="Default 1000, of images 100.")] = None,
+    alpha: Annotated[float, typer.Option(help="How often the bound may be wrong.", min=1e-9, max=0.5)] = 0.05,
+    inversion: Annotated[
+        Path | None,
+        typer.Option(help="Instead: reconstruct a patch from one update, with and without the mechanism; a PNG."),
+    ] = None,
+    iterations: Annotated[int, typer.Option(help="Of the reconstruction.", min=1)] = 300,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """What an attacker can tell of planted patients, beside what the plan promises. Nothing leaves this machine."""
+    from autofed import verbs
+
+    if inversion is not None:
+        _invert(plan, site, inversion, iterations)
+        return
+    wanted: dict[str, Any] = {"kind": kind.value, "canaries": canaries, "alpha": alpha, "device": device.value}
+    with _progress() as progress:
+        found = verbs.audit(plan, site, output, **wanted, progress=progress)
+    typer.echo(found.text())
+    typer.echo("Nothing left this machine, and no ledger was charged.")
+    if output is not None:
+        typer.echo(f"written to {output}")
+    if found.refuted:
+        raise typer.Exit(1)
+
+
+def _invert(plan: Path, site: Path | None, picture: Path, iterations: int) -> None:
+    from autofed import report, verbs
+    from autofed.files import write_bytes
+
+    with _progress() as progress:
+        found = verbs.inversion(plan, site, iterations=iterations, progress=progress)
+    write_bytes(picture, report.draw_inversion(found))
+    for name, likeness in (
+        ("without the mechanism", found.without.likeness),
+        (f"with {found.mechanism}", found.protected.likeness),
+        ("a blank image", found.blank),
+    ):
+        typer.echo(f"{name:<22} PSNR {likeness.psnr:5.1f} dB  SSIM {likeness.ssim:.3f}")
+    typer.echo(f"look at {picture}; it shows the patient's patch, so it stays on this machine")
 
 
 @app.command()

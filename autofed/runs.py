@@ -59,6 +59,11 @@ class Run:
         return self.folder / "sites" / site / f"fold_{fold}"
 
     @property
+    def ledgers_folder(self) -> Path:
+        """Where a simulation keeps the ledgers that stand in for those of the sites."""
+        return self.folder / "ledgers"
+
+    @property
     def exists(self) -> bool:
         """Whether a run was begun here."""
         return (self.folder / "run.json").is_file()

@@ -24,7 +24,19 @@ HOUSE = Path(__file__).parent.parent
 FLOORS = (
     ("problems", "files", "parallel", "images", "labels", "case", "plans", "wire", "exchange"),
     ("fingerprints", "privacy", "planner", "prepared", "splits", "batches", "devices", "attention", "network", "loss"),
-    ("uncertainty", "postprocessing", "solver", "fit", "speed", "inference", "validation", "pseudo", "scores"),
+    (
+        "uncertainty",
+        "postprocessing",
+        "solver",
+        "fit",
+        "inversion",
+        "canaries",
+        "speed",
+        "inference",
+        "validation",
+        "pseudo",
+        "scores",
+    ),
     ("algorithms",),
     (
         "federation.selection",

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from autofed import algorithms, privacy
-from autofed.exchange import Failure, Release, from_bytes, to_bytes
+from autofed.exchange import Failure, Release, Request, from_bytes, to_bytes
 from autofed.federation.inprocess import InProcess
-from autofed.federation.site import CODES
+from autofed.federation.site import CODES, Site
 from autofed.network import build, weights_of
 from autofed.privacy.dpsgd import DPSGD
+from autofed.privacy.ledger import PrivacyLedger
+from autofed.privacy.shared_scores import OF_PATIENTS, SharedScores
 from tests import small_federation
 from tests.small_federation import PRIVATE, final_arrays, private, same, sharing, train, with_algorithm
 
@@ -104,6 +106,37 @@ def test_losses_stay_at_the_site(ground, tmp_path, listening):
     assert [set(found) for found in own] == [{"1", "2", "3"}] * 2
     lines = (tmp_path / "rounds" / "metrics.jsonl").read_text()
     assert "loss" not in lines and "dice" not in lines
+
+
+def test_scores_leave_only_with_noise_and_are_charged(ground, tmp_path):
+    """The same question to two sites that differ in their secrets alone, and to one without anybody held out."""
+    plan = private(ground[0], "dp-sgd", score_noise=2.0)
+    store, found = ground[1]["bravo"], []
+    weights = weights_of(build(plan.local.network, seed=1))
+    request = to_bytes(Request("r", plan.agreement.training.rounds, "verify", {"weights": weights}))
+    for folder, held in (("one", store), ("two", store), ("nobody", store.only(()))):
+        ledger = tmp_path / folder / "ledger.jsonl"
+        site = Site("bravo", store, plan, tmp_path / folder, {"bravo": ledger}, run="r", held=held)
+        release = from_bytes(site.answer(request))
+        assert isinstance(release, Release) and set(release.arrays) == {"sums"}
+        found.append(np.concatenate([a.ravel() for a in release.arrays["sums"].values()]))
+        (charge,) = PrivacyLedger(ledger, "bravo").charges()
+        assert [(e.mechanism, e.noise_multiplier) for e in charge.events] == [("scores", 2.0)]
+        scores = json.loads((tmp_path / folder / "validation.json").read_text())
+        assert bool(scores) == (folder != "nobody")  # every case's own stay here
+    assert found[0].shape == found[1].shape == found[2].shape
+    assert not np.array_equal(found[0], found[1])
+
+
+def test_a_patient_moves_the_shared_scores_by_what_they_are_charged_for(tmp_path):
+    structures, patients = 3, 40
+    rows = {f"s{k}": np.random.default_rng(k).random((patients, 2)) for k in range(structures)}
+    mechanism = SharedScores(0.5, columns=1)
+    for gone in range(patients):
+        less = {n: np.delete(a, gone, axis=0) for n, a in rows.items()}
+        before, after = (mechanism.keyed(bytes(32)).release({OF_PATIENTS: each})["sums"] for each in (rows, less))
+        apart = np.concatenate([(before[n] - after[n]).ravel() for n in rows])
+        assert 0 < np.linalg.norm(apart) <= np.sqrt(2 * structures)
 
 
 def test_an_error_within_crosses_as_a_code_and_nothing_else(ground, tmp_path, listening, monkeypatch):

@@ -20,12 +20,14 @@ from autofed.federation.flower.answers import client_app
 from autofed.federation.flower.records import packed, unpacked
 from autofed.federation.flower.transport import OverFlower
 from autofed.federation.premises import Premises, request_name
+from autofed.privacy.ledger import PrivacyLedger
 from autofed.problems import Problems
 from autofed.runs import Identity, Run
 from autofed.verbs import hospitals
 from autofed.verbs.coordinator import Coordinator
 from tests.loopback import CONNECTION, Network
 from tests.plans_made import small_plan
+from tests.small_federation import PRIVATE, private
 from tests.synthetic import TUMOUR, make_site
 
 CASES = {"alpha": 6, "bravo": 3}
@@ -163,6 +165,29 @@ def test_every_algorithm_ends_as_on_one_machine(ground, tmp_path, name):
         pairs.append((folder / "memory", here.site_folder(site) / "memory"))
     assert all(same(kept(a), kept(b)) for a, b in pairs)
     assert any(kept(a) for a, _ in pairs)
+
+
+@pytest.mark.parametrize("mechanism", PRIVATE)
+def test_every_mechanism_ends_as_on_one_machine(tmp_path, monkeypatch, mechanism):
+    """With one and the same secret for all answers, which a site would never take."""
+    monkeypatch.setattr("autofed.federation.site.secrets.token_bytes", bytes)
+    ground = Ground(tmp_path / "ground")
+    plan = private(ground.plan, mechanism)
+    here = autofed.train(plan, ground.root / "work", tmp_path / "here", device="cpu", simulation=True)
+    there = Run(tmp_path / "there")
+    lead(there, plan, ground.nodes(tmp_path, plan))
+    assert same(kept(there.rounds_folder), kept(here.rounds_folder))
+    for site in CASES:
+        own = PrivacyLedger.existing(ground.root / site / "work" / site / "ledger.jsonl")
+        assert own.epsilon() == PrivacyLedger.existing(here.ledgers_folder / f"{site}.jsonl").epsilon() < np.inf
+        assert not (ground.root / "work" / site / "ledger.jsonl").exists()  # a simulation leaves it alone
+
+
+def test_a_site_whose_plan_promises_too_much_does_not_take_part(ground, tmp_path):
+    plan = private(ground.plan, "dp-sgd").change({"privacy.epsilon": 0.5})
+    with pytest.raises(Problems, match="spend epsilon"):
+        Premises(**ground.nodes(tmp_path, plan)[0]).check()
+    assert Premises(**ground.nodes(tmp_path, plan)[0]).introduce("0" * 32).agreement == ""
 
 
 def test_what_sites_remember_between_messages_is_on_their_disks(ground, tmp_path):

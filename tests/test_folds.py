@@ -359,3 +359,55 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_round_whole(ground, short,
         load_groups(path)  # whole, each of them
     found = ground.train(run.folder, **arguments, resume=run.exists)
     assert same(weights(found, "0", 2), weights(short, "0", 2))
+
+
+@pytest.fixture(scope="module")
+def private_run(tmp_path_factory):
+    """One fold of a private plan that shares its scores."""
+    ground = Ground(tmp_path_factory.mktemp("private"))
+    sides = [{"train": [f"alpha_{i:03d}" for i in range(4)], "val": ["alpha_004", "alpha_005"]}]
+    (ground.root / "work" / "alpha" / "splits.json").write_text(json.dumps(sides))
+    (ground.root / "work" / "bravo" / "splits.json").write_text(
+        json.dumps([{"train": [f"bravo_{i:03d}" for i in range(3)], "val": []}])
+    )
+    named = {"privacy.mechanism": "dp-sgd", "score_noise": 3.0}
+    ground.plan = autofed.verbs.change(ground.plan, None, named, epsilon=8.0, delta=1e-5)
+    return ground, ground.train(ground.root / "run", folds=("0",))
+
+
+def test_a_private_fold_tells_its_scores_with_noise_and_chooses_nothing_by_them(private_run):
+    ground, run = private_run
+    told, own = run.held_out("0"), json.loads((run.site_folder("alpha", "0") / "validation.json").read_text())
+    assert set(told) == {"organ", "tumour"}
+    true = np.mean([scores["organ"] for scores in own.values()])
+    assert told["organ"] != pytest.approx(true, abs=1e-6)
+    assert [member.name for member in run.members()] and "best" not in run.members()[0].name
+    assert not list(run.folder.rglob("best.safetensors"))
+    spent = PrivacyLedger.existing(ground.root / "work" / "alpha" / "ledger.jsonl")
+    assert [charge.question for charge in spent.charges()] == ["train"] * 4 + ["verify"]
+    assert 7.5 < spent.epsilon() <= 8.0
+
+
+def test_a_second_fold_of_a_private_run_is_refused(private_run):
+    ground, run = private_run
+    for folds in (("1",), ("0", "1"), ("cv",)):
+        with pytest.raises(Problems, match="k folds spend a patient's privacy"):
+            ground.train(run.folder, folds=folds, resume=True)
+
+
+def test_a_spent_ledger_ends_the_next_run_before_anything_leaves(private_run, tmp_path):
+    ground, _ = private_run
+    with pytest.raises(Problems, match="alpha: of its ceiling of epsilon 9.*this plan would pass"):
+        ground.train(tmp_path / "again")
+    with pytest.raises(Problems, match="this plan would pass"):
+        ground.train(tmp_path / "open", ground.plan.change({"privacy.mechanism": "none"}))
+    assert not (tmp_path / "again").exists() and not (tmp_path / "open").exists()
+    ground.train(tmp_path / "tried", simulation=True)  # ledgers of its own
+
+
+def test_a_private_plan_is_not_given_other_rounds_in_passing(private_run, tmp_path):
+    ground, run = private_run
+    with pytest.raises(Problems, match="write autofed plan PLAN --set training.rounds=9"):
+        ground.train(tmp_path / "run", rounds=9)
+    with pytest.raises(Problems, match="made for its rounds"):
+        ground.train(run.folder, rounds=9, resume=True)

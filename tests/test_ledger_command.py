@@ -51,10 +51,13 @@ def call(*arguments):
 
 
 def test_what_was_spent_is_shown_by_run_and_mechanism(work):
-    opened(work, charge(1), charge(2), charge(1, OTHER, [STEP, SCORES]))
+    ledger = opened(work, charge(1), charge(2), charge(1, OTHER, [STEP, SCORES]))
     text = call(work / "alpha")
     both, scores = accounting.epsilon([STEP, SCORES], DELTA), accounting.epsilon([SCORES], DELTA)
-    total = accounting.epsilon([STEP] * 3 + [SCORES], DELTA)
+    total = (
+        ledger.counted()
+    )  # who planned the second run had seen the first: the filter's figure, and not a smaller one
+    assert total > accounting.epsilon([STEP] * 3 + [SCORES], DELTA)
     assert f"{RUN} dp-sgd patient 2 40 {ledgers.rounded_up(accounting.epsilon([STEP] * 2, DELTA))}" in text
     assert f"{OTHER} scores patient 1 1 {ledgers.rounded_up(scores)}" in text
     assert f"{OTHER} together {ledgers.rounded_up(both)}" in text and f"{RUN} together" not in text
@@ -105,6 +108,13 @@ def test_the_unit_of_a_whole_site_is_told(work):
     assert "feddp site 1 1" in text
     assert "The unit of feddp is all that the hospital holds at once, each patient included" in text
     assert "There is no ceiling" in text and "little protection" not in text
+
+
+def test_a_case_that_counts_as_a_patient_is_told(work):
+    ledger = opened(work, charge(1))
+    assert "names no patients" not in call(work / "alpha")
+    ledger.charge(charge(2, case_is_patient=True))
+    assert "one case counts as one: who has several is protected less" in call(work / "alpha")
 
 
 def test_a_large_epsilon_is_called_what_it_is(work):
@@ -165,7 +175,8 @@ def test_a_ceiling_without_open_is_refused(work):
 def test_the_summary_of_a_run_counts_all_its_folds(work):
     ledger = opened(work, charge(1), charge(1, RUN + "-fold-2"), charge(1, OTHER))
     (line,) = ledgers.summary(ledger, RUN)
-    two, three = (ledgers.rounded_up(accounting.epsilon([STEP] * n, DELTA)) for n in (2, 3))
+    order = ledger.opening.order
+    two, three = (ledgers.rounded_up(accounting.renyi_epsilon([STEP] * n, DELTA, order)) for n in (2, 3))
     every = f"all runs together cost epsilon {three} at delta 1e-05; of its ceiling 8.774 are left "
     assert line.startswith(f"alpha: this run cost epsilon {two} at delta 1e-05; {every}")
     assert line.endswith("(70.0 %)")

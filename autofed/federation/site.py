@@ -198,6 +198,8 @@ class Site:
             agreement=self.plan.agreement.digest(),
             events=mechanism.cost(self.steps if request.question == TRAIN else 0),
             seeded=mechanism.private and self.noise_seed is not None,
+            follows=bool(self.plan.agreement.privacy.noise_response),
+            case_is_patient=all(cases == (patient,) for patient, cases in self.store.patients.items()),
         )
         try:
             for ledger in self.ledgers:

@@ -125,8 +125,8 @@ def calibrate(
     """The smallest noise multiplier whose events cost at most `epsilon` at `delta`: at least 4 digits, rounded up.
 
     `make_events` gives the events of a plan with that multiplier; more noise must cost less. What they cost is said by
-    `measure`, by default as in `epsilon`. `Problems` if no noise
-    brings them below `epsilon`, or if they cost next to nothing whatever the noise.
+    `measure`, by default as in `epsilon`. `Problems` if no noise brings them below `epsilon`, or if they cost next to
+    nothing whatever the noise.
     """
 
     @cache

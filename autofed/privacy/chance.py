@@ -34,8 +34,12 @@ class Chance:
         return self._stream(b"noise")
 
     def normal(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Independent standard normal numbers, float32."""
-        return self.noise.standard_normal(shape, dtype=np.float32)
+        """Independent standard normal numbers, float64.
+
+        They are to be added in float64 and the sum rounded: numpy's float32 ones are multiples of one of 256 widths, so
+        that the last digits of a sum show whether anything was added to them (Mironov, CCS 2012).
+        """
+        return self.noise.standard_normal(shape)
 
     def _stream(self, name: bytes) -> np.random.Generator:
         key = hashlib.blake2b(name, key=self._secret, digest_size=16).digest()

@@ -8,18 +8,35 @@ import torch
 
 from autofed.privacy import Gradient
 
-_ROUNDING = 1e-6
-"""Lengths are computed in float32: a gradient is cut to so much less than the clip that it stays below all the same."""
+_ROW = 1024
+"""So many squares are added up in float32, and such rows in float64: a float32 sum of millions of squares made lengths
+up to 0.8 % too small, and the clip as much too long. In float64 alone it takes 40 times as long."""
+
+_ROUNDING = 1e-4
+"""By so much less than the clip a gradient is cut: more than rounding can add (1024 times 6e-8 in a row)."""
 
 _SMOOTHING = 0.01
 """Gradients much shorter than this are not blown up to the length of the clip (Bu et al., NeurIPS 2023)."""
 
+_LONGEST = 1e30
+"""What is longer counts as not finite: float32 could not hold the factor that would cut it."""
+
 
 def length(gradient: Gradient) -> float:
-    """The Euclidean length over all arrays; infinite where a number is not finite or the length overflows."""
-    norms = torch._foreach_norm(gradient)
-    found = float(torch.linalg.vector_norm(torch.stack([norm.double() for norm in norms])))
-    return found if math.isfinite(found) else math.inf
+    """The Euclidean length over all arrays; infinite where a number is not finite or it is longer than 1e30."""
+    found = math.hypot(*(_norm(part) for part in gradient))
+    return found if found <= _LONGEST else math.inf  # also if it is not a number
+
+
+def _norm(part: torch.Tensor) -> float:
+    flat = part.reshape(-1)
+    whole = flat.numel() // _ROW * _ROW
+    rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1)
+    return math.hypot(float(torch.linalg.vector_norm(_exact(rows))), float(torch.linalg.vector_norm(flat[whole:])))
+
+
+def _exact(part: torch.Tensor) -> torch.Tensor:
+    return part.cpu().double() if part.device.type == "mps" else part.double()  # MPS has no float64
 
 
 def share(norm: float, clip: float, *, normalised: bool) -> float:

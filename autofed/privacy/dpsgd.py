@@ -72,8 +72,8 @@ class DPSGD:
         self._note([self._add(total, gradient) for gradient in gradients])
         std = self.gradient_noise * self.clip
         for part in total:
-            part.add_(torch.from_numpy(self._chance.normal(tuple(part.shape))).to(part), alpha=std)
-        torch._foreach_mul_(total, 1 / self.expected)
+            noised = torch.from_numpy(np.asarray(self._chance.normal(tuple(part.shape)))).mul_(std).add_(part.cpu())
+            part.copy_(noised.mul_(1 / self.expected))  # rounded once, after the noise
         return total
 
     @property

@@ -71,15 +71,18 @@ class FedDP:
         return self
 
     def bounded(self, update: Arrays) -> dict[str, np.ndarray]:
-        """The update, cut to the length C; zero if a number in it is not finite."""
-        length = math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in update.values()))
+        """The update, cut to the length C, in float64; zero if a number in it is not finite."""
+        exact = {name: array.astype(np.float64) for name, array in update.items()}
+        length = math.sqrt(sum(float(np.square(array).sum()) for array in exact.values()))
         if not math.isfinite(length):
-            return {name: np.zeros_like(array) for name, array in update.items()}
-        factor = np.float32(min(1.0, self.clip / (length * (1 + 1e-6))) if length else 1.0)
-        return {name: factor * array for name, array in update.items()}
+            return {name: np.zeros_like(array) for name, array in exact.items()}
+        factor = min(1.0, self.clip / (length * (1 + 1e-6))) if length else 1.0
+        return {name: factor * array for name, array in exact.items()}
 
     def _noised(self, update: Arrays) -> dict[str, np.ndarray]:
+        """Rounded once, after the noise."""
         if self.chance is None:
             raise RuntimeError("a private answer needs a secret: call `keyed` first")
-        std = np.float32(self.noise_multiplier * self.clip)
-        return {name: array + std * self.chance.normal(array.shape) for name, array in self.bounded(update).items()}
+        chance, std = self.chance, self.noise_multiplier * self.clip
+        found = {name: array + std * chance.normal(array.shape) for name, array in self.bounded(update).items()}
+        return {name: np.asarray(array, update[name].dtype) for name, array in found.items()}

@@ -26,8 +26,8 @@ from autofed.problems import Problems
 NAME = "ledger.jsonl"
 """The file, in the folder of a site's prepared data."""
 
-USUAL_DELTA = 1e-5
-"""The delta of figures where the ledger was opened without one."""
+USUAL_DELTA, USUAL_ORDER = 1e-5, 8
+"""Those of figures where the ledger was opened without a ceiling."""
 
 
 def _now() -> str:
@@ -60,7 +60,9 @@ class Opening(Record):
 class Charge(Record):
     """One release: which question of which round of which run, under which agreement, and its events.
 
-    `seeded` noise follows from a test seed, so that it protects nothing.
+    `seeded` noise is drawn from a test seed, so that it protects nothing. Where the events follow from what was
+    released before, such as noise that responds to the training, only the figure of a filter holds (`follows`). Where
+    the data named no patients each case counted as one (`case_is_patient`), and who has several is protected less.
     """
 
     run: str
@@ -69,6 +71,8 @@ class Charge(Record):
     agreement: str
     events: tuple[Event, ...]
     seeded: bool = False
+    follows: bool = False
+    case_is_patient: bool = False
     time: str = Field(default_factory=_now)
 
     @property
@@ -170,9 +174,20 @@ class PrivacyLedger:
 
     def epsilon(self, delta: float | None = None) -> float:
         """What has been spent: 0 if nothing was released, infinite once anything left unprotected."""
-        if not all(charge.protects for charge in self.charges()):
+        return self.cost(self.charges(), delta)
+
+    def cost(self, charges: Sequence[Charge], delta: float | None = None) -> float:
+        """What some of the charges cost together: the same figure for a part of them.
+
+        Loss distributions compose what was fixed beforehand. Several runs were not: who plans one has seen what came
+        of those before. For them, and for noise that followed from releases, the figure is that of the filter.
+        """
+        if not all(charge.protects for charge in charges):
             return math.inf
-        return accounting.epsilon(self._spent, delta or self.delta)
+        events = [event for charge in charges for event in charge.events]
+        if any(charge.follows for charge in charges) or len({charge.run for charge in charges}) > 1:
+            return accounting.renyi_epsilon(events, delta or self.delta, self.opening.order or USUAL_ORDER)
+        return accounting.epsilon(events, delta or self.delta)
 
     def counted(self, events: Iterable[Event] = ()) -> float:
         """The epsilon that the filter of the ceiling has counted, with these events too; 0 without a ceiling."""

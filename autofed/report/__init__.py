@@ -3,10 +3,11 @@
 Figures are drawn without pyplot, so that nothing here has a state or needs a screen.
 """
 
+from autofed.report.inversions import draw_inversion
 from autofed.report.overlays import overlay
 from autofed.report.pages import page
 from autofed.report.predictions import draw_predictions
 from autofed.report.tables import ranked
 from autofed.report.training import curves
 
-__all__ = ["curves", "draw_predictions", "overlay", "page", "ranked"]
+__all__ = ["curves", "draw_inversion", "draw_predictions", "overlay", "page", "ranked"]

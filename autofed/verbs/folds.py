@@ -78,8 +78,8 @@ class Folds:
         ])  # fmt: skip
         refuse("--fold", [problem for f, found in splits.items() for name, parted in found.items()
                           for problem in split_problems(name, f, parted, self._folder(name, f))])  # fmt: skip
-        for fold, found in splits.items():
-            self._sites(fold, found)
+        sites = [site for fold, found in splits.items() for site in self._sites(fold, found)]
+        refuse("the ledgers", [] if self.coordinator.run.folds() else self._unaffordable(sites))
 
     def train(self, fold: str) -> None:
         """Train a fold to its end, from where it is, then score its model on whole held-out cases."""
@@ -88,6 +88,17 @@ class Folds:
         for name, parted in splits.items():
             keep_split(self._folder(name, fold), parted)
         self.coordinator.train(fold, InProcess(sites), self.counter.begin)
+
+    def _unaffordable(self, sites: Sequence[Site]) -> list[str]:
+        """Which ledgers have no room for the whole training: it would end in the middle."""
+        plan = self.coordinator.plan
+        return [
+            f"{ledger.opening.site}: of its ceiling of epsilon {ledger.opening.ceiling_epsilon:g} this plan would pass "
+            f"what is left ({ledger.counted():.4g} is counted); look with autofed ledger {ledger.path}"
+            for site in sites
+            for ledger in site.ledgers
+            if not ledger.can_afford(promise.planned(plan, site.steps))
+        ]
 
     def _spent_by_folds(self, folds: Sequence[str]) -> list[str]:
         private = self.coordinator.plan.agreement.privacy.promises
@@ -130,7 +141,7 @@ class Folds:
     def _ledger(self, site: str) -> Path:
         """The site's own over all runs; in a simulation one of this run."""
         if self.simulation:
-            return self.coordinator.run.folder / "ledgers" / f"{site}.jsonl"
+            return self.coordinator.run.ledgers_folder / f"{site}.jsonl"
         return ledger_path(self.work, site)
 
     def _site(self, name: str, fold: str, train: Store, held: Store, ledgers: Mapping[str, Path]) -> Site:

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from autofed.federation.premises import ledger_path
 from autofed.files import PathLike, Record
 from autofed.privacy import accounting
 from autofed.privacy.events import Event, Unit
 from autofed.privacy.ledger import NAME, Charge, PrivacyLedger
 from autofed.problems import Problems, refuse
+from autofed.runs import Run
 
 _LITTLE_PROTECTION = 10.0
 """An epsilon above this is told to be little protection."""
@@ -100,7 +102,8 @@ def begin(site: PathLike, epsilon: float | None, delta: float | None, simulation
     elif accounting.renyi_room(epsilon, delta, accounting.LARGEST_ORDER) <= 0:
         problems.append(f"nothing fits under epsilon {epsilon:g} at delta {delta:g}; give more of either")
     refuse(str(path), problems)
-    return PrivacyLedger(path, path.resolve().parent.name, epsilon, delta, simulation=simulation)
+    name = path.resolve().parent.name if path.name == NAME else path.stem
+    return PrivacyLedger(path, name, epsilon, delta, simulation=simulation)
 
 
 def _path(site: PathLike) -> Path:
@@ -124,10 +127,24 @@ def state(ledger: PrivacyLedger) -> Statement:
         success_rate=None if epsilon is None else accounting.success_rate(epsilon, delta),
         unprotected_since=next((charge.run for charge in charges if not charge.protects), None),
         ceiling=_ceiling(ledger),
-        runs=tuple(_run(run, charges, delta) for run in dict.fromkeys(charge.run for charge in charges)),
+        runs=tuple(_run(ledger, run, charges) for run in dict.fromkeys(charge.run for charge in charges)),
         promise=_promise(epsilon, delta, charges),
         notes=tuple(_notes(ledger, epsilon, charges)),
     )
+
+
+def of_run(run: Run, work: PathLike | None) -> list[str]:
+    """What a finished private run cost each of its sites, a line or two for each; nothing for a run without privacy.
+
+    `work` holds the sites' own ledgers; a simulation has its own, and over Flower every site keeps its own.
+    """
+    if not run.plan().agreement.privacy.promises:
+        return []
+    own = sorted(run.ledgers_folder.glob("*.jsonl"))
+    sites = run.plan().agreement.patients
+    paths = own or ([ledger_path(Path(work), site) for site in sorted(sites)] if work else [])
+    found = [summary(PrivacyLedger.existing(path), run.identity().id) for path in paths]
+    return list(dict.fromkeys(line for lines in found for line in lines))  # that it is a simulation is said once
 
 
 def summary(ledger: PrivacyLedger, run: str | None = None) -> list[str]:
@@ -135,9 +152,9 @@ def summary(ledger: PrivacyLedger, run: str | None = None) -> list[str]:
     every = ledger.charges()
     mine = [charge for charge in every if run is None or _belongs(charge, run)]
     what = "all runs together" if run is None else "this run"
-    parts = [_cost_in_words(what, mine, ledger.delta)]
+    parts = [_cost_in_words(ledger, what, mine)]
     if len(mine) < len(every):
-        parts.append(_cost_in_words("all runs together", every, ledger.delta))
+        parts.append(_cost_in_words(ledger, "all runs together", every))
     ceiling = _ceiling(ledger)
     if ceiling:
         left = max(0.0, ceiling.epsilon - ceiling.counted)
@@ -146,9 +163,9 @@ def summary(ledger: PrivacyLedger, run: str | None = None) -> list[str]:
     return [*lines, _SIMULATION] if ledger.opening.simulation else lines
 
 
-def _cost_in_words(what: str, charges: Sequence[Charge], delta: float) -> str:
-    epsilon = _cost(charges, delta)
-    if epsilon is None:
+def _cost_in_words(ledger: PrivacyLedger, what: str, charges: Sequence[Charge]) -> str:
+    epsilon, delta = ledger.cost(charges), ledger.delta
+    if math.isinf(epsilon):
         return f"nothing is promised for {what}, since {_why(charges)}"
     return f"{what} cost epsilon {rounded_up(epsilon)} at delta {delta:g}"
 
@@ -161,32 +178,26 @@ def _events(charges: Iterable[Charge]) -> list[Event]:
     return [event for charge in charges for event in charge.events]
 
 
-def _cost(charges: Sequence[Charge], delta: float) -> float | None:
-    if not all(charge.protects for charge in charges):
-        return None
-    return _finite(accounting.epsilon(_events(charges), delta))
-
-
-def _run(run: str, charges: Iterable[Charge], delta: float) -> RunSpent:
+def _run(ledger: PrivacyLedger, run: str, charges: Iterable[Charge]) -> RunSpent:
     mine = [charge for charge in charges if charge.run == run]
     kinds = dict.fromkeys((event.mechanism, event.unit) for event in _events(mine))
     return RunSpent(
         run=run,
         since=mine[0].time,
         seeded=any(charge.seeded for charge in mine),
-        epsilon=_cost(mine, delta),
-        mechanisms=tuple(_mechanism(mechanism, unit, mine, delta) for mechanism, unit in kinds),
+        epsilon=_finite(ledger.cost(mine)),
+        mechanisms=tuple(_mechanism(ledger, mechanism, unit, mine) for mechanism, unit in kinds),
     )
 
 
-def _mechanism(mechanism: str, unit: Unit, charges: Iterable[Charge], delta: float) -> Spent:
+def _mechanism(ledger: PrivacyLedger, mechanism: str, unit: Unit, charges: Iterable[Charge]) -> Spent:
     mine = [charge for charge in (_only(charge, mechanism, unit) for charge in charges) if charge.events]
     return Spent(
         mechanism=mechanism,
         unit=unit,
         rounds=len({charge.round for charge in mine}),
         steps=sum(event.steps for event in _events(mine)),
-        epsilon=_cost(mine, delta),
+        epsilon=_finite(ledger.cost(mine)),
     )
 
 
@@ -238,6 +249,9 @@ def _notes(ledger: PrivacyLedger, epsilon: float | None, charges: Sequence[Charg
     if epsilon is not None and epsilon > _LITTLE_PROTECTION:
         yield (f"An epsilon above {_LITTLE_PROTECTION:g} is little protection against such a test; the noise may still "
                "keep scans from being restored.")  # fmt: skip
+    if epsilon is not None and any(charge.case_is_patient for charge in charges):
+        yield ("Its data names no patients (`patients` in dataset.json), so that one case counts as one: who has "
+               "several is protected less.")  # fmt: skip
     whole = sorted({event.mechanism for event in _events(charges) if event.unit == "site"})
     if whole and epsilon is not None:
         yield (f"The unit of {', '.join(whole)} is all that the hospital holds at once, each patient included; "

@@ -129,10 +129,14 @@ def _settled(made: Plan, settings: Mapping[str, Any], epsilon: float | None, del
     from autofed.privacy import promise
 
     found = promise.settled(made, wanted, delta, noise_is_given="noise_multiplier" in by_hand)
-    return made.change(found, _CALIBRATED) if found else made
+    noise = {name: value for name, value in found.items() if name.endswith("noise_multiplier")}
+    said = {name: value for name, value in found.items() if name not in noise}
+    return made.change(noise, _CALIBRATED).change(said, _PROMISED) if noise else made.change(said, _COMPUTED)
 
 
-_CALIBRATED = "noise and promise belong together: worked out for q, steps and rounds by the accountant"
+_CALIBRATED = "the least that keeps the promise over all steps and rounds, by the accountant"
+_PROMISED = "the promise to every patient, for this training"
+_COMPUTED = "what this noise promises over all steps and rounds, by the accountant"
 
 
 def _guide(like: PathLike | None) -> Plan | None:

@@ -1,0 +1,182 @@
+"""Canary patients: pictures with wrong labels, each in or out of a training by a coin, that an audit looks for.
+
+A network that was trained on such a picture errs on it in the way it was taught to; so its loss on it tells an attacker
+who sees the final weights whether it was there (as the loss tells Steinke et al. 2023, section 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+
+from autofed.batches import STRAIGHT, draw_patch
+from autofed.devices import arithmetic, place
+from autofed.exchange import Arrays
+from autofed.fit import Fitted, fit
+from autofed.labels import Labels
+from autofed.loss import make_loss
+from autofed.network import build, load_weights, weights_of
+from autofed.plans import Plan
+from autofed.prepared import Store
+from autofed.privacy import ADAPTATION, Draw, Gradient, Mechanism
+from autofed.privacy.audit import Trial
+from autofed.privacy.chance import SECRET_BYTES
+from autofed.privacy.events import Event
+
+_BLOCKS = 4
+"""A wrong label map has so many blocks along each axis, each of a value of its own."""
+
+_SMOOTH = 1 / 12
+"""Random pictures are smooth over this share of an edge."""
+
+
+@dataclass(frozen=True)
+class Canaries(Store):
+    """Patients in memory, one case each, of the size of a patch."""
+
+    images: Mapping[str, np.ndarray] = field(default_factory=dict)
+    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def image(self, case: str) -> Any:
+        """The image (C, *grid), float32."""
+        return self.images[case]
+
+    def label(self, case: str) -> Any:
+        """The wrong label map (*grid)."""
+        return self.maps[case]
+
+    def locations(self, case: str) -> dict[int, np.ndarray]:
+        """None: patches are taken anywhere."""
+        return {}
+
+
+def make_canaries(plan: Plan, count: int, generator: np.random.Generator, site: Store | None = None) -> Canaries:
+    """So many canaries for a plan: patches of a site's patients, at most one of each, or clouds of random values."""
+    training, values = plan.local.training, sorted(Labels.of(plan.agreement).values)
+    shape = (1, *training.patch_size)[-3:]
+    if site is None:
+        pictures = [make_picture(plan, generator) for _ in range(count)]
+    else:
+        chosen = generator.permutation(sorted(site.patients))[:count]
+        drawn = (draw_patch(site, patient, training, STRAIGHT, generator)[0] for patient in chosen)
+        pictures = [np.ascontiguousarray(image, np.float32).reshape(-1, *shape) for image in drawn]
+    names = [f"canary_{i:06d}" for i in range(len(pictures))]
+    maps = [_blocks(shape, values, generator) for _ in names]
+    each = {name: (name,) for name in names}
+    return Canaries({}, each, (), dict(zip(names, pictures, strict=True)), dict(zip(names, maps, strict=True)))
+
+
+def make_picture(plan: Plan, generator: np.random.Generator) -> np.ndarray:
+    """Smooth random values (C, *grid) of mean 0 and deviation 1, as normalised images have them, of a patch's size."""
+    shape = (len(plan.agreement.channels), *(1, *plan.local.training.patch_size)[-3:])
+    image = gaussian_filter(generator.standard_normal(shape), [0, *(edge * _SMOOTH for edge in shape[1:])])
+    return ((image - image.mean()) / image.std()).astype(np.float32)
+
+
+def _blocks(shape: Sequence[int], values: Sequence[int], generator: np.random.Generator) -> np.ndarray:
+    """A label map (*grid) of random blocks."""
+    coarse = generator.choice(values, size=[min(_BLOCKS, edge) for edge in shape])
+    places = np.ix_(*(np.arange(edge) * n // edge for edge, n in zip(shape, coarse.shape, strict=True)))
+    return coarse[places].astype(np.int16)
+
+
+def attack(
+    plan: Plan,
+    mechanism: Mechanism,
+    canaries: Canaries,
+    steps: int,
+    generator: np.random.Generator,
+    *,
+    device: str = "cpu",
+    on_step: Callable[[], None] = lambda: None,
+) -> Trial:
+    """Train the plan's network at one site, for all of its rounds of so many steps, on the canaries that are in.
+
+    A canary's score is by how much its loss has fallen. `mechanism` is made for so many patients as there are canaries;
+    whoever is out is drawn all the same and contributes nothing.
+    """
+    included = generator.random(len(canaries.patients)) < 0.5
+    absent = frozenset(name for name, there in zip(sorted(canaries.patients), included, strict=True) if not there)
+    events: list[Event] = []
+    start = weights_of(build(plan.local.network, seed=plan.local.training.seed))
+    weights: Arrays = start
+    momentum: Arrays = {}
+    for round in range(1, plan.agreement.training.rounds + 1):
+        keyed = mechanism.keyed(generator.bytes(SECRET_BYTES))
+        events += keyed.cost(steps)
+        fitted = _fit(plan, keyed, absent, canaries, weights, momentum, round, steps, device, on_step)
+        released = keyed.release({"update": fitted.update(weights)})
+        weights = {name: array + released["update"][name] for name, array in weights.items()}
+        momentum = fitted.momentum if plan.local.training.keep_momentum else {}
+        mechanism = mechanism.adapt(released[ADAPTATION]) if ADAPTATION in released else mechanism
+    fallen = _losses(plan, canaries, start, device) - _losses(plan, canaries, weights, device)
+    return Trial(fallen, included, tuple(events))
+
+
+def _fit(
+    plan: Plan,
+    mechanism: Mechanism,
+    absent: frozenset[str],
+    canaries: Canaries,
+    weights: Arrays,
+    momentum: Arrays,
+    round: int,
+    steps: int,
+    device: str,
+    on_step: Callable[[], None],
+) -> Fitted:
+    """A round of a site, as it trains."""
+    return fit(
+        weights,
+        canaries,
+        plan.local,
+        cast(Mechanism, _Without(mechanism, absent)),
+        steps=steps,
+        rate=lambda done: plan.agreement.training.rate_at(round - 1 + done),
+        seed=(plan.local.training.seed, round),
+        momentum=momentum,
+        labels=Labels.of(plan.agreement),
+        device=device,
+        on_step=on_step,
+    )
+
+
+@dataclass(frozen=True)
+class _Without:
+    """What training asks of a mechanism, with some patients replaced by nothing."""
+
+    mechanism: Mechanism
+    absent: frozenset[str]
+
+    def sampler(self, patients: Sequence[str], seed: Sequence[int]) -> Iterator[Draw]:
+        """Everyone is drawn; of the absent no gradient is taken."""
+        for draw in self.mechanism.sampler(patients, seed):
+            there = ([name for name in group if name not in self.absent] for group in draw)
+            yield [group for group in there if group]
+
+    def step(self, gradients: Iterator[Gradient], like: Gradient) -> Gradient:
+        """The mechanism's own."""
+        return self.mechanism.step(gradients, like)
+
+
+def _losses(plan: Plan, canaries: Canaries, weights: Arrays, device: str) -> np.ndarray:
+    """The loss of every canary, in the order of their names."""
+    network, training = plan.local.network, plan.local.training
+    module = build(network).train()
+    load_weights(module, weights)
+    place(module, network, device)
+    loss = make_loss(training, len(module.heads), Labels.of(plan.agreement))
+    found = []
+    for name in sorted(canaries.patients):
+        shape = tuple(training.patch_size)
+        image = torch.from_numpy(canaries.images[name].reshape(1, -1, *shape))
+        label = torch.from_numpy(canaries.maps[name].reshape(1, 1, *shape)).to(device)
+        with torch.no_grad(), arithmetic(training.precision, device):
+            outputs = module(place(image, network, device))
+            found.append(float(loss([logits.float() for logits in outputs], label)))
+    return np.array(found)

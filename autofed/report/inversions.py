@@ -1,0 +1,43 @@
+"""A patch beside what an attacker makes of one update, without and with a mechanism."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autofed.inversion import Likeness, fit_intensities
+from autofed.report import drawing
+from autofed.report.drawing import INK, QUIET
+from autofed.verbs.auditing import Inversion
+
+
+def draw_inversion(found: Inversion) -> bytes:
+    """A PNG with one row a channel: the patch, and both reconstructions in the patch's brightness and contrast.
+
+    Of a volume the middle slice is shown.
+    """
+    columns = [
+        ("the patient's patch", "", found.truth),
+        ("from a bare update", _figures(found.without.likeness), found.without.image),
+        (f"from one with {found.mechanism}", _figures(found.protected.likeness), found.protected.image),
+    ]
+    rows = len(found.truth)
+    figure = drawing.figure(8.4, 0.9 + 2.8 * rows, layout="constrained")
+    figure.suptitle(f"one local step on one patient; a blank image: {_figures(found.blank)}", fontsize=9, color=QUIET)
+    axes = figure.subplots(rows, len(columns), squeeze=False)
+    for place, (name, figures, image) in enumerate(columns):
+        shown = fit_intensities(image, found.truth)
+        for row, ax in enumerate(axes[:, place]):
+            low, high = np.percentile(found.truth[row], (0.5, 99.5))
+            ax.imshow(_slice(shown[row]), cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+            ax.set_xticks([])
+            ax.set_yticks([])
+        axes[0, place].set_title(f"{name}\n{figures}", fontsize=10, color=INK)
+    return drawing.png(figure)
+
+
+def _slice(image: np.ndarray) -> np.ndarray:
+    return image if image.ndim == 2 else image[len(image) // 2]
+
+
+def _figures(likeness: Likeness) -> str:
+    return f"PSNR {likeness.psnr:.1f} dB, SSIM {likeness.ssim:.2f}"

@@ -1,0 +1,216 @@
+"""Auditing a plan's mechanism: what an attacker can tell of canaries, and what a patch looks like in one update.
+
+Nothing that is computed here leaves the machine, so no ledger is charged.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from autofed import plans, privacy
+from autofed.batches import STRAIGHT, draw_patch
+from autofed.canaries import attack, make_canaries, make_picture
+from autofed.devices import pick_device
+from autofed.exchange import Arrays
+from autofed.federation.premises import open_data
+from autofed.files import PathLike
+from autofed.inversion import Likeness, gradient_of, invert, likeness
+from autofed.labels import Labels
+from autofed.network import build, weights_of
+from autofed.parallel import Progress, silent
+from autofed.plans import Plan
+from autofed.prepared import Store
+from autofed.privacy import audit as audits
+from autofed.privacy.accounting import default_delta
+from autofed.privacy.audit import Audit
+from autofed.problems import Problems, refuse
+
+Kind = Literal["gradient", "image"]
+
+USUAL_CANARIES = {"gradient": 1000, "image": 100}
+
+
+def audit(
+    plan: PathLike | Plan,
+    site_work: PathLike | None = None,
+    output: PathLike | None = None,
+    *,
+    kind: Kind = "gradient",
+    canaries: int | None = None,
+    alpha: float = 0.05,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> Audit:
+    """A lower bound of the epsilon of a plan's mechanism as it runs, beside the plan's claim; JSON to `output`.
+
+    "gradient": canary patients whose gradients are as loud as the clip allows, through all rounds and steps of the
+    plan; the strongest attack, and quick. "image": the plan's network is trained at one site on canary patients with
+    wrong labels: patches of the patients in `site_work` (WORK/SITE), or random pictures. That takes as long as the
+    training of one site with so many patients. Nothing leaves the machine and no ledger is charged.
+    """
+    made = plan if isinstance(plan, Plan) else plans.load(plan)
+    refuse("--kind", [] if kind in USUAL_CANARIES else [f"found {kind!r}; write gradient or image"])
+    site = _site(site_work, made)
+    steps = made.steps_at(site) if site else max(made.steps_at(name) for name in made.agreement.patients)
+    generator = np.random.default_rng(secrets.randbits(128))
+    count = canaries or USUAL_CANARIES[kind]
+    delta = made.agreement.privacy.delta or default_delta(max(made.agreement.patients.values()))
+    if kind == "gradient":
+        rounds, mechanism = made.agreement.training.rounds, privacy.find(made, count)
+        found = audits.audit(
+            mechanism, rounds=rounds, steps=steps, delta=delta, canaries=count, alpha=alpha, generator=generator,
+            progress=progress,
+        )  # fmt: skip
+    else:
+        store = _store(site_work, made) if site_work else None
+        found = _of_images(made, store, count, steps, delta, alpha, generator, pick_device(device), progress)
+    found = found.model_copy(update={"claim": made.agreement.privacy.epsilon or found.claim})
+    if output is not None:
+        found.save(Path(output))
+    return found
+
+
+def _of_images(
+    made: Plan,
+    store: Store | None,
+    count: int,
+    steps: int,
+    delta: float,
+    alpha: float,
+    generator: np.random.Generator,
+    device: str,
+    progress: Progress,
+) -> Audit:
+    canaries = make_canaries(made, count, generator, store)
+    found = len(canaries.patients)
+    refuse("--canaries", [] if found >= audits.LEAST else [audits.too_few(found)])
+    rounds, done = made.agreement.training.rounds, 0
+
+    def on_step() -> None:
+        nonlocal done
+        done += 1
+        progress("training on canaries", done, rounds * steps)
+
+    progress("training on canaries", 0, rounds * steps)
+    mechanism = privacy.find(made, found)
+    trial = attack(made, mechanism, canaries, steps, generator, device=device, on_step=on_step)
+    return audits.report(trial, mechanism.name, "image", rounds=rounds, steps=steps, delta=delta, alpha=alpha)
+
+
+def _site(site_work: PathLike | None, made: Plan) -> str | None:
+    """The site whose prepared data is in WORK/SITE."""
+    if site_work is None:
+        return None
+    site, known = Path(site_work).resolve().name, list(made.agreement.patients)
+    refuse(str(site_work), [] if site in known else [f"there is no site {site!r} in the plan; expected WORK/SITE with "
+                                                     f"one of {', '.join(known)}"])  # fmt: skip
+    return site
+
+
+def _store(site_work: PathLike, made: Plan) -> Store:
+    folder = Path(site_work).resolve()
+    return open_data(folder.parent, folder.name, made)
+
+
+# --- gradient inversion
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """An image (C, *patch), float32, and how like the true one it is."""
+
+    image: np.ndarray
+    likeness: Likeness
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """A patch (C, *patch), and its reconstructions from one update without and with the plan's mechanism.
+
+    `blank` is how like the patch a blank image is: what an attacker has who saw nothing.
+    """
+
+    mechanism: str
+    truth: np.ndarray
+    without: Reconstruction
+    protected: Reconstruction
+    blank: Likeness
+
+
+def inversion(
+    plan: PathLike | Plan,
+    site_work: PathLike | None = None,
+    *,
+    iterations: int = 300,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Inversion:
+    """Reconstruct a patient's patch from the update of one local step, with and without the plan's mechanism.
+
+    The worst case for the patient: nobody else is in the step, and the attacker knows the label map. The patch is one
+    of the patients in `site_work` (WORK/SITE), or a made-up one. Nothing leaves the machine.
+    """
+    made = plan if isinstance(plan, Plan) else plans.load(plan)
+    generator = np.random.default_rng(seed)
+    site = _site(site_work, made)
+    image, label = _patch(made, _store(site_work, made) if site_work else None, generator)
+    weights = weights_of(build(made.local.network, seed=seed))
+    bare = gradient_of(image, label, weights, made.local, Labels.of(made.agreement))
+    number = made.agreement.patients[site] if site else max(made.agreement.patients.values())
+    attempt = partial(_attempt, made, image, label, weights, iterations, seed, progress)
+    return Inversion(
+        mechanism=made.agreement.privacy.mechanism,
+        truth=image,
+        without=attempt("without", _step(bare, made)),
+        protected=attempt("with", _protected(bare, made, number)),
+        blank=likeness(np.zeros_like(image), image),
+    )
+
+
+def _attempt(
+    made: Plan, image: np.ndarray, label: np.ndarray, weights: Arrays, iterations: int, seed: int, progress: Progress,
+    name: str, update: Arrays,
+) -> Reconstruction:  # fmt: skip
+    labels = Labels.of(made.agreement)
+
+    def show(_: str, done: int, total: int) -> None:
+        progress(f"reconstructing {name} the mechanism", done, total)
+
+    found = invert(update, weights, label, made.local, labels=labels, iterations=iterations, seed=seed, progress=show)
+    return Reconstruction(found, likeness(found, image))
+
+
+def _patch(made: Plan, store: Store | None, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Image (C, *patch) and label map (*patch) of a patient, or made up: the brighter, the higher the label."""
+    if store is None:
+        image = make_picture(made, generator).reshape(-1, *made.local.training.patch_size)
+        values = sorted(Labels.of(made.agreement).values)
+        edges = np.quantile(image[0], np.arange(1, len(values)) / len(values))
+        return image, np.array(values, np.int16)[np.digitize(image[0], edges)]
+    patient = sorted(store.patients)[int(generator.integers(len(store.patients)))]
+    image, label = draw_patch(store, patient, made.local.training, STRAIGHT, generator)
+    return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(label)
+
+
+def _step(gradient: dict[str, np.ndarray], made: Plan) -> dict[str, np.ndarray]:
+    """The update of one plain step along a gradient."""
+    return {name: -np.float32(made.local.training.learning_rate) * part for name, part in gradient.items()}
+
+
+def _protected(gradient: dict[str, np.ndarray], made: Plan, patients: int) -> dict[str, np.ndarray]:
+    """What the plan's mechanism releases of a step in which this patient alone was drawn."""
+    import torch
+
+    mechanism = privacy.find(made, patients).keyed(secrets.token_bytes(32))
+    parts = [torch.from_numpy(part) for part in gradient.values()]
+    stepped = [part.numpy() for part in mechanism.step([parts], parts)]
+    released = mechanism.release({"update": _step(dict(zip(gradient, stepped, strict=True)), made)})
+    if "update" not in released:
+        raise Problems("--inversion", [f"{mechanism.name} releases no update"])
+    return dict(released["update"])
