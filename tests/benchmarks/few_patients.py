@@ -38,7 +38,14 @@ def main() -> None:
 def runs(federation: str) -> list[Experiment]:
     """Without and with a promise."""
     shared = {**NETWORKS[federation], **LENGTH}
-    private = {**shared, **DP_SGD, "privacy.sampling_rate": RATE, "privacy.epsilon": EPSILON, "privacy.delta": DELTA}
+    private = {
+        **shared,
+        **DP_SGD,
+        "learning_rate": 0.02,
+        "privacy.sampling_rate": RATE,
+        "privacy.epsilon": EPSILON,
+        "privacy.delta": DELTA,
+    }
     return [
         Experiment(federation, label="few-none", settings={**shared, "keep_momentum": True, "batch_size": 4}),
         Experiment(federation, label="few-private", settings=private),
