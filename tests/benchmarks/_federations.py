@@ -39,7 +39,7 @@ from autofed.prepared import open_store
 from autofed.problems import Problems, refuse
 from autofed.runs import GLOBAL, Run
 from autofed.scores import find_references, score_case
-from autofed.splits import split
+from autofed.splits import ALL, split
 
 GALLERY = Path(__file__).resolve().parents[2] / "plans"
 HELD_OUT = "0"
@@ -128,6 +128,10 @@ class Bench:
     full: bool = False
     device: str = "auto"
 
+    def fold(self, federation: str) -> str:
+        """The fold that is trained: nobody can be held out where no site has five patients."""
+        return ALL if federation == "brain-mri" else HELD_OUT
+
     def sites(self, federation: str) -> list[Path]:
         """The folders of the sites."""
         return sorted(p.parent for p in (self.data / federation).glob("sites/*/dataset.json"))
@@ -189,10 +193,11 @@ class Bench:
         made = self.plan_of(experiment)
         work = self.out / experiment.federation / "work"
         with watching() as watch:
-            run = verbs.train(made, work, folder / "run", folds=[HELD_OUT], init=self.start(experiment, made),
+            run = verbs.train(made, work, folder / "run", folds=[self.fold(experiment.federation)],
+                              init=self.start(experiment, made),
                               device=self.device, simulation=True,
                               resume=(folder / "run" / "run.json").is_file())  # fmt: skip
-        complete(run)
+        complete(run, self.fold(experiment.federation))
         trained = time.monotonic()
         scored = self._score(experiment, run, made)
         seconds = {"training": round(trained - begin, 1), "scoring": round(time.monotonic() - trained, 1)}
@@ -225,16 +230,15 @@ class Bench:
 
     def _score(self, experiment: Experiment, run: Run, made: plans.Plan) -> dict[str, Any]:
         """Every model on the test set, and every site's own (or else the common one) on what that site held out."""
-        device = pick_device(self.device)
+        device, fold = pick_device(self.device), self.fold(experiment.federation)
         models = {
-            model: Predictor(run.members(model, [HELD_OUT])[-1:], device=device, mirroring=False)
-            for model in run.models()
+            model: Predictor(run.members(model, [fold])[-1:], device=device, mirroring=False) for model in run.models()
         }
         test = test_set(self.data / experiment.federation / "test", made)
         held = {}
         for folder in self.sites(experiment.federation):
             dataset = open_dataset(folder)
-            patients = read_json(run.site_folder(dataset.name, HELD_OUT) / "split.json")["validation"]
+            patients = read_json(run.site_folder(dataset.name, fold) / "split.json")["validation"]
             cases = [c for c, files in dataset.cases.items() if files.label and dataset.patient(c) in patients]
             model = dataset.name if dataset.name in models else GLOBAL
             held[dataset.name] = score(models[model], dataset, cases)
@@ -358,9 +362,9 @@ def watching() -> Iterator[Watch]:
         watch.processor = time.process_time() - begin
 
 
-def complete(run: Run) -> None:
+def complete(run: Run, fold: str) -> None:
     """`Problems` if a site was left out of a round: such a run says nothing of its algorithm."""
-    lines = metrics.read(run.fold_folder(HELD_OUT))
+    lines = metrics.read(run.fold_folder(fold))
     refuse(str(run.folder), [f"round {line['round']}: {line['left_out']}" for line in lines if line.get("left_out")])
 
 

@@ -11,7 +11,7 @@ ledgers are those of simulations. The noise is calibrated for `epsilon` at DELTA
 * naive: that plan's network, steps and learning rate; one patch of each drawn patient, as many patients as its batch
   has, C = 1, no average over rounds.
 * tuned: a narrow network, more patients a step, two patches each, normalised clip, an average over rounds.
-* adp: the same with the adaptive clip and a noise schedule.
+* adp: the same with the adaptive clip and a noise schedule. Its clip is normalised, too, so that all else is the same.
 
 `--part trials` are the trainings by which settings were chosen. They are scored on held-out patients alone, those of
 another federation than the settings are for. Of the arms a snapshot every tenth of the rounds is scored on held-out
@@ -91,7 +91,7 @@ DP_SGD = {
     "privacy.clipping": "normalised", "training.ema": 0.8, **RECIPE,
 }  # fmt: skip
 ADP = {
-    **DP_SGD, "privacy.mechanism": "adp", "privacy.clipping": "flat", "privacy.quantile": 0.5,
+    **DP_SGD, "privacy.mechanism": "adp", "privacy.quantile": 0.5,
     "privacy.quantile_share": 0.05, "privacy.clip_rate": 0.5, "privacy.noise_ratio": 0.7,
 }  # fmt: skip
 
@@ -190,6 +190,7 @@ def ablation() -> dict[str, Experiment]:
         "flat clip": {"privacy.clipping": "flat"},
         "weights by noise": {"average.weights": "noise"},
         "public start": {},
+        "adaptive flat clip": {**ADP, "privacy.clipping": "flat"},
     }
     return {
         name: Experiment("dermoscopy", label=name.replace(" ", "-"), settings={**base, **change})
@@ -234,9 +235,10 @@ class Private(Bench):
     def _score(self, experiment: Experiment, run: Run, made: plans.Plan) -> dict[str, Any]:
         plain = made.change({"inference.mirror_axes": []})
         curve = {}
-        for member in run.members(GLOBAL, [HELD_OUT]):
+        for member in run.members(GLOBAL, [self.fold(experiment.federation)]):
             dice = self._held_out(experiment, run, member.read(), plain)
-            curve[member.name.rsplit(" ", 1)[-1]] = float(np.mean([np.mean(list(cases.values())) for cases in dice]))
+            if means := [np.mean(list(cases.values())) for cases in dice if cases]:
+                curve[member.name.rsplit(" ", 1)[-1]] = float(np.mean(means))
         found = {"test": {}, "held_out": {}} if "try" in experiment.label else super()._score(experiment, run, made)
         if experiment.label.startswith("tuned"):
             found["unaveraged"] = self._unaveraged(experiment, run, made)
@@ -244,7 +246,7 @@ class Private(Bench):
 
     def _unaveraged(self, experiment: Experiment, run: Run, made: plans.Plan) -> dict[str, Any]:
         """The scores on the test set of the last round's own weights: the very same training without the average."""
-        folder = run.fold_folder(HELD_OUT)
+        folder = run.fold_folder(self.fold(experiment.federation))
         weights = states.load(folder, made.agreement.training.rounds).shared["weights"]
         predictor = Predictor([Member("last", made, lambda: weights)], device=pick_device(self.device), mirroring=False)
         test = test_set(self.data / experiment.federation / "test", made)
@@ -254,7 +256,7 @@ class Private(Bench):
         """Dice by held-out case on the plan's grid, site by site."""
         work, found = self.out / experiment.federation / "work", []
         for site in made.agreement.patients:
-            held = read_json(run.site_folder(site, HELD_OUT) / "split.json")["validation"]
+            held = read_json(run.site_folder(site, self.fold(experiment.federation)) / "split.json")["validation"]
             dice = case_dice(weights, open_store(work, site, made.local).only(held), made)
             means = {case: table[:, 0] for case, table in dice.items() if not np.isnan(table[:, 0]).all()}
             found.append({case: float(np.nanmean(row)) for case, row in means.items()})

@@ -51,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=False)
     parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--only", action="append", help="networks whose names hold this; may be repeated")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # in a process of its own
     args = parser.parse_args()
     if args.one:
@@ -60,7 +61,7 @@ def main() -> None:
     path = args.output / "private_step.json"
     found = json.loads(path.read_text()) if path.is_file() else {}
     for name, size in cases().items():
-        if name not in found:
+        if name not in found and (not args.only or any(part in name for part in args.only)):
             found[name] = measured(size, args.steps)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(found, indent=1))
