@@ -203,7 +203,9 @@ def ablation() -> dict[str, Experiment]:
 
 @dataclass(frozen=True)
 class Private(Bench):
-    """Runs that hold out the same patients whatever their mechanism, and score some of their rounds."""
+    """Runs that hold out the same patients whatever their mechanism, and score so many `rounds` of theirs."""
+
+    rounds: int = SNAPSHOTS
 
     def prepare(self, federation: str) -> plans.Plan:
         """As ever; and every site says itself which fifth it holds out."""
@@ -219,7 +221,9 @@ class Private(Bench):
         chosen = {"training.seed": experiment.seed, **experiment.settings}
         made = self.prepare(experiment.federation)
         rounds = chosen.get("training.rounds", made.agreement.training.rounds)
-        chosen["training.snapshots"] = sorted({max(1, round(rounds * i / SNAPSHOTS)) for i in range(1, SNAPSHOTS + 1)})
+        chosen["training.snapshots"] = sorted(
+            {max(1, round(rounds * (i + 1) / self.rounds)) for i in range(self.rounds)}
+        )
         return verbs.change(made, None, chosen)
 
     def start(self, experiment: Experiment, made: plans.Plan) -> Path | None:
@@ -376,10 +380,12 @@ def of_arms(known: Known) -> str:
 
 
 def soon(found: Sequence[Result]) -> str:
-    """The first scored round at 95 % of the last one's Dice, the mean over seeds."""
+    """The first scored round at 95 % of the last one's Dice, the mean over seeds; nothing if that is next to 0."""
     reached = []
     for result in found:
         curve = {int(round): dice for round, dice in result.content["curve"].items()}
+        if curve[max(curve)] < 0.05:
+            return "-"
         reached.append(min(r for r, dice in curve.items() if dice >= 0.95 * curve[max(curve)]) / max(curve))
     last = max(map(int, found[0].content["curve"]))
     return f"{np.mean(reached) * last:.0f} of {last}"
