@@ -39,7 +39,7 @@ from autofed.privacy.gaussian import FedDP
 from autofed.runs import GLOBAL, Run
 
 FEDERATION = "histology"
-NOISES = (0.0003, 0.001, 0.01, 0.1, 1.0, 5.0)
+NOISES = (0.0003, 0.001, 0.01, 0.1, 0.3, 1.0, 5.0)
 """Multipliers z."""
 
 PAPER = {"Dice": 0.55, "Jaccard": 0.63, "accuracy": 0.42}
