@@ -189,11 +189,13 @@ def ablation() -> dict[str, Experiment]:
         "one patch": {"privacy.patches_per_patient": 1},
         "flat clip": {"privacy.clipping": "flat"},
         "weights by noise": {"average.weights": "noise"},
+        "five times the rate": {"learning_rate": 5 * RATES["dermoscopy"]},
         "public start": {},
+        "public start, that rate": {"learning_rate": 5 * RATES["dermoscopy"]},
         "adaptive flat clip": {**ADP, "privacy.clipping": "flat"},
     }
     return {
-        name: Experiment("dermoscopy", label=name.replace(" ", "-"), settings={**base, **change})
+        name: Experiment("dermoscopy", label=name.replace(",", "").replace(" ", "-"), settings={**base, **change})
         for name, change in changes.items()
     }
 
@@ -228,7 +230,7 @@ class Private(Bench):
 
     def start(self, experiment: Experiment, made: plans.Plan) -> Path | None:
         """Weights from public pictures, where the experiment is about them."""
-        if experiment.label != "public-start" or (self.folder(experiment) / "run" / "run.json").is_file():
+        if not experiment.label.startswith("public-start") or (self.folder(experiment) / "run" / "run.json").is_file():
             return None
         path = self.folder(experiment) / "public.safetensors"
         if not path.is_file():
