@@ -349,7 +349,7 @@ def audit(
         Path | None,
         typer.Option(help="Instead: reconstruct a patch from one update, with and without the mechanism; a PNG."),
     ] = None,
-    iterations: Annotated[int, typer.Option(help="Of the reconstruction.", min=1)] = 300,
+    iterations: Annotated[int, typer.Option(help="Of the reconstruction.", min=1)] = 600,
     device: DeviceOption = Device.auto,
 ) -> None:
     """What an attacker can tell of planted patients, beside what the plan promises. Nothing leaves this machine."""
@@ -380,6 +380,7 @@ def _invert(plan: Path, site: Path | None, picture: Path, iterations: int) -> No
         ("without the mechanism", found.without.likeness),
         (f"with {found.mechanism}", found.protected.likeness),
         ("a blank image", found.blank),
+        ("the label map alone", found.label),
     ):
         typer.echo(f"{name:<22} PSNR {likeness.psnr:5.1f} dB  SSIM {likeness.ssim:.3f}")
     typer.echo(f"look at {picture}; it shows the patient's patch, so it stays on this machine")
