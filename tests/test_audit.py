@@ -82,11 +82,11 @@ def test_randomised_response_is_bounded_at_its_own_epsilon():
 
 @dataclass(frozen=True)
 class Quiet(DPSGD):
-    """Noise of a tenth of what is billed."""
+    """Noise of a fiftieth of what is billed."""
 
     @property
     def gradient_noise(self):
-        return self.noise_multiplier / 10
+        return self.noise_multiplier / 50
 
 
 class QuietAdaptive(Adaptive):
