@@ -77,10 +77,15 @@ def _with_mechanism(name: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, A
         yield "agreement.training.ema", PRIVATE_EMA, "an average of rounds has less of their noise, and costs nothing"
     if name in privacy.BY_PATIENT:
         yield "local.training.batch_dice", False, "a gradient is one patient's"
+        why = "each patient's is clipped; of their noised sum a clip would leave little but the noise's direction"
+        yield "local.training.gradient_clip", NO_CLIP, why
 
 
 PRIVATE_EMA = 0.8
 """Share of the old value in the average over rounds that is the model of a private training."""
+
+NO_CLIP = 1e9
+"""Longer than any gradient."""
 
 _SERVER_RATES = {
     "momentum": (1.0, "in short trainings .1 and .3 did not get far enough"),

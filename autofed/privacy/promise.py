@@ -11,8 +11,8 @@ from autofed.plans import Plan
 from autofed.privacy import accounting
 from autofed.privacy.events import Event
 
-_TOLERANCE = 1e-3
-"""By so much an epsilon may be above the one stated: what the accountant's grid and rounding to print may hide."""
+_TOLERANCE = 1e-6
+"""By so much an epsilon may be above the one stated: what another machine's last digits may hide."""
 
 
 def planned(plan: Plan, steps: int) -> tuple[Event, ...]:
