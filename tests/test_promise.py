@@ -88,7 +88,8 @@ def ground(tmp_path_factory):
 
 def test_a_training_ends_in_order_when_its_budget_does(ground, tmp_path):
     """With gradients always shorter than the clip, noise shrinks with it, and the last rounds cannot be paid."""
-    more = {"noise_response": 1.0, "training.rounds": 12, "clip": 1e6, "clip_rate": 2.0, "quantile_share": 0.9}
+    more = {"noise_response": 1.0, "training.rounds": 12, "clip": 1e6, "clip_rate": 2.0, "quantile_share": 0.9,
+            "learning_rate": 1e-9}  # fmt: skip
     made = ground[0].change(PRIVATE["adp"] | more)
     made = made.change(promise.settled(made, 3.0, 1e-5, noise_is_given=False))
     end = train((made, ground[1]), tmp_path)
