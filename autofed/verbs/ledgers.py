@@ -236,8 +236,9 @@ def _promise(epsilon: float | None, delta: float, charges: Sequence[Charge]) -> 
                 f"{first.round} of run {first.run}.")  # fmt: skip
     rate = percent_at_most(accounting.success_rate(epsilon, delta))
     figures = f"epsilon {rounded_up(epsilon)} at delta {delta:g}"
-    return ("Someone who sees everything that left this hospital can tell whether a given patient's scans were used "
-            f"with a success rate of at most {rate} %, where guessing gives 50 % ({figures}).")  # fmt: skip
+    return ("Someone who sees everything that left this hospital in the trainings of this ledger can tell whether a "
+            f"given patient's scans were used with a success rate of at most {rate} %, where guessing gives 50 % "
+            f"({figures}).")  # fmt: skip
 
 
 def _why(charges: Iterable[Charge]) -> str:
