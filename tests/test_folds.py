@@ -444,3 +444,22 @@ def test_what_a_start_has_told_of_the_same_patients_must_be_in_the_ledger(privat
         ground.plan, tmp_path / "elsewhere", tmp_path / "next", init=tmp_path / "open"
     )  # epsilon is infinite, and said so
     assert PrivacyLedger.existing(tmp_path / "elsewhere" / "alpha" / "ledger.jsonl").epsilon() == np.inf
+
+
+def test_a_private_training_that_was_cut_off_in_its_first_round_goes_on(private_run, tmp_path):
+    """What it was charged for is not asked for again: the ceiling is what the whole costs, and no more."""
+    ground, _ = private_run
+    shutil.copytree(ground.root / "work", tmp_path / "work")
+    for ledger in (tmp_path / "work").glob("*/ledger.jsonl"):
+        ledger.unlink()
+    train = partial(autofed.train, ground.plan, tmp_path / "work", tmp_path / "run", device="cpu")
+
+    def stop(_, done, total):
+        if done == 3:  # the first site has answered, the second is at work
+            raise Enough
+
+    with pytest.raises(Enough):
+        train(progress=stop)
+    assert not Run(tmp_path / "run").folds()
+    assert train(resume=True).finished("all") == 4
+    assert len(PrivacyLedger.existing(tmp_path / "work" / "alpha" / "ledger.jsonl").charges()) == 4
