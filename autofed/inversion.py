@@ -22,7 +22,7 @@ from autofed.parallel import Progress, silent
 from autofed.plans import Local
 
 _RATE = 0.1
-_VARIATION = 0.3
+_VARIATION = 0.1
 """The weight of total variation, which keeps reconstructions smooth where gradients say little."""
 
 
@@ -41,7 +41,7 @@ def invert(
     local: Local,
     *,
     labels: Labels | None = None,
-    iterations: int = 300,
+    iterations: int = 600,
     seed: int = 0,
     progress: Progress = silent,
 ) -> np.ndarray:
@@ -94,6 +94,14 @@ def fit_intensities(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
         slope = np.mean((one - one.mean()) * (true - true.mean())) / spread if spread > 0 else 0.0
         fitted[channel] = true.mean() + slope * (one - one.mean())
     return fitted
+
+
+def painted(label: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """An image (C, *patch) of each label value's mean brightness: all that a label map (*patch) tells."""
+    image = np.empty_like(truth, np.float32)
+    for value in np.unique(label):
+        image[:, label == value] = truth[:, label == value].mean(1, keepdims=True)
+    return image
 
 
 class _Victim:

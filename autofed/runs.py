@@ -33,10 +33,14 @@ _BEGINNING = ("plan.json", _START)
 
 
 class Identity(Record):
-    """Names a run: `id` goes into every request, so that a site knows a question it has answered before."""
+    """Names a run: `id` goes into every request, so that a site knows a question it has answered before.
+
+    A `simulation` charges ledgers of its own and leaves those of the sites alone.
+    """
 
     id: str = Field(default_factory=lambda: uuid.uuid4().hex)
     sites: tuple[str, ...]
+    simulation: bool = False
 
 
 class Run:

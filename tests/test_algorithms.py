@@ -16,6 +16,7 @@ from autofed.algorithms.local import LocalOnly
 from autofed.algorithms.scaffold import Scaffold
 from autofed.exchange import Release, Request
 from autofed.fit import Fitted
+from autofed.plans import Average
 from autofed.privacy.none import NoPrivacy
 from autofed.solver import reach
 
@@ -60,7 +61,7 @@ class Quadratic:
 def end(algorithm, sites, rounds=400, *, silent=lambda round, site: False, first=("w",)):
     """The state after so many rounds; a silent site computes nothing in that round."""
     patients = {site.name: site.patients for site in sites}
-    plan = SimpleNamespace(agreement=SimpleNamespace(patients=patients))
+    plan = SimpleNamespace(agreement=SimpleNamespace(patients=patients, average=Average()))
     for site in sites:
         site.others = sites
     state = algorithm.start(Setup(plan, {name: np.zeros(2, np.float32) for name in first}))

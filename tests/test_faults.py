@@ -11,10 +11,11 @@ from autofed.federation import metrics, states
 from autofed.federation.acceptance import accept
 from autofed.federation.inprocess import InProcess
 from autofed.labels import Labels
+from autofed.privacy import ADAPTATION
 from autofed.privacy.ledger import PrivacyLedger
 from autofed.problems import Problems
 from tests import small_federation
-from tests.small_federation import final_arrays, same, train
+from tests.small_federation import final_arrays, private, same, train
 
 
 @pytest.fixture(scope="module")
@@ -205,3 +206,26 @@ def test_a_late_answer_comes_in_the_next_round_and_does_not_count(ground, tmp_pa
     train(ground, tmp_path, name, transport=Late)
     said = [line.get("left_out", {}).get("alpha", "") for line in metrics.read(tmp_path / "rounds")]
     assert said == ["", "did not answer", "answered another question than that of round 3"]
+
+
+ADAPTATIONS = {
+    "none": None,
+    "other": {"above": np.zeros(1, np.float32)},
+    "longer": {"below": np.zeros(3, np.float32)},
+}
+
+
+@pytest.mark.parametrize("name", ADAPTATIONS)
+def test_a_site_that_says_nothing_to_adapt_to_does_not_end_the_training_of_the_others(ground, tmp_path, name):
+    """The next round's mechanism depends on it, at every site."""
+
+    def fault(release):
+        arrays = {group: found for group, found in release.arrays.items() if group != ADAPTATION}
+        told = {} if ADAPTATIONS[name] is None else {ADAPTATION: ADAPTATIONS[name]}
+        return replace(release, arrays={**arrays, **told})
+
+    made = private(ground[0], "adp"), ground[1]
+    assert train(made, tmp_path, transport=faulty(fault)).round == 3
+    lines = metrics.read(tmp_path / "rounds")
+    assert [set(line["sites"]) for line in lines] == [{"alpha", "bravo"}, {"bravo"}, {"alpha", "bravo"}]
+    assert "to adapt to, where {'below': (1,)} was expected" in lines[1]["left_out"]["alpha"]

@@ -3,6 +3,7 @@
 import errno
 import json
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -292,6 +293,7 @@ def test_what_sites_release_for_adapting_reaches_every_mechanism_of_the_next_rou
 
     @dataclass(frozen=True)
     class Counting(type(privacy.find(ground[0]))):
+        adapts: ClassVar = {"ones": (1,)}
         age: int = 0
 
         def release(self, arrays):

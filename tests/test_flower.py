@@ -395,7 +395,7 @@ def test_a_site_that_could_take_part_in_nothing_says_so_at_once(ground, tmp_path
         ({"work": "work", "connection": "x"}, "the data is at the sites; leave work out"),
         ({"work": None, "connection": "x", "algorithm": "pooled"}, "needs all data in one place"),
         ({"work": None, "connection": "x", "folds": ("0", "1")}, "one fold is trained at a time, found 0, 1"),
-        ({"work": None, "connection": "x", "device": "cpu"}, "each site's own choice"),
+        ({"work": None, "connection": "x", "device": "cpu"}, "every site has its own device"),
     ],
 )
 def test_what_belongs_elsewhere_is_refused(ground, tmp_path, wanted, says):

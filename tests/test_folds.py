@@ -2,6 +2,8 @@
 
 import errno
 import json
+import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -411,3 +413,53 @@ def test_a_private_plan_is_not_given_other_rounds_in_passing(private_run, tmp_pa
         ground.train(tmp_path / "run", rounds=9)
     with pytest.raises(Problems, match="made for its rounds"):
         ground.train(run.folder, rounds=9, resume=True)
+
+
+def test_a_simulation_stays_one_and_a_real_run_too(private_run, tmp_path):
+    ground, run = private_run
+    ground.train(tmp_path / "tried", simulation=True)
+    with pytest.raises(Problems, match="begun as a simulation.*add --simulation"):
+        ground.train(tmp_path / "tried", resume=True)
+    with pytest.raises(Problems, match="begun on the sites' own ledgers; leave out --simulation"):
+        ground.train(run.folder, folds=("0",), resume=True, simulation=True)
+    with pytest.raises(Problems, match="leave out --device, --workers and --simulation"):
+        autofed.train(ground.plan, None, tmp_path / "away", connection="net", simulation=True)
+
+
+def test_what_a_start_has_told_of_the_same_patients_must_be_in_the_ledger(private_run, tmp_path):
+    ground, _ = private_run
+    for work in ("here", "elsewhere"):
+        shutil.copytree(ground.root / "work", tmp_path / work)
+        for ledger in (tmp_path / work).glob("*/ledger.jsonl"):
+            ledger.unlink()
+    made = ground.plan.change({"privacy.mechanism": "none"})
+    train = partial(autofed.train, device="cpu")
+    train(ground.plan, tmp_path / "here", tmp_path / "tried", simulation=True)
+    with pytest.raises(Problems, match="is a simulation on patients of alpha, bravo"):
+        train(ground.plan, tmp_path / "here", tmp_path / "next", init=tmp_path / "tried")
+    train(made, tmp_path / "elsewhere", tmp_path / "open")
+    with pytest.raises(Problems, match="was trained on patients of alpha, but .* knows nothing of it"):
+        train(ground.plan, tmp_path / "here", tmp_path / "next", init=tmp_path / "open")
+    train(
+        ground.plan, tmp_path / "elsewhere", tmp_path / "next", init=tmp_path / "open"
+    )  # epsilon is infinite, and said so
+    assert PrivacyLedger.existing(tmp_path / "elsewhere" / "alpha" / "ledger.jsonl").epsilon() == np.inf
+
+
+def test_a_private_training_that_was_cut_off_in_its_first_round_goes_on(private_run, tmp_path):
+    """What it was charged for is not asked for again: the ceiling is what the whole costs, and no more."""
+    ground, _ = private_run
+    shutil.copytree(ground.root / "work", tmp_path / "work")
+    for ledger in (tmp_path / "work").glob("*/ledger.jsonl"):
+        ledger.unlink()
+    train = partial(autofed.train, ground.plan, tmp_path / "work", tmp_path / "run", device="cpu")
+
+    def stop(_, done, total):
+        if done == 3:  # the first site has answered, the second is at work
+            raise Enough
+
+    with pytest.raises(Enough):
+        train(progress=stop)
+    assert not Run(tmp_path / "run").folds()
+    assert train(resume=True).finished("all") == 4
+    assert len(PrivacyLedger.existing(tmp_path / "work" / "alpha" / "ledger.jsonl").charges()) == 4

@@ -69,8 +69,9 @@ def test_the_promise_is_a_sentence_with_its_epsilon_and_delta(work):
     opened(work, *(charge(round) for round in range(10)))
     text = call(work / "alpha" / NAME)
     assert (
-        "Someone who sees everything that left this hospital can tell whether a given patient's scans were used with a "
-        "success rate of at most 99.97 %, where guessing gives 50 % (epsilon 7.92 at delta 1e-05)."
+        "Someone who sees everything that left this hospital in the trainings of this ledger can tell whether a given "
+        "patient's scans were used with a success rate of at most 99.97 %, where guessing gives 50 % (epsilon 7.92 at "
+        "delta 1e-05)."
     ) in text
     assert "The ceiling is epsilon 8.774 at delta 1e-05" in text and "Counted against it: 8.774; 0.0 %" in text
 

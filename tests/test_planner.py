@@ -13,7 +13,7 @@ from autofed.planner.presets import PRESETS
 from autofed.planner.topology import Task
 from autofed.plans import Budget, Speed
 from autofed.problems import Problems
-from tests.plans_made import SPEED, fingerprint
+from tests.plans_made import SPEED, fingerprint, small_plan
 
 PLAIN = Task(1, 2, PRESETS["plain"])
 
@@ -512,3 +512,14 @@ def test_sites_average_unless_another_way_is_asked_for_or_their_steps_differ():
     assert uneven.agreement.algorithm.name == "fednova" and uneven.steps_at("alpha") == 3
     both = made.change({"training.steps_at": {"alpha": 3}, "algorithm.name": "fedavg"})
     assert both.agreement.algorithm.name == "fedavg"
+
+
+def test_two_voxels_deep_means_float32():
+    """Where a CPU's gradients in bfloat16 are rubbish (torch 2.13), no plan asks for them."""
+    made = small_plan()
+    stages = len(made.local.network.features)
+    thin = {"local.training.patch_size": [2**stages, 16, 16], "precision": "bfloat16"}
+    assert made.local.network.is_thin((2**stages, 16, 16))
+    with pytest.raises(Problems, match=r"becomes two voxels deep.*write local\.training\.precision float32"):
+        made.change(thin)
+    assert made.change(thin | {"precision": "float32"}).local.training.precision == "float32"

@@ -316,8 +316,8 @@ class TellsScores(Site):
     def _read(self, data):
         return from_bytes(data)
 
-    def _mechanism(self, request):
-        return super()._mechanism(request) if request.question == "train" else NoPrivacy(1)
+    def _guard(self, request):
+        return super()._guard(request) if request.question == "train" else NoPrivacy(1)
 
     def _charge(self, request, mechanism):
         if request.question == "train":

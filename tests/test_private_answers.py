@@ -13,6 +13,7 @@ from autofed.federation.site import Site
 from autofed.network import build, weights_of
 from autofed.privacy import accounting, promise
 from autofed.privacy.ledger import PrivacyLedger
+from autofed.problems import Problems
 from tests import small_federation
 from tests.small_federation import private
 
@@ -88,6 +89,25 @@ def test_a_charged_round_whose_noise_is_lost_is_refused(ground, tmp_path, monkey
     found = from_bytes(site_in(tmp_path, ground).answer(question(ground)))
     assert isinstance(found, Failure) and found.code == "spent"
     assert charges(tmp_path) == 1
+
+
+def test_a_secret_serves_one_request_alone(ground, tmp_path, monkeypatch):
+    """Who has a site cut off after its charge may not have the same noise tried on other content."""
+    with monkeypatch.context() as during, pytest.raises(Killed):
+        cut(during, "_compute", "after", [])
+        site_in(tmp_path, ground).answer(question(ground))
+    others = {n: a + 1 for n, a in from_bytes(question(ground)).shared["weights"].items()}
+    found = from_bytes(site_in(tmp_path, ground).answer(question(ground, weights=others)))
+    assert isinstance(found, Failure) and found.code == "spent"
+    assert isinstance(from_bytes(site_in(tmp_path, ground).answer(question(ground))), Release)
+    assert charges(tmp_path) == 1
+
+
+def test_a_plan_that_promises_too_much_opens_no_door(ground, tmp_path):
+    liar = ground[0].change({"privacy.epsilon": 0.1}), ground[1]
+    with pytest.raises(Problems, match=r"the plan promises 0\.1"):
+        site_in(tmp_path, liar)
+    assert not (tmp_path / "ledger.jsonl").exists()
 
 
 def test_an_answered_round_is_not_answered_anew_when_its_release_is_gone(ground, tmp_path):

@@ -88,7 +88,8 @@ def ground(tmp_path_factory):
 
 def test_a_training_ends_in_order_when_its_budget_does(ground, tmp_path):
     """With gradients always shorter than the clip, noise shrinks with it, and the last rounds cannot be paid."""
-    more = {"noise_response": 1.0, "training.rounds": 12, "clip": 1e6, "clip_rate": 2.0, "quantile_share": 0.9}
+    more = {"noise_response": 1.0, "training.rounds": 12, "clip": 1e6, "clip_rate": 2.0, "quantile_share": 0.9,
+            "learning_rate": 1e-9}  # fmt: skip
     made = ground[0].change(PRIVATE["adp"] | more)
     made = made.change(promise.settled(made, 3.0, 1e-5, noise_is_given=False))
     end = train((made, ground[1]), tmp_path)
@@ -162,6 +163,8 @@ def test_epsilon_at_the_keyboard_calibrates_a_finished_plan(tmp_path):
     ({}, 8.0, "an epsilon needs a mechanism; write --set privacy.mechanism=dp-sgd"),
     (PRIVATE["dp-sgd"] | {"noise_multiplier": 1.0}, 8.0, "leave one out"),
     ({"privacy.mechanism": "dp-sgd", "quantile": 0.3}, None, "'dp-sgd' has no quantile"),
+    (PRIVATE["dp-sgd"], 0.0, "found an epsilon of 0; write one above 0"),
+    (PRIVATE["dp-sgd"], math.nan, "found an epsilon of nan"),
 ])  # fmt: skip
 def test_wishes_that_contradict_each_other_are_refused(settings, epsilon, said):
     with pytest.raises(Problems, match=said):
@@ -173,3 +176,38 @@ def test_the_filter_of_a_ledger_and_the_promise_agree():
     events = promise.planned(plan, 1)
     assert accounting.epsilon(events, 1e-5) <= accounting.best_renyi_epsilon(events, 1e-5)
     assert math.isinf(accounting.epsilon([*events, Event(mechanism="none", steps=1)], 1e-5))
+
+
+def test_a_mechanism_that_is_named_again_keeps_its_promise():
+    made = verbs.change(small_plan(), None, PRIVATE["dp-sgd"], epsilon=8.0, delta=1e-5)
+    again = verbs.change(made, None, {"privacy.mechanism": "dp-sgd", "training.rounds": 9})
+    assert (again.agreement.privacy.epsilon, again.agreement.privacy.delta) == (8.0, 1e-5)
+    other = verbs.change(made, None, {"privacy.mechanism": "adp"})
+    assert other.agreement.privacy.epsilon == 8.0 and promise.problems(other) == []
+
+
+def test_a_plan_that_is_open_again_is_as_others_are():
+    before, named = small_plan(), PRIVATE["dp-sgd"]
+    training = verbs.change(verbs.change(before, None, named), None, {"privacy.mechanism": "none"}).agreement.training
+    assert (training.ema, training.validate_every) == (0.0, 1)
+
+
+def test_the_adaptive_clip_is_not_normalised_away():
+    assert small_plan().change({"privacy.mechanism": "adp"}).agreement.privacy.clipping == "flat"
+
+
+@pytest.mark.parametrize("delta, said", [(0.0, "found a delta of 0"), (2.0, "found a delta of 2")])
+def test_a_delta_that_is_none_is_refused(delta, said):
+    with pytest.raises(Problems, match=said):
+        verbs.change(small_plan(), None, PRIVATE["dp-sgd"], epsilon=8.0, delta=delta)
+
+
+def test_a_delta_of_one_in_so_many_patients_is_refused():
+    made = small_plan().change(PRIVATE["dp-sgd"] | {"agreement.patients": {"alpha": 500, "bravo": 50}})
+    found = promise.problems(made.change(promise.settled(made, 8.0, 0.01, noise_is_given=False)))
+    assert ["allows as much as one of 500 patients" in problem for problem in found] == [True]
+
+
+def test_noise_that_responds_must_fit_as_planned():
+    made = promised("adp", 4.0, noise_response=1.0).change({"privacy.epsilon": 1.0})
+    assert len(promise.problems(made)) == 2

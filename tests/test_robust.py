@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as drawn
 
 from autofed import privacy
+from autofed.algorithms import site_weights
 from autofed.plans import Average
 from autofed.privacy.events import Event
 from autofed.privacy.none import NoPrivacy
@@ -212,3 +213,11 @@ def test_the_mean_is_the_inner_mechanism_itself():
 def test_rules_that_cannot_be_are_refused(field, value):
     with pytest.raises(Problems, match=field):
         small_plan(**{field: value})
+
+
+def test_weights_by_noise_are_the_inverse_of_its_variance():
+    """The noise of a site's mean gradient has a standard deviation of z C / (q n)."""
+    plan = small_plan().change({"agreement.patients": {"alpha": 10, "bravo": 40}})
+    assert site_weights(plan) == {"alpha": 10, "bravo": 40}
+    squared = site_weights(plan.change({"average.weights": "noise"}))
+    assert squared["bravo"] / squared["alpha"] == (1 / 10) ** 2 / (1 / 40) ** 2

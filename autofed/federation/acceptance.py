@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
 from autofed.exchange import Arrays, Failure, Groups, Message, Release, Request, from_bytes
 from autofed.labels import Labels
 from autofed.postprocessing import RULES
-from autofed.problems import Problems
+from autofed.privacy import ADAPTATION
+from autofed.problems import Problems, refuse
 
 LARGEST_GROWTH = 10.0
 """So many times the largest entry before (or 1, if that is larger) is what an entry may become in a round."""
@@ -39,18 +41,26 @@ class Answers:
 
 
 def accept(
-    answers: Mapping[str, bytes], sites: Sequence[str], request: Request, released: Mapping[str, str], labels: Labels
+    answers: Mapping[str, bytes],
+    sites: Sequence[str],
+    request: Request,
+    released: Mapping[str, str],
+    labels: Labels,
+    adapts: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
 ) -> Answers:
     """Part the answers to a request into those that count and those that do not; a silent site is left out, too.
 
     `released` are the groups that each must hold, and the shared group that each must look like
-    (see `algorithms.released`); scores must be of structures among the `labels`. What comes from nobody who was asked
+    (see `algorithms.released`); scores must be of structures among the `labels`. What the mechanism `adapts` to must be
+    there in these shapes, since the next round's depends on it. What comes from nobody who was asked
     counts nowhere.
     """
     releases, left_out = [], {}
     for site in sorted(sites):
         try:
-            releases.append(_release(answers, site, request, released, labels))
+            release = _release(answers, site, request, released, labels)
+            refuse(site, _without_adaptation(release.arrays, adapts))
+            releases.append(release)
         except Problems as error:
             left_out[site] = "; ".join(error.problems)
     return Answers(tuple(releases), left_out)
@@ -112,6 +122,11 @@ def _misfits(arrays: Groups, shared: Groups, released: Mapping[str, str]) -> lis
         if group in arrays and like in shared and not problems:
             problems += _unlike(group, arrays[group], shared[like])
     return problems
+
+
+def _without_adaptation(arrays: Groups, adapts: Mapping[str, tuple[int, ...]]) -> list[str]:
+    found = {name: array.shape for name, array in arrays.get(ADAPTATION, {}).items()}
+    return [] if found == dict(adapts) else [f"answered with {found} to adapt to, where {dict(adapts)} was expected"]
 
 
 def _strange_scores(arrays: Groups, labels: Labels) -> list[str]:

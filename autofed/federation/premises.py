@@ -78,6 +78,11 @@ def request_name(run: str, fold: str) -> str:
     return run if fold == ALL else f"{run}-fold-{fold}"
 
 
+def run_of(request: str) -> str:
+    """The run of which requests call a training so."""
+    return request.partition("-fold-")[0]
+
+
 def stream_name(site: str, fold: str) -> str:
     """What names a site's draws in a fold."""
     return site if fold == ALL else f"{site}/fold_{fold}"

@@ -77,7 +77,8 @@ class Course:
         again = {s: since.get(s, 0) for s, answer in answers.items() if s in sites and has_forgotten(answer)}
         whole = {s: to_bytes(sent.request(self.run, round, question, r, anew=True)) for s, r in again.items()}
         answers |= self.transport(whole) if whole else {}
-        return accept(answers, sites, request, _released(self, question), Labels.of(self.plan.agreement))
+        adapts = self.mechanism.adapts if question == TRAIN else {}
+        return accept(answers, sites, request, _released(self, question), Labels.of(self.plan.agreement), adapts)
 
 
 def _released(course: Course, question: str) -> Mapping[str, str]:

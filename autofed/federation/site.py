@@ -9,6 +9,7 @@ import logging
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import cast
 
 from filelock import FileLock
 
@@ -22,7 +23,7 @@ from autofed.network import build, coupling_layers
 from autofed.plans import Plan
 from autofed.postprocessing import RULES
 from autofed.prepared import Store
-from autofed.privacy import ADAPTATION, Mechanism, accounting, promise
+from autofed.privacy import ADAPTATION, Guard, Mechanism, accounting, promise
 from autofed.privacy.chance import SECRET_BYTES
 from autofed.privacy.events import Event
 from autofed.privacy.ledger import Charge, PrivacyLedger
@@ -76,14 +77,15 @@ class Site:
         self.stream = stream or name
         self.folder = Path(folder)
         self.memory = Memory(self.folder / "memory")
-        self.run = run
-        self.steps = sum(plan.steps_at(site) for site in ledgers)
-        self.ledgers = [open_ledger(path, site, plan, self.steps, simulation) for site, path in ledgers.items()]
         self.device = device
         self.feeder = feeder
         self.on_step = on_step
+        self.run = run
+        self.steps = sum(plan.steps_at(site) for site in ledgers)
         self.algorithm = algorithms.make(plan.agreement.algorithm, trusted)
         refuse(name, privacy_problems(plan, self.algorithm))
+        refuse(name, promise.problems(plan, {name: self.steps}))
+        self.ledgers = [open_ledger(path, site, plan, self.steps, simulation) for site, path in ledgers.items()]
         self.noise_seed = noise_seed
         self.mechanism = privacy.find(plan, len(store.patients))
         self.shelf = Shelf(self.folder / "wire", algorithms.released(self.algorithm), plan.agreement.wire)
@@ -102,19 +104,19 @@ class Site:
 
     def _answer(self, request: Request, path: Path) -> bytes:
         if path.is_file():
-            self._secret_path(request).unlink(missing_ok=True)
+            self._forget_secrets(request)
             return path.read_bytes()
         request = self.shelf.received(request)  # first: who has forgotten is asked with other content
         self._refuse_repeated_or_past(request)
-        mechanism = self._mechanism(request)
-        secret = self._secret(request) if mechanism.private else b""
-        self._charge(request, mechanism)
-        mechanism = mechanism.keyed(secret)
-        draft = self._compute(request, mechanism)
-        arrays, precisions = self.shelf.release(request, mechanism.release(draft))
+        guard = self._guard(request)
+        secret = self._secret(request) if guard.private else b""
+        self._charge(request, guard)
+        guard = guard.keyed(secret)
+        draft = self._compute(request, guard)
+        arrays, precisions = self.shelf.release(request, guard.release(draft))
         release = to_bytes(Release(self.run, request.round, self.name, arrays, precisions=precisions))
         self._store(path, release)
-        self._secret_path(request).unlink(missing_ok=True)
+        self._forget_secrets(request)
         return release
 
     def _alone(self) -> FileLock:
@@ -122,13 +124,13 @@ class Site:
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / "lock")
 
-    def _mechanism(self, request: Request) -> Mechanism:
+    def _guard(self, request: Request) -> Guard:
         """What the answer to this question passes; it depends on the plan and on what was released before."""
         if request.question != TRAIN:
-            found = privacy.for_scores(self.plan, len(RULES))
-            if found is None:
+            scores = privacy.for_scores(self.plan, len(RULES))
+            if scores is None:
                 raise _BadRequest("scores stay at the site")
-            return found
+            return scores
         history = request.shared.get(ADAPTATION, {})
         found = privacy.adapted(self.mechanism, history, request.round)
         spent = [*self._spent_before(request), *found.cost(self.steps)]
@@ -142,26 +144,36 @@ class Site:
         return [event for charge in charges if charge.round < request.round for event in charge.events]
 
     def _secret(self, request: Request) -> bytes:
-        """The secret of this answer: a new one, or that of the one that was cut off."""
+        """The secret of this answer: a new one, or that of the one that was cut off. It serves one request alone."""
         if self.noise_seed is not None:
             known = f"{self.noise_seed}/{self.name}/{_release_name(request)}"
             return hashlib.sha256(known.encode()).digest()
-        path = self._secret_path(request)
+        path, content = self._secret_path(request), hashlib.sha256(to_bytes(request)).digest()
         if path.is_file():
-            return path.read_bytes()
+            secret, asked = path.read_bytes()[:SECRET_BYTES], path.read_bytes()[SECRET_BYTES:]
+            if asked != content:
+                raise _Spent(f"round {request.round} was charged for another request")
+            return secret
         if any(ledger.is_charged(request.run, request.round, request.question) for ledger in self.ledgers):
             raise _Spent(f"round {request.round} was charged, but its noise is not in {path} any more")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.parent.chmod(0o700)
-        write_bytes(path, secrets.token_bytes(SECRET_BYTES))
-        return path.read_bytes()
+        secret = secrets.token_bytes(SECRET_BYTES)
+        write_bytes(path, secret + content)
+        return secret
+
+    def _forget_secrets(self, request: Request) -> None:
+        """An answer is stored: its secret, and those of earlier ones, would only tell what its noise was."""
+        for path in self._secret_path(request).parent.glob("round_*.bin"):
+            if path.name <= self._secret_path(request).name:
+                path.unlink(missing_ok=True)
 
     def _secret_path(self, request: Request) -> Path:
         return self.folder / "secrets" / f"{_release_name(request)}.bin"
 
-    def _compute(self, request: Request, mechanism: Mechanism) -> Groups:
+    def _compute(self, request: Request, guard: Guard) -> Groups:
         if request.question == TRAIN:
-            return self.algorithm.local(View(self, request, mechanism), request)
+            return self.algorithm.local(View(self, request, cast(Mechanism, guard)), request)
         return validate(self, request) if request.question == VALIDATE else verify(self, request)
 
     def _read(self, data: bytes) -> Request:
@@ -190,14 +202,14 @@ class Site:
         if stored and stored[-1] >= _release_name(request):
             raise _BadRequest(f"round {request.round} comes after {stored[-1]} was answered, or with other content")
 
-    def _charge(self, request: Request, mechanism: Mechanism) -> None:
+    def _charge(self, request: Request, guard: Guard) -> None:
         charge = Charge(
             run=request.run,
             round=request.round,
             question=request.question,
             agreement=self.plan.agreement.digest(),
-            events=mechanism.cost(self.steps if request.question == TRAIN else 0),
-            seeded=mechanism.private and self.noise_seed is not None,
+            events=guard.cost(self.steps if request.question == TRAIN else 0),
+            seeded=guard.private and self.noise_seed is not None,
             follows=bool(self.plan.agreement.privacy.noise_response),
             case_is_patient=all(cases == (patient,) for patient, cases in self.store.patients.items()),
         )

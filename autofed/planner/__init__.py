@@ -60,6 +60,7 @@ def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str 
     length = Length(per_round, chosen.steps * len(sites))
     recipe = training(found, chosen, length, batch_dice, declaration.dimension, budget, reasons)
     network = task.network(found, chosen.base)
+    recipe = _precise_enough(recipe, network, reasons)
     _say_memory(network, recipe, budget, reasons)
     normalisation = intensity(fingerprint, reasons)
     annotated = annotated_at(fingerprint, reasons)
@@ -153,6 +154,16 @@ def _say_geometry(grid: Grid, found: Topology, budget: Budget, reasons: Reasons)
         f"({budget.preset}), a multiple of {found.divisor}",
     )
     reasons.say("local.network.strides", found.strides, "pool the finest axes while edges stay at 4 or more")
+
+
+def _precise_enough(recipe: Training, network: Network, reasons: Reasons) -> Training:
+    """In float32 where bfloat16 is not to be trusted."""
+    if recipe.precision != "bfloat16" or not network.is_thin(recipe.patch_size):
+        return recipe
+    reasons.say(
+        "local.training.precision", "float32", "a stage is two voxels deep: bfloat16 can be wrong there on a CPU"
+    )
+    return recipe.model_copy(update={"precision": "float32"})
 
 
 def _say_memory(network: Network, recipe: Training, budget: Budget, reasons: Reasons) -> None:

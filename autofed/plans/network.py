@@ -151,6 +151,18 @@ class Network(Record):
             voxels.append(math.prod(sizes))
         return voxels
 
+    def is_thin(self, patch: Shape) -> bool:
+        """Whether a kernel of 3 meets a grid just two voxels deep, in 3D.
+
+        There torch 2.13 (oneDNN 3.12) computes rubbish for the gradient of the weights in bfloat16 on a CPU.
+        """
+        depth = patch[0]
+        for stride, kernel in zip(self.strides, self.kernels, strict=True):
+            depth = math.ceil(depth / stride[0])
+            if len(patch) == 3 and depth == 2 and kernel[0] == 3:
+                return True
+        return False
+
     def work(self, patch: Shape, batch: int) -> tuple[float, float]:
         """Of one training step: 10^9 output elements of all convolutions, and 10^12 operations.
 

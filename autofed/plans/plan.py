@@ -121,6 +121,11 @@ def _axes_problems(plan: Plan) -> list[str]:
         problems.append(
             f"local.training.patch_size {list(patch)} must be a multiple of {list(network.divisor)}; write {nearest}"
         )
+    if plan.local.training.precision == "bfloat16" and not problems and network.is_thin(patch):
+        problems.append(
+            f"a patch of {list(patch)} becomes two voxels deep, where gradients in bfloat16 can be wrong on a CPU; "
+            "write local.training.precision float32, or a deeper patch"
+        )
     return problems
 
 

@@ -19,16 +19,21 @@ _NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "adp": (*_STEPS, "quantile", "quantile_share", "clip_rate", "noise_ratio", "noise_response"),
     "feddp": ("clip", "noise_multiplier"),
 })  # fmt: skip
-_PROMISE = ("epsilon", "delta", "score_noise")
+PROMISE = ("epsilon", "delta", "score_noise")
+"""Fields that any private mechanism may have."""
 
 BY_PATIENT = ("dp-sgd", "adp")
 """The mechanisms that take every step from single patients' gradients."""
 
-DEFAULTS: Mapping[str, Any] = MappingProxyType({
+_DEFAULTS: Mapping[str, Any] = MappingProxyType({
     "sampling_rate": 0.2, "patches_per_patient": 2, "clip": 1.0, "clipping": "normalised", "noise_multiplier": 1.0,
     "quantile": 0.5, "quantile_share": 0.05, "clip_rate": 0.5, "noise_ratio": 1.0, "noise_response": 0.0,
 })  # fmt: skip
-"""What a mechanism that was named by hand begins with, where nothing else was said."""
+
+
+def default(mechanism: str, field: str) -> Any:
+    """What a mechanism that was named by hand begins with; a clip that follows norms is not normalised away."""
+    return "flat" if (mechanism, field) == ("adp", "clipping") else _DEFAULTS[field]
 
 
 def mechanisms() -> tuple[str, ...]:
@@ -83,7 +88,7 @@ class Privacy(Record):
         if self.mechanism not in _NEEDS:
             return self  # `privacy.find` says which there are
         missing = [name for name in needs(self.mechanism) if name not in given]
-        foreign = [name for name in given if name not in (*needs(self.mechanism), *_PROMISE)]
+        foreign = [name for name in given if name not in (*needs(self.mechanism), *PROMISE)]
         problems = [f"the mechanism {self.mechanism!r} needs {', '.join(missing)}"] if missing else []
         problems += [f"the mechanism {self.mechanism!r} has no {', '.join(foreign)}; leave it out"] if foreign else []
         if problems:

@@ -7,7 +7,7 @@ what that cost; so these cannot disagree. "No privacy" is an ordinary mechanism.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from autofed.exchange import Arrays, Groups
 from autofed.plans import Plan
@@ -19,12 +19,12 @@ Gradient = list[Any]
 """One tensor per parameter of the network, in its order."""
 
 
-class Mechanism(Protocol):
-    """What stands between a site's patients and everything that leaves the site."""
+class Guard(Protocol):
+    """What stands before the door: it says what an answer costs, and what of it may leave."""
 
     @property
     def name(self) -> str:
-        """What plans call it."""
+        """What plans and ledgers call it."""
         ...
 
     @property
@@ -32,18 +32,30 @@ class Mechanism(Protocol):
         """Whether it bounds what can be told of a patient: then every answer has a secret of its own (`keyed`)."""
         ...
 
+    def keyed(self, secret: bytes) -> Self:
+        """The same for one answer: who is drawn and which noise is added follow from the secret alone."""
+        ...
+
+    def cost(self, steps: int) -> tuple[Event, ...]:
+        """What an answer after so many local steps costs a patient, for the ledger."""
+        ...
+
+    def release(self, arrays: Groups) -> Groups:
+        """What may leave of the arrays computed: protected; a group that it has no protection for stays at the site."""
+        ...
+
+
+class Mechanism(Guard, Protocol):
+    """What stands between a site's patients and everything that leaves the site while it trains."""
+
     @property
     def protects(self) -> Collection[str]:
         """The groups of a release that it has protection for; a private mechanism lets no other leave."""
         ...
 
     @property
-    def adapts(self) -> bool:
-        """Whether it is another one in each round."""
-        ...
-
-    def keyed(self, secret: bytes) -> Mechanism:
-        """The same mechanism for one answer: who is drawn and which noise is added follow from the secret alone."""
+    def adapts(self) -> Mapping[str, tuple[int, ...]]:
+        """The arrays, with their shapes, that it releases to become another one in the next round; mostly none."""
         ...
 
     def sampler(self, patients: Sequence[str], seed: Sequence[int]) -> Iterator[Draw]:
@@ -61,16 +73,8 @@ class Mechanism(Protocol):
         """
         ...
 
-    def release(self, arrays: Groups) -> Groups:
-        """What may leave of the arrays computed: protected; a group that it has no protection for stays at the site."""
-        ...
-
     def average(self, releases: Mapping[str, Arrays], weights: Mapping[str, float]) -> dict[str, Any]:
         """The weighted average over sites (site -> arrays), the same to the bit whatever the order of the sites."""
-        ...
-
-    def cost(self, steps: int) -> tuple[Event, ...]:
-        """What a release after so many local steps costs a patient, for the ledger."""
         ...
 
     def planned(self, rounds: int, steps: int) -> tuple[Event, ...]:
@@ -100,7 +104,7 @@ def adapted(mechanism: Mechanism, history: Arrays, round: int) -> Mechanism:
     return mechanism
 
 
-def for_scores(plan: Plan, columns: int) -> Mechanism | None:
+def for_scores(plan: Plan, columns: int) -> Guard | None:
     """What held-out patients' scores pass on their way out; None if a private plan has them stay at the site.
 
     `columns` are those of a row of scores.

@@ -78,7 +78,7 @@ def _composed_epsilon(events: tuple[Event, ...], delta: float) -> float:
         return _gaussian_epsilon(whole, delta)
     if whole:  # Gaussians compose to one
         sampled.append(Event(mechanism="", steps=1, noise_multiplier=whole**-0.5))
-    return _sampled_epsilon(sampled, delta)
+    return _sampled_epsilon(tuple(sampled), delta)
 
 
 def _gaussian_epsilon(inverse_square: float, delta: float) -> float:
@@ -88,7 +88,8 @@ def _gaussian_epsilon(inverse_square: float, delta: float) -> float:
     return dp_accounting.get_epsilon_gaussian(inverse_square**-0.5, delta) if inverse_square else 0.0
 
 
-def _sampled_epsilon(events: Sequence[Event], delta: float) -> float:
+@lru_cache(maxsize=256)  # a site asks for that of its plan with every request
+def _sampled_epsilon(events: tuple[Event, ...], delta: float) -> float:
     from dp_accounting import NeighboringRelation, pld
 
     accountant = pld.PLDAccountant(NeighboringRelation.REPLACE_SPECIAL, _grid(events))
@@ -189,7 +190,7 @@ def _smallest(cost: Callable[[float], float], most: float, low: float, high: flo
 
 
 def default_delta(patients: int) -> float:
-    """The delta of a plan for the smallest of its sites: small against one in so many patients."""
+    """The delta of a plan whose largest site has so many patients: small against one in so many."""
     return min(1e-5, 1 / (10 * patients))
 
 

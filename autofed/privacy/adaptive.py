@@ -8,9 +8,9 @@ learning with adaptive clipping", algorithm 1), taken from the same draw of pati
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class Adaptive(DPSGD):
     answers: list[float] = field(default_factory=list, compare=False)
 
     name = "adp"
-    adapts = True
+    adapts: ClassVar[Mapping[str, tuple[int, ...]]] = {BELOW: (1,)}
 
     def __post_init__(self) -> None:
         if self.round == 1:  # the fields of a frozen dataclass are set once, here

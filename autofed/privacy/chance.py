@@ -10,6 +10,13 @@ import numpy as np
 SECRET_BYTES = 32
 
 
+def of_answer(chance: Chance | None) -> Chance:
+    """The chance of a mechanism that was given a secret; `RuntimeError` if it was not."""
+    if chance is None:
+        raise RuntimeError("a private answer needs a secret: call `keyed` first")
+    return chance
+
+
 class Chance:
     """All that an answer leaves to chance, from a `secret` of 32 bytes that nobody but the site ever knows.
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
 from autofed.exchange import Arrays, Groups
 from autofed.privacy import Gradient
-from autofed.privacy.chance import Chance
+from autofed.privacy.chance import Chance, of_answer
 from autofed.privacy.events import Event
 from autofed.privacy.none import weighted_mean
 
@@ -38,7 +38,7 @@ class DPSGD:
 
     name = "dp-sgd"
     private = True
-    adapts = False
+    adapts: ClassVar[Mapping[str, tuple[int, ...]]] = {}
     protects = ("update", "control")
 
     def keyed(self, secret: bytes) -> Self:
@@ -129,6 +129,4 @@ class DPSGD:
 
     @property
     def _chance(self) -> Chance:
-        if self.chance is None:
-            raise RuntimeError("a private answer needs a secret: call `keyed` first")
-        return self.chance
+        return of_answer(self.chance)

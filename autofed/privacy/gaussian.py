@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
 from autofed.exchange import Arrays, Groups
 from autofed.privacy import Gradient
-from autofed.privacy.chance import Chance
+from autofed.privacy.chance import Chance, of_answer
 from autofed.privacy.events import Event
 from autofed.privacy.none import NoPrivacy
 
@@ -35,7 +35,7 @@ class FedDP:
 
     name = "feddp"
     private = True
-    adapts = False
+    adapts: ClassVar[Mapping[str, tuple[int, ...]]] = {}
     protects = (UPDATE,)
 
     def keyed(self, secret: bytes) -> Self:
@@ -81,8 +81,6 @@ class FedDP:
 
     def _noised(self, update: Arrays) -> dict[str, np.ndarray]:
         """Rounded once, after the noise."""
-        if self.chance is None:
-            raise RuntimeError("a private answer needs a secret: call `keyed` first")
-        chance, std = self.chance, self.noise_multiplier * self.clip
+        chance, std = of_answer(self.chance), self.noise_multiplier * self.clip
         found = {name: array + std * chance.normal(array.shape) for name, array in self.bounded(update).items()}
         return {name: np.asarray(array, update[name].dtype) for name, array in found.items()}

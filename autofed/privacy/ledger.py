@@ -185,7 +185,7 @@ class PrivacyLedger:
         if not all(charge.protects for charge in charges):
             return math.inf
         events = [event for charge in charges for event in charge.events]
-        if any(charge.follows for charge in charges) or len({charge.run for charge in charges}) > 1:
+        if any(charge.follows for charge in charges) or len({(c.run, c.agreement) for c in charges}) > 1:
             return accounting.renyi_epsilon(events, delta or self.delta, self.opening.order or USUAL_ORDER)
         return accounting.epsilon(events, delta or self.delta)
 

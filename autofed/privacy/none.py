@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,7 +20,7 @@ class NoPrivacy:
 
     name = "none"
     private = False
-    adapts = False
+    adapts: ClassVar[Mapping[str, tuple[int, ...]]] = {}
     protects = ()
 
     def keyed(self, secret: bytes) -> NoPrivacy:

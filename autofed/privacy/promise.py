@@ -11,8 +11,8 @@ from autofed.plans import Plan
 from autofed.privacy import accounting
 from autofed.privacy.events import Event
 
-_TOLERANCE = 1e-3
-"""By so much an epsilon may be above the one stated: what the accountant's grid and rounding to print may hide."""
+_TOLERANCE = 1e-6
+"""By so much an epsilon may be above the one stated: what another machine's last digits may hide."""
 
 
 def planned(plan: Plan, steps: int) -> tuple[Event, ...]:
@@ -35,11 +35,14 @@ def problems(plan: Plan, steps: Mapping[str, int] | None = None) -> list[str]:
         return []
     if stated.epsilon is None or stated.delta is None:
         return ["a private plan states what it promises; write autofed plan PLAN --epsilon 8 --delta 1e-5 -o PLAN"]
-    if stated.noise_response:
-        return []  # the filter holds it, round by round
     taken = steps or {site: plan.steps_at(site) for site in plan.agreement.patients}
-    known = {n: accounting.epsilon(planned(plan, n), stated.delta) for n in set(taken.values())}
-    return [
+    known = {n: _measure(plan)(planned(plan, n), stated.delta) for n in set(taken.values())}
+    most = max(plan.agreement.patients.values())
+    risky = [
+        f"a delta of {stated.delta:g} allows as much as one of {most} patients to be given away; write one far below "
+        f"{1 / most:.2g}, such as {accounting.default_delta(most):g}"
+    ]
+    return (risky if stated.delta >= 1 / most else []) + [
         f"{site}: {n} steps in each of {plan.agreement.training.rounds} rounds spend epsilon {known[n]:.3f} at delta "
         f"{stated.delta:g}, the plan promises {stated.epsilon:g}; calibrate it anew with autofed plan PLAN --epsilon"
         for site, n in taken.items()
@@ -78,7 +81,7 @@ def settled(plan: Plan, epsilon: float | None, delta: float | None, *, noise_is_
     stated = plan.agreement.privacy
     if not stated.promises:
         return {}
-    wanted = epsilon or (None if noise_is_given else stated.epsilon)
+    wanted = stated.epsilon if epsilon is None and not noise_is_given else epsilon
     found = delta or stated.delta or accounting.default_delta(max(plan.agreement.patients.values()))
     steps = max(plan.steps_at(site) for site in plan.agreement.patients)
     if wanted is None:

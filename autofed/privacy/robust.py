@@ -44,7 +44,7 @@ class Around:
         return self.inner.protects
 
     @property
-    def adapts(self) -> bool:
+    def adapts(self) -> Mapping[str, tuple[int, ...]]:
         """As the inner mechanism."""
         return self.inner.adapts
 

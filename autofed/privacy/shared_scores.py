@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NoReturn, Self
+from typing import Self
 
 import numpy as np
 
-from autofed.exchange import Arrays, Groups
-from autofed.privacy.chance import Chance
+from autofed.exchange import Groups
+from autofed.privacy.chance import Chance, of_answer
 from autofed.privacy.events import Event
 
 OF_PATIENTS = "of patients"
@@ -31,8 +30,6 @@ class SharedScores:
 
     name = "scores"
     private = True
-    adapts = False
-    protects = ("sums",)
 
     def keyed(self, secret: bytes) -> Self:
         """The same mechanism for one answer."""
@@ -40,36 +37,14 @@ class SharedScores:
 
     def release(self, arrays: Groups) -> Groups:
         """For each structure (2, columns): the sum of the scores and their number, both noised, in every column."""
-        if self.chance is None:
-            raise RuntimeError("a private answer needs a secret: call `keyed` first")
-        found = arrays.get(OF_PATIENTS, {})
+        chance, found = of_answer(self.chance), arrays.get(OF_PATIENTS, {})
         std = self.noise_multiplier * math.sqrt(2 * len(found))
         sums = {}
         for name, rows in found.items():
-            total = np.clip(np.nan_to_num(rows), 0, 1).sum(0) + std * self.chance.normal((2,))
+            total = np.clip(np.nan_to_num(rows), 0, 1).sum(0) + std * chance.normal((2,))
             sums[name] = np.repeat(np.maximum(total, 0)[:, None], self.columns, axis=1).astype(np.float32)
         return {"sums": sums}
 
     def cost(self, steps: int) -> tuple[Event, ...]:
         """One Gaussian mechanism."""
         return (Event(mechanism=self.name, steps=1, noise_multiplier=self.noise_multiplier),)
-
-    def planned(self, rounds: int, steps: int) -> tuple[Event, ...]:
-        """They are told once."""
-        return self.cost(steps)
-
-    def adapt(self, released: Arrays) -> Self:
-        """The same mechanism."""
-        return self
-
-    def average(self, releases: Mapping[str, Arrays], weights: Mapping[str, float]) -> NoReturn:
-        """Scores are not averaged by it."""
-        raise NotImplementedError
-
-    def sampler(self, patients: Sequence[str], seed: Sequence[int]) -> Iterator[list[list[str]]]:
-        """Nobody is trained on."""
-        raise NotImplementedError
-
-    def step(self, gradients: Iterable[list], like: list) -> NoReturn:
-        """Nothing is trained."""
-        raise NotImplementedError

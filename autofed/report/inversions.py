@@ -22,7 +22,8 @@ def draw_inversion(found: Inversion) -> bytes:
     ]
     rows = len(found.truth)
     figure = drawing.figure(8.4, 0.9 + 2.8 * rows, layout="constrained")
-    figure.suptitle(f"one local step on one patient; a blank image: {_figures(found.blank)}", fontsize=9, color=QUIET)
+    known = f"a blank image {_figures(found.blank)}; the label map alone {_figures(found.label)}"
+    figure.suptitle(f"one local step on one patient; {known}", fontsize=8, color=QUIET)
     axes = figure.subplots(rows, len(columns), squeeze=False)
     for place, (name, figures, image) in enumerate(columns):
         shown = fit_intensities(image, found.truth)

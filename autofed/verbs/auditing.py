@@ -20,7 +20,7 @@ from autofed.devices import pick_device
 from autofed.exchange import Arrays
 from autofed.federation.premises import open_data
 from autofed.files import PathLike
-from autofed.inversion import Likeness, gradient_of, invert, likeness
+from autofed.inversion import Likeness, gradient_of, invert, likeness, painted
 from autofed.labels import Labels
 from autofed.network import build, weights_of
 from autofed.parallel import Progress, silent
@@ -133,7 +133,8 @@ class Reconstruction:
 class Inversion:
     """A patch (C, *patch), and its reconstructions from one update without and with the plan's mechanism.
 
-    `blank` is how like the patch a blank image is: what an attacker has who saw nothing.
+    `blank` is how like the patch a blank image is, `label` how like it is its label map in the right brightness: what
+    an attacker has who saw no update, without and with the label map.
     """
 
     mechanism: str
@@ -141,13 +142,14 @@ class Inversion:
     without: Reconstruction
     protected: Reconstruction
     blank: Likeness
+    label: Likeness
 
 
 def inversion(
     plan: PathLike | Plan,
     site_work: PathLike | None = None,
     *,
-    iterations: int = 300,
+    iterations: int = 600,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Inversion:
@@ -170,6 +172,7 @@ def inversion(
         without=attempt("without", _step(bare, made)),
         protected=attempt("with", _protected(bare, made, number)),
         blank=likeness(np.zeros_like(image), image),
+        label=likeness(painted(label, image), image),
     )
 
 

@@ -102,4 +102,4 @@ def _table(releases: Sequence[Release]) -> dict[str, dict[str, dict[str, object]
 
 def _row(found: np.ndarray) -> dict[str, object]:
     (sums, cases) = found.astype(float).tolist()
-    return {"dice": round(sums[0] / cases[0], 4) if cases[0] else None, "sums": sums, "cases": cases}
+    return {"dice": round(min(1.0, sums[0] / cases[0]), 4) if cases[0] else None, "sums": sums, "cases": cases}

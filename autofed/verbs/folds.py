@@ -15,6 +15,7 @@ from autofed.federation.premises import (
     ledger_path,
     part,
     request_name,
+    run_of,
     split_problems,
     stream_name,
 )
@@ -90,14 +91,15 @@ class Folds:
         self.coordinator.train(fold, InProcess(sites), self.counter.begin)
 
     def _unaffordable(self, sites: Sequence[Site]) -> list[str]:
-        """Which ledgers have no room for the whole training: it would end in the middle."""
-        plan = self.coordinator.plan
+        """Which ledgers have no room for the whole training, which would end in the middle; unless it has begun."""
+        plan, run = self.coordinator.plan, self.coordinator.identity.id
         return [
             f"{ledger.opening.site}: of its ceiling of epsilon {ledger.opening.ceiling_epsilon:g} this plan would pass "
             f"what is left ({ledger.counted():.4g} is counted); look with autofed ledger {ledger.path}"
             for site in sites
             for ledger in site.ledgers
-            if not ledger.can_afford(promise.planned(plan, site.steps))
+            if not any(run_of(charge.run) == run for charge in ledger.charges())
+            and not ledger.can_afford(promise.planned(plan, site.steps))
         ]
 
     def _spent_by_folds(self, folds: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from autofed.federation.premises import ledger_path
+from autofed.federation.premises import ledger_path, run_of
 from autofed.files import PathLike, Record
 from autofed.privacy import accounting
 from autofed.privacy.events import Event, Unit
@@ -140,9 +140,11 @@ def of_run(run: Run, work: PathLike | None) -> list[str]:
     """
     if not run.plan().agreement.privacy.promises:
         return []
-    own = sorted(run.ledgers_folder.glob("*.jsonl"))
-    sites = run.plan().agreement.patients
-    paths = own or ([ledger_path(Path(work), site) for site in sorted(sites)] if work else [])
+    sites = sorted(run.plan().agreement.patients)
+    if run.identity().simulation:
+        paths = [run.ledgers_folder / f"{site}.jsonl" for site in sites]
+    else:
+        paths = [ledger_path(Path(work), site) for site in sites] if work else []
     found = [summary(PrivacyLedger.existing(path), run.identity().id) for path in paths]
     return list(dict.fromkeys(line for lines in found for line in lines))  # that it is a simulation is said once
 
@@ -171,7 +173,7 @@ def _cost_in_words(ledger: PrivacyLedger, what: str, charges: Sequence[Charge]) 
 
 
 def _belongs(charge: Charge, run: str) -> bool:
-    return charge.run == run or charge.run.startswith(f"{run}-fold-")
+    return run_of(charge.run) == run
 
 
 def _events(charges: Iterable[Charge]) -> list[Event]:
@@ -234,8 +236,9 @@ def _promise(epsilon: float | None, delta: float, charges: Sequence[Charge]) -> 
                 f"{first.round} of run {first.run}.")  # fmt: skip
     rate = percent_at_most(accounting.success_rate(epsilon, delta))
     figures = f"epsilon {rounded_up(epsilon)} at delta {delta:g}"
-    return ("Someone who sees everything that left this hospital can tell whether a given patient's scans were used "
-            f"with a success rate of at most {rate} %, where guessing gives 50 % ({figures}).")  # fmt: skip
+    return ("Someone who sees everything that left this hospital in the trainings of this ledger can tell whether a "
+            f"given patient's scans were used with a success rate of at most {rate} %, where guessing gives 50 % "
+            f"({figures}).")  # fmt: skip
 
 
 def _why(charges: Iterable[Charge]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -107,7 +108,7 @@ def change(
     if settings:
         made = made.change(dict(settings))
         check_memory(made)
-    if settings or epsilon or delta:
+    if settings or epsilon is not None or delta is not None:
         made = _settled(made, settings, epsilon, delta)
     if output is not None:
         made.save(Path(output))
@@ -116,12 +117,16 @@ def change(
 
 def _settled(made: Plan, settings: Mapping[str, Any], epsilon: float | None, delta: float | None) -> Plan:
     by_hand = {name.rsplit(".", 1)[-1] for name in settings}
-    wanted = epsilon or (made.agreement.privacy.epsilon if "epsilon" in by_hand else None)
+    wanted = made.agreement.privacy.epsilon if epsilon is None and "epsilon" in by_hand else epsilon
     problems = []
-    if (epsilon or delta) and not made.agreement.privacy.promises:
+    if epsilon is not None and not 0 < epsilon < math.inf:
+        problems.append(f"found an epsilon of {epsilon:g}; write one above 0, such as 8")
+    if delta is not None and not 0 < delta < 1:
+        problems.append(f"found a delta of {delta:g}; write one between 0 and 1, such as 1e-5")
+    if not (epsilon is None and delta is None) and not made.agreement.privacy.promises:
         names = ", ".join(name for name in plans.mechanisms() if name != "none")
         problems.append(f"an epsilon needs a mechanism; write --set privacy.mechanism=dp-sgd (there are: {names})")
-    if wanted and "noise_multiplier" in by_hand:
+    if wanted is not None and "noise_multiplier" in by_hand:
         problems.append("an epsilon and a noise_multiplier were given; either follows from the other, so leave one out")
     refuse("--epsilon", problems)
     if not made.agreement.privacy.promises:

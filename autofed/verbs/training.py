@@ -11,13 +11,14 @@ from typing import Any
 from autofed import algorithms, plans
 from autofed.batches import Feeder, Workers
 from autofed.devices import pick_device
-from autofed.federation.premises import open_data, workers_for
+from autofed.federation.premises import ledger_path, open_data, run_of, workers_for
 from autofed.federation.server import refuse_idle
 from autofed.files import PathLike
 from autofed.network import build, load_weights
 from autofed.parallel import Progress, silent
 from autofed.plans import Plan
 from autofed.prepared import Store
+from autofed.privacy.ledger import PrivacyLedger
 from autofed.problems import Problems, gathered, refuse
 from autofed.runs import Identity, Run, read_weights
 from autofed.splits import ALL, FOLDS
@@ -64,11 +65,12 @@ def train(
     chosen, wanted = algorithms.make(made.agreement.algorithm, trusted), _numbered(folds)
     refuse_idle(made.agreement.server, chosen, made.agreement.algorithm.name)
     gathers = algorithms.gathers(chosen)
-    refuse("train", _misplaced(connection, work, gathers=gathers, folds=wanted, here=(device, workers)))
+    here = (device, workers, simulation)
+    refuse("train", _misplaced(connection, work, gathers=gathers, folds=wanted, here=here))
     stores = {} if work is None else _stores(Path(work), made)
-    _refuse_other_run(folder, folder.plan() if extended else made, resume, init)
+    _refuse_other_run(folder, folder.plan() if extended else made, resume, init, simulation)
     names = (POOLED,) if gathers else tuple(sorted(made.agreement.patients))
-    coordinator = Coordinator(folder, made, chosen, folder.identity() if folder.exists else Identity(sites=names))
+    coordinator = Coordinator(folder, made, chosen, _identity(folder, names, simulation))
     train_fold: Callable[[str], None]
     until_the_end: AbstractContextManager = nullcontext()
     if work is None:
@@ -82,7 +84,7 @@ def train(
         course = Folds(coordinator, stores, Path(work), picked, feeder, trusted, counter, simulation)
         course.check(wanted)
         train_fold = course.train
-    _begin(coordinator, None if init is None else Path(init), wanted, extended=extended)
+    _begin(coordinator, None if init is None else Path(init), wanted, work, extended=extended)
     with until_the_end:
         for fold in wanted:
             train_fold(fold)
@@ -90,7 +92,7 @@ def train(
 
 
 def _misplaced(
-    connection: str | None, work: PathLike | None, *, gathers: bool, folds: Sequence[str], here: tuple[str, Any]
+    connection: str | None, work: PathLike | None, *, gathers: bool, folds: Sequence[str], here: tuple[str, Any, bool]
 ) -> list[str]:
     """What is asked for here but belongs elsewhere: data lies on this machine, or at sites behind a connection."""
     if connection is None:
@@ -104,16 +106,25 @@ def _misplaced(
     if len(folds) > 1:
         problems.append(f"over --connection one fold is trained at a time, found {', '.join(folds)}; write one --fold, "
                         "then --resume with the next")  # fmt: skip
-    if here != ("auto", None):
-        problems.append("--device and --workers are each site's own choice over --connection; leave them out")
+    if here != ("auto", None, False):
+        problems.append(
+            "over --connection every site has its own device, workers and ledger; leave out --device, --workers and "
+            "--simulation"
+        )
     return problems
 
 
-def _begin(coordinator: Coordinator, init: Path | None, folds: Sequence[str], *, extended: bool) -> None:
+def _identity(folder: Run, sites: tuple[str, ...], simulation: bool) -> Identity:
+    return folder.identity() if folder.exists else Identity(sites=sites, simulation=simulation)
+
+
+def _begin(
+    coordinator: Coordinator, init: Path | None, folds: Sequence[str], work: PathLike | None, *, extended: bool
+) -> None:
     """Make the folder a run, if it is none yet."""
     folder, made, start = coordinator.run, coordinator.plan, None
     if init is not None:
-        refuse("--init", _leaks(init, folds))
+        refuse("--init", [*_leaks(init, folds), *_uncounted(coordinator, init, work)])
         start = read_weights(init)
         load_weights(build(made.local.network), start, f"--init {init}")
     if not folder.exists:
@@ -141,6 +152,25 @@ def _leaks(init: Path, folds: Sequence[str]) -> list[str]:
     ]
 
 
+def _uncounted(coordinator: Coordinator, init: Path, work: PathLike | None) -> list[str]:
+    """What a run to start from has told of the same patients, and no ledger that counts has written down."""
+    if not coordinator.plan.agreement.privacy.promises or coordinator.identity.simulation or not init.is_dir():
+        return []
+    run = Run(init)
+    same = sorted(set(run.plan().agreement.patients) & set(coordinator.plan.agreement.patients))
+    if run.identity().simulation and same:
+        return [f"{init} is a simulation on patients of {', '.join(same)}, and no ledger knows what it tells of them; "
+                "start from another run, or simulate this one too"]  # fmt: skip
+    paths = [ledger_path(Path(work), site) for site in same] if work else []
+    unknown = [p for p in paths if not p.is_file() or not _knows(PrivacyLedger.existing(p), run.identity().id)]
+    return [f"{init} was trained on patients of {path.parent.name}, but {path} knows nothing of it; start from another "
+            "run, or train it again from this WORK" for path in unknown]  # fmt: skip
+
+
+def _knows(ledger: PrivacyLedger, run: str) -> bool:
+    return any(run_of(charge.run) == run for charge in ledger.charges())
+
+
 def _with_choices(made: Plan, algorithm: str | None, rounds: int | None) -> Plan:
     choices: dict[str, Any] = {}
     if algorithm is not None and algorithm != made.agreement.algorithm.name:
@@ -152,6 +182,11 @@ def _with_choices(made: Plan, algorithm: str | None, rounds: int | None) -> Plan
         choices["training.rounds"] = rounds
     return made.change(choices) if choices else made
 
+
+_OTHER_LEDGERS = {
+    True: "the run was begun as a simulation, and charges ledgers of its own; add --simulation to go on with it",
+    False: "the run was begun on the sites' own ledgers; leave out --simulation to go on with it",
+}
 
 _OTHER_ROUNDS = "the noise of a private plan is made for its rounds; write autofed plan PLAN --set training.rounds={}"
 
@@ -189,7 +224,7 @@ def _stores(work: Path, made: Plan) -> dict[str, Store]:
     )
 
 
-def _refuse_other_run(folder: Run, made: Plan, resume: bool, init: PathLike | None) -> None:
+def _refuse_other_run(folder: Run, made: Plan, resume: bool, init: PathLike | None, simulation: bool) -> None:
     if not folder.exists:
         folder.refuse_foreign()
         return
@@ -198,6 +233,8 @@ def _refuse_other_run(folder: Run, made: Plan, resume: bool, init: PathLike | No
         problems.append("there is a run already; add --resume to go on with it, or give another folder")
     elif folder.plan().without_reasons() != made.without_reasons():
         problems.append(_ANOTHER_PLAN)
+    if folder.identity().simulation != simulation:
+        problems.append(_OTHER_LEDGERS[folder.identity().simulation])
     if resume and init is not None:
         problems.append("the run has begun, so --init comes too late; leave it out, or give another folder")
     refuse(str(folder.folder), problems)

@@ -362,7 +362,7 @@ def train_with_autofed(plan: Path, work: Path, folder: Path, device: str) -> Non
     def clock() -> Iterator:
         yield lambda stage, done, total: ends.append(time.monotonic()) if done else None
 
-    cli._progress = clock
+    cli.terminal.progress = clock
     resume = ["--resume"] if (folder / "run" / "run.json").is_file() else []
     chosen = ["--algorithm", "pooled", "--device", device, *resume]
     sys.argv = ["autofed", "train", str(plan), str(work), "-o", str(folder / "run"), *chosen]

@@ -1,16 +1,15 @@
-"""The command line: one thin command per verb. It parses, calls and prints; heavy imports are inside the commands."""
+"""One thin command per verb: it parses, calls and prints. Heavy imports are inside the commands."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from autofed.cli import terminal
 
 app = typer.Typer(
     name="autofed",
@@ -80,7 +79,7 @@ def fingerprint(
     from autofed import verbs
 
     options: dict[str, Any] = {"speed": speed, "device": device.value, "processes": _count(processes)}
-    with _progress() as progress:
+    with terminal.progress() as progress:
         found = verbs.fingerprint(site, output, progress=progress, **options)
     counts = found.sites[site.resolve().name]
     typer.echo(f"{output}: {counts.cases} cases, {counts.labelled} with labels, of {counts.patients} patients")
@@ -134,14 +133,14 @@ def plan(
         made = verbs.change(sources[0], output, settings, **promised)
         explain = explain or not output
     else:
-        with _progress() as progress:
+        with terminal.progress() as progress:
             made = verbs.plan(
                 sources, output, **wanted, **promised, settings=settings, processes=_count(processes), progress=progress
             )
     if json:
         typer.echo(made.model_dump_json(indent=2))
         return
-    _show_plan(made, explain)
+    terminal.show_plan(made, explain)
     following = f"written to {output}; next: autofed preprocess {output} SITE... -o WORK"
     typer.echo("\n" + (following if output else "no file was written; -o plan.json writes one"))
 
@@ -156,7 +155,7 @@ def preprocess(
     """Bring the sites' data onto the plan's grid. A second run does nothing; an interrupted one goes on."""
     from autofed import verbs
 
-    with _progress() as progress:
+    with terminal.progress() as progress:
         new = verbs.preprocess(plan, sites, output, processes=_count(processes), progress=progress)
     for site, count in new.items():
         typer.echo(f"{site}: {f'{count} cases prepared' if count else 'everything was prepared before'}")
@@ -197,7 +196,7 @@ def train(
     from autofed import verbs
     from autofed.verbs import ledgers
 
-    with _progress() as progress:
+    with terminal.progress() as progress:
         run = verbs.train(
             plan,
             work,
@@ -219,7 +218,7 @@ def train(
         for site, missed in run.left_out(trained).items():
             typer.echo(f"fold {trained}: {len(missed)} of {run.finished(trained)} rounds without {site}; "
                        f"why is in {run.fold_folder(trained) / 'metrics.jsonl'}")  # fmt: skip
-        scores = [f"{name} {_number(dice)}" for name, dice in run.held_out(trained).items()]
+        scores = [f"{name} {terminal.number(dice)}" for name, dice in run.held_out(trained).items()]
         if scores:
             typer.echo(f"fold {trained}: Dice of the held-out cases: {', '.join(scores)}")
     for line in ledgers.of_run(run, work):
@@ -269,7 +268,7 @@ def predict(
     """Labels with maps of uncertainty for new scans, on the scans' own grid."""
     from autofed import report, verbs
 
-    with _progress() as progress:
+    with terminal.progress() as progress:
         written = verbs.predict(
             runs,
             images,
@@ -299,13 +298,13 @@ def evaluate(
     from autofed import verbs
 
     target = output or predictions / "report.json"
-    with _progress() as progress:
+    with terminal.progress() as progress:
         found = verbs.evaluate(predictions, labels, target, processes=_count(processes), progress=progress)
         page = _write_page(found, predictions, labels, target)
     for name, scores in [*found.classes.items(), ("mean", found.mean)]:
         typer.echo(
-            f"{name:<20} Dice {_number(scores.dice)}  Jaccard {_number(scores.jaccard)}  "
-            f"HD95 {_number(scores.hd95_mm, 2)}"
+            f"{name:<20} Dice {terminal.number(scores.dice)}  Jaccard {terminal.number(scores.jaccard)}  "
+            f"HD95 {terminal.number(scores.hd95_mm, 2)}"
         )
     for note in found.notes:
         typer.echo(f"note: {note}")
@@ -332,7 +331,7 @@ def ledger(
     if json:
         typer.echo(found.model_dump_json(indent=2))
     else:
-        _show_ledger(found)
+        terminal.show_ledger(found)
 
 
 @app.command()
@@ -349,7 +348,7 @@ def audit(
         Path | None,
         typer.Option(help="Instead: reconstruct a patch from one update, with and without the mechanism; a PNG."),
     ] = None,
-    iterations: Annotated[int, typer.Option(help="Of the reconstruction.", min=1)] = 300,
+    iterations: Annotated[int, typer.Option(help="Of the reconstruction.", min=1)] = 600,
     device: DeviceOption = Device.auto,
 ) -> None:
     """What an attacker can tell of planted patients, beside what the plan promises. Nothing leaves this machine."""
@@ -359,7 +358,7 @@ def audit(
         _invert(plan, site, inversion, iterations)
         return
     wanted: dict[str, Any] = {"kind": kind.value, "canaries": canaries, "alpha": alpha, "device": device.value}
-    with _progress() as progress:
+    with terminal.progress() as progress:
         found = verbs.audit(plan, site, output, **wanted, progress=progress)
     typer.echo(found.text())
     typer.echo("Nothing left this machine, and no ledger was charged.")
@@ -373,13 +372,14 @@ def _invert(plan: Path, site: Path | None, picture: Path, iterations: int) -> No
     from autofed import report, verbs
     from autofed.files import write_bytes
 
-    with _progress() as progress:
+    with terminal.progress() as progress:
         found = verbs.inversion(plan, site, iterations=iterations, progress=progress)
     write_bytes(picture, report.draw_inversion(found))
     for name, likeness in (
         ("without the mechanism", found.without.likeness),
         (f"with {found.mechanism}", found.protected.likeness),
         ("a blank image", found.blank),
+        ("the label map alone", found.label),
     ):
         typer.echo(f"{name:<22} PSNR {likeness.psnr:5.1f} dB  SSIM {likeness.ssim:.3f}")
     typer.echo(f"look at {picture}; it shows the patient's patch, so it stays on this machine")
@@ -394,87 +394,11 @@ def demo(
     """The whole way on real scans that come with autofed: plan, preprocess, train, predict, evaluate."""
     from autofed import demo as shipped
 
-    with _progress() as progress:
+    with terminal.progress() as progress:
         result = shipped.run(output, task.value, minutes=minutes, progress=progress)
-    typer.echo(f"mean Dice on {result.cases} scans that no site has seen: {_number(result.dice)}")
+    typer.echo(f"mean Dice on {result.cases} scans that no site has seen: {terminal.number(result.dice)}")
     typer.echo(f"pictures: {result.pictures}")
     typer.echo(f"page:     {result.page}")
-
-
-_INTERRUPTED = 130
-"""The exit code of a program that Ctrl-C ended (128 and SIGINT)."""
-
-
-def main() -> None:
-    """Entry point: bad input becomes a message and exit code 2, without a traceback."""
-    # Torch's threads wait for each other by spinning. Beside another busy program a step then took 8 times as long as
-    # with short spins, which cost nothing on a machine of one's own (2 cores). Read when torch is loaded.
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-    try:
-        code = app(standalone_mode=False)  # an interrupted command comes back with the code of one
-    except KeyboardInterrupt:
-        code = _INTERRUPTED
-    except Exception as error:
-        _end(error)
-    if code == _INTERRUPTED:
-        typer.echo("interrupted; run the same command again to go on (train: add --resume)", err=True)
-    sys.exit(code or 0)
-
-
-def _end(error: Exception) -> None:
-    import click
-
-    from autofed.problems import Problems
-
-    if isinstance(error, Problems):
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "flwr":
-        typer.echo('error: Flower is not installed; write: pip install "autofed[flower]"', err=True)
-        sys.exit(2)
-    if isinstance(error, click.ClickException):
-        error.show()
-        sys.exit(error.exit_code)
-    if isinstance(error, click.exceptions.Exit):
-        sys.exit(error.exit_code)
-    if isinstance(error, click.exceptions.Abort):
-        sys.exit(1)
-    if isinstance(error, OSError) and error.errno is not None:
-        typer.echo(f"error: {error.strerror}: {error.filename or 'no file name'}", err=True)
-        sys.exit(1)
-    raise error
-
-
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """A bar per stage with the time left, on the terminal's error stream."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=2, speed_estimate_period=300) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total, completed=done)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield show
 
 
 def _count(processes: int) -> int:
@@ -502,21 +426,6 @@ SCORE_NOISE = 5.0
 """What --share-scores sets: a small part of an epsilon of 8; the score of 50 patients is then off by about .1."""
 
 
-_MAIN_POINTS = (
-    "local.geometry.configuration",
-    "local.geometry.spacing_mm",
-    "local.training.patch_size",
-    "local.training.batch_size",
-    "local.network.features",
-    "agreement.training.rounds",
-    "agreement.annotated",
-    "agreement.privacy.mechanism",
-    "agreement.privacy.noise_multiplier",
-    "agreement.privacy.epsilon",
-    "agreement.privacy.delta",
-)
-
-
 _DEFAULTS = {"device": "auto", "configuration": "auto", "preset": "plain"}
 
 
@@ -530,60 +439,6 @@ def _refuse_new_wishes(wanted: dict[str, Any]) -> None:
     refuse("plan", problems)
 
 
-def _show_plan(made: Any, every: bool) -> None:
-    """The decisions as a table: all of them, or the main points and what was set by hand."""
-    shown = (reason for reason in made.reasons
-             if every or reason.field in _MAIN_POINTS or "set by hand" in reason.why)  # fmt: skip
-    _print_table(("field", "value", "why"), ((r.field, r.value, r.why) for r in shown), whole=("field",))
-    if not every:
-        typer.echo("\nadd --explain to see every decision")
-
-
-def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], whole: Sequence[str]) -> None:
-    """The columns named `whole` are never broken, however narrow the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in columns:
-        table.add_column(name, no_wrap=name in whole, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    Console().print(table)
-
-
-_SPENT = ("run", "mechanism", "unit", "rounds", "steps", "epsilon")
-
-
-def _show_ledger(found: Any) -> None:
-    """What was spent by run and mechanism as a table, then what it means."""
-    typer.echo(f"{found.site}: {found.ledger}, opened {found.opened}")
-    if found.runs:
-        typer.echo(f"what was spent, with delta {found.delta:g}:\n")
-        _print_table(_SPENT, _spent_rows(found), whole=_SPENT[1:])
-    typer.echo()
-    for line in (found.promise, *found.notes):
-        typer.echo(line)
-
-
-def _spent_rows(found: Any) -> Iterator[tuple[str, ...]]:
-    for run in found.runs:
-        seed = " (test seed)" if run.seeded else ""
-        for spent in run.mechanisms:
-            counts = (str(spent.rounds), str(spent.steps))
-            yield run.run, spent.mechanism + seed, spent.unit, *counts, _epsilon(spent.epsilon)
-        if len(run.mechanisms) != 1:
-            yield run.run, "together" + seed, "", "", "", _epsilon(run.epsilon)
-    yield "all runs", "", "", "", "", _epsilon(found.epsilon)
-
-
-def _epsilon(value: float | None) -> str:
-    from autofed.verbs import ledgers
-
-    return "infinite" if value is None else ledgers.rounded_up(value)
-
-
 def _write_page(found: Any, predictions: Path, labels: Path, target: Path) -> Path:
     from autofed import report
     from autofed.files import read_json
@@ -593,7 +448,3 @@ def _write_page(found: Any, predictions: Path, labels: Path, target: Path) -> Pa
     page = target.with_suffix(".html")
     report.page(found, predictions, labels, runs, page)
     return page
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,115 @@
+"""What a person sees: bars, tables, numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+
+@contextmanager
+def progress() -> Iterator[Any]:
+    """A bar per stage with the time left, on the terminal's error stream."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=2, speed_estimate_period=300) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total, completed=done)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield show
+
+
+_MAIN_POINTS = (
+    "local.geometry.configuration",
+    "local.geometry.spacing_mm",
+    "local.training.patch_size",
+    "local.training.batch_size",
+    "local.network.features",
+    "agreement.training.rounds",
+    "agreement.annotated",
+    "agreement.privacy.mechanism",
+    "agreement.privacy.noise_multiplier",
+    "agreement.privacy.epsilon",
+    "agreement.privacy.delta",
+)
+
+
+def show_plan(made: Any, every: bool) -> None:
+    """The decisions as a table: all of them, or the main points and what was set by hand."""
+    shown = (reason for reason in made.reasons
+             if every or reason.field in _MAIN_POINTS or "set by hand" in reason.why)  # fmt: skip
+    _print_table(("field", "value", "why"), ((r.field, r.value, r.why) for r in shown), whole=("field",))
+    if not every:
+        typer.echo("\nadd --explain to see every decision")
+
+
+def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], whole: Sequence[str]) -> None:
+    """The columns named `whole` are never broken, however narrow the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(name, no_wrap=name in whole, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)
+
+
+_SPENT = ("run", "mechanism", "unit", "rounds", "steps", "epsilon")
+
+
+def show_ledger(found: Any) -> None:
+    """What was spent by run and mechanism as a table, then what it means."""
+    typer.echo(f"{found.site}: {found.ledger}, opened {found.opened}")
+    if found.runs:
+        typer.echo(f"what was spent, with delta {found.delta:g}:\n")
+        _print_table(_SPENT, _spent_rows(found), whole=_SPENT[1:])
+    typer.echo()
+    for line in (found.promise, *found.notes):
+        typer.echo(line)
+
+
+def _spent_rows(found: Any) -> Iterator[tuple[str, ...]]:
+    for run in found.runs:
+        seed = " (test seed)" if run.seeded else ""
+        for spent in run.mechanisms:
+            counts = (str(spent.rounds), str(spent.steps))
+            yield run.run, spent.mechanism + seed, spent.unit, *counts, _epsilon(spent.epsilon)
+        if len(run.mechanisms) != 1:
+            yield run.run, "together" + seed, "", "", "", _epsilon(run.epsilon)
+    yield "all runs", "", "", "", "", _epsilon(found.epsilon)
+
+
+def _epsilon(value: float | None) -> str:
+    from autofed.verbs import ledgers
+
+    return "infinite" if value is None else ledgers.rounded_up(value)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A figure, or a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
