@@ -9,7 +9,7 @@ ledgers are those of simulations. The noise is calibrated for `epsilon` at DELTA
 * none: the tuned arm's network and steps with ordinary training, its batch the expected patients times patches.
 * open: the open plan of algorithms.py, without privacy, for reference.
 * naive: that plan's network, steps and learning rate; one patch of each drawn patient, as many patients as its batch
-  has, C = 1, no average over rounds.
+  has, C = 1, no average over rounds, and the plan's clip of 12 on the noised sum.
 * tuned: a narrow network, more patients a step, two patches each, normalised clip, an average over rounds.
 * adp: the same with the adaptive clip and a noise schedule. Its clip is normalised, too, so that all else is the same.
 
@@ -145,7 +145,8 @@ def settings(federation: str, arm: str, epsilon: float | None = None) -> dict[st
         return {"keep_momentum": True}
     if arm == "naive":
         naive = {"privacy.mechanism": "dp-sgd", "privacy.sampling_rate": NAIVE_RATE[federation], "training.ema": 0.0,
-                 "privacy.patches_per_patient": 1, "privacy.clip": 1.0, "privacy.clipping": "flat"}  # fmt: skip
+                 "privacy.patches_per_patient": 1, "privacy.clip": 1.0, "privacy.clipping": "flat",
+                 "gradient_clip": 12.0}  # fmt: skip
         return {**naive, **_promise(epsilon)}
     length = {**NARROW[axes], **LENGTH[federation]}
     if arm == "none":
