@@ -28,6 +28,9 @@ GLOBAL = "global"
 VALIDATION = "validation.json"
 """In a fold's folder: the scores of whole held-out cases, by site and structure."""
 
+FEWEST = 0.5
+"""Of fewer cases than this no mean is told: noise may leave next to nothing of their number."""
+
 _START = "start.safetensors"
 _BEGINNING = ("plan.json", _START)
 
@@ -161,7 +164,10 @@ class Run:
         return self.site_folder(site, fold) / "memory"
 
     def held_out(self, fold: str) -> dict[str, float]:
-        """Mean Dice of each structure over the held-out cases of all sites; nothing before they were scored."""
+        """Mean Dice of each structure over the held-out cases of all sites; nothing before they were scored.
+
+        Sites whose scores carry noise may count fewer than one case together, or a sum above their number.
+        """
         path = self.fold_folder(fold) / VALIDATION
         sites = read_json(path)["sites"] if path.is_file() else {}
         totals: dict[str, list[float]] = {}
@@ -169,7 +175,7 @@ class Run:
             for name, row in rows.items():
                 found = totals.setdefault(name, [0.0, 0.0])
                 found[0], found[1] = found[0] + row["sums"][0], found[1] + row["cases"][0]
-        return {name: dice / cases for name, (dice, cases) in totals.items() if cases}
+        return {name: min(1.0, dice / cases) for name, (dice, cases) in totals.items() if cases >= FEWEST}
 
     def left_out(self, fold: str) -> dict[str, list[int]]:
         """The rounds of a fold in which a site's answer did not count, by site."""

@@ -379,10 +379,13 @@ def private_run(tmp_path_factory):
 
 def test_a_private_fold_tells_its_scores_with_noise_and_chooses_nothing_by_them(private_run):
     ground, run = private_run
-    told, own = run.held_out("0"), json.loads((run.site_folder("alpha", "0") / "validation.json").read_text())
-    assert set(told) == {"organ", "tumour"}
-    true = np.mean([scores["organ"] for scores in own.values()])
-    assert told["organ"] != pytest.approx(true, abs=1e-6)
+    told = json.loads((run.fold_folder("0") / "validation.json").read_text())["sites"]
+    own = json.loads((run.site_folder("alpha", "0") / "validation.json").read_text())
+    assert set(told) == {"alpha", "bravo"} and len(own) == 2  # also the site that holds nobody out
+    noised = [n for site in told.values() for row in site.values() for n in (row["sums"][0], row["cases"][0])]
+    assert len(noised) == 8 and all(n == 0 or n != round(n) for n in noised)
+    assert all(0 <= dice <= 1 for dice in run.held_out("0").values())
+    assert not (run.folder / "postprocessing.json").exists()
     assert [member.name for member in run.members()] and "best" not in run.members()[0].name
     assert not list(run.folder.rglob("best.safetensors"))
     spent = PrivacyLedger.existing(ground.root / "work" / "alpha" / "ledger.jsonl")

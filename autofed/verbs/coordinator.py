@@ -20,7 +20,7 @@ from autofed.network import build, weights_of
 from autofed.plans import Plan
 from autofed.postprocessing import RULES, decide
 from autofed.problems import Problems
-from autofed.runs import VALIDATION, Identity, Run
+from autofed.runs import FEWEST, VALIDATION, Identity, Run
 from autofed.splits import ALL
 
 
@@ -65,7 +65,8 @@ class Coordinator:
         state = rounds.run(course, state)
         if course.holds_out:
             self._verify(course, state)
-            self._decide()
+            if not self.plan.agreement.privacy.promises:  # which chooses nothing by scores
+                self._decide()
 
     def _shares_scores(self) -> bool:
         return bool(self.plan.agreement.training.validate_every or self.plan.agreement.privacy.score_noise)
@@ -102,4 +103,5 @@ def _table(releases: Sequence[Release]) -> dict[str, dict[str, dict[str, object]
 
 def _row(found: np.ndarray) -> dict[str, object]:
     (sums, cases) = found.astype(float).tolist()
-    return {"dice": round(min(1.0, sums[0] / cases[0]), 4) if cases[0] else None, "sums": sums, "cases": cases}
+    known = cases[0] >= FEWEST
+    return {"dice": round(min(1.0, sums[0] / cases[0]), 4) if known else None, "sums": sums, "cases": cases}
