@@ -76,21 +76,15 @@ def _with_mechanism(name: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, A
     if name == privacy.NONE and now["mechanism"] != privacy.NONE:
         yield "agreement.training.validate_every", 1, "an open training may be scored"
         yield "agreement.training.ema", 0.0, "there is no noise to average away"
-        yield "local.training.gradient_clip", 12.0, "as nnU-Net"
     if name != privacy.NONE:
         yield "agreement.training.validate_every", 0, "a private training chooses nothing by scores"
         yield "agreement.training.ema", PRIVATE_EMA, "an average of rounds has less of their noise, and costs nothing"
     if name in privacy.BY_PATIENT:
         yield "local.training.batch_dice", False, "a gradient is one patient's"
-        why = "each patient's is clipped; of their noised sum a clip would leave little but the noise's direction"
-        yield "local.training.gradient_clip", NO_CLIP, why
 
 
 PRIVATE_EMA = 0.8
 """Share of the old value in the average over rounds that is the model of a private training."""
-
-NO_CLIP = 1e9
-"""Longer than any gradient."""
 
 _SERVER_RATES = {
     "momentum": (1.0, "in short trainings .1 and .3 did not get far enough"),
