@@ -211,3 +211,15 @@ def test_a_delta_of_one_in_so_many_patients_is_refused():
 def test_noise_that_responds_must_fit_as_planned():
     made = promised("adp", 4.0, noise_response=1.0).change({"privacy.epsilon": 1.0})
     assert len(promise.problems(made)) == 2
+
+
+def test_a_plan_names_the_mechanisms_that_there_are():
+    assert set(plans.mechanisms()) == set(privacy._MAKERS)
+
+
+@pytest.mark.parametrize("rounds", [2, 100])
+def test_the_filter_counts_a_tenth_to_a_quarter_more(rounds):
+    """As docs/privacy.md says of a ceiling for one plan of epsilon 8."""
+    plan = promised("dp-sgd", 8.0, **{"training.rounds": rounds, "steps_per_round": 6, "sampling_rate": 0.2})
+    events = promise.planned(plan, 6)
+    assert 1.05 < accounting.best_renyi_epsilon(events, 1e-5) / accounting.epsilon(events, 1e-5) < 1.3

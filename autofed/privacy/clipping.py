@@ -10,7 +10,7 @@ from autofed.privacy import Gradient
 
 _ROW = 1024
 """So many squares are added up in float32, and such rows in float64: a float32 sum of millions of squares made lengths
-up to 0.8 % too small, and the clip as much too long. In float64 alone it takes 40 times as long."""
+too small, and the clip as much too long (tests/test_sensitivity.py). In float64 alone it takes many times as long."""
 
 _ROUNDING = 1e-4
 """By so much less than the clip a gradient is cut: more than rounding can add (1024 times 6e-8 in a row)."""

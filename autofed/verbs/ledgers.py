@@ -134,7 +134,7 @@ def state(ledger: PrivacyLedger) -> Statement:
 
 
 def of_run(run: Run, work: PathLike | None) -> list[str]:
-    """What a finished private run cost each of its sites, a line or two for each; nothing for a run without privacy.
+    """What a finished private run cost each of its sites, and what their ledgers promise; nothing without privacy.
 
     `work` holds the sites' own ledgers; a simulation has its own, and over Flower every site keeps its own.
     """
@@ -145,8 +145,9 @@ def of_run(run: Run, work: PathLike | None) -> list[str]:
         paths = [run.ledgers_folder / f"{site}.jsonl" for site in sites]
     else:
         paths = [ledger_path(Path(work), site) for site in sites] if work else []
-    found = [summary(PrivacyLedger.existing(path), run.identity().id) for path in paths]
-    return list(dict.fromkeys(line for lines in found for line in lines))  # that it is a simulation is said once
+    ledgers = [PrivacyLedger.existing(path) for path in paths]
+    costs = [line for ledger in ledgers for line in summary(ledger, run.identity().id)]
+    return list(dict.fromkeys([*costs, *(state(ledger).promise for ledger in ledgers)]))  # one line for all
 
 
 def summary(ledger: PrivacyLedger, run: str | None = None) -> list[str]:
