@@ -19,7 +19,7 @@ _NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "adp": (*_STEPS, "quantile", "quantile_share", "clip_rate", "noise_ratio", "noise_response"),
     "feddp": ("clip", "noise_multiplier"),
 })  # fmt: skip
-PROMISE = ("epsilon", "delta", "score_noise")
+PROMISE = ("epsilon", "delta", "score_noise", "census_noise")
 """Fields that any private mechanism may have."""
 
 BY_PATIENT = ("dp-sgd", "adp")
@@ -59,8 +59,9 @@ class Privacy(Record):
     "feddp" adds noise of z times C to a whole round's update, bounded by C.
 
     `epsilon` and `delta` are the promise. With `score_noise` the sites tell the scores of their held-out patients in
-    the end, with noise of that multiplier; without it scores stay where they are. With the mechanism "none" nothing is
-    promised and all are None.
+    the end, with noise of that multiplier; without it scores stay where they are. The plan rests on fingerprints with
+    noise of the multiplier `census_noise`, where there is one: the promise counts them too. With the mechanism "none"
+    nothing is promised and all are None.
     """
 
     mechanism: str = NONE
@@ -75,6 +76,7 @@ class Privacy(Record):
     noise_ratio: float | None = Field(None, gt=0)
     noise_response: float | None = Field(None, ge=0)
     score_noise: float | None = Field(None, gt=0)
+    census_noise: float | None = Field(None, gt=0)
     epsilon: float | None = Field(None, gt=0)
     delta: float | None = Field(None, gt=0, lt=1)
 

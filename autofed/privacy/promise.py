@@ -16,13 +16,19 @@ _TOLERANCE = 1e-6
 
 
 def planned(plan: Plan, steps: int) -> tuple[Event, ...]:
-    """All that a whole training costs a site that takes so many steps in a round, shared scores included.
+    """All that a whole training costs a site that takes so many steps in a round, with scores and census if shared.
 
     Where the noise responds to what is released it is what the schedule has without a response.
     """
     mechanism = privacy.find(plan)
-    scores = privacy.for_scores(plan, columns=1)
-    return (*mechanism.planned(plan.agreement.training.rounds, steps), *(scores.cost(0) if scores else ()))
+    return (*mechanism.planned(plan.agreement.training.rounds, steps), *_beside(plan))
+
+
+def _beside(plan: Plan) -> tuple[Event, ...]:
+    """What the promise counts beside the training: the noised fingerprint before it, the shared scores after it."""
+    noise, scores = plan.agreement.privacy.census_noise, privacy.for_scores(plan, columns=1)
+    census = (Event(mechanism="census", steps=1, noise_multiplier=noise),) if noise else ()
+    return (*census, *(scores.cost(0) if scores else ()))
 
 
 def problems(plan: Plan, steps: Mapping[str, int] | None = None) -> list[str]:
@@ -62,14 +68,13 @@ def allows(plan: Plan, steps: int, spent: Sequence[Event]) -> bool:
 
     Only noise that responds to what was released can break it before the end. Then a filter keeps it: the sum of what
     all rounds have cost at one Renyi order, fixed by the plan (Feldman and Zrnic, NeurIPS 2021, theorem 4.3), with what
-    shared scores will cost.
+    the promise counts beside the training.
     """
     stated = plan.agreement.privacy
     if not stated.noise_response or stated.epsilon is None or stated.delta is None:
         return True
-    scores = privacy.for_scores(plan, columns=1)
     order = accounting.best_order(planned(plan, steps), stated.delta)
-    cost = accounting.renyi_epsilon([*spent, *(scores.cost(0) if scores else ())], stated.delta, order)
+    cost = accounting.renyi_epsilon([*spent, *_beside(plan)], stated.delta, order)
     return cost <= stated.epsilon
 
 
