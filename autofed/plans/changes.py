@@ -12,16 +12,20 @@ from autofed.plans.budget import Budget
 from autofed.problems import refuse
 
 
-def apply(record: type[Record], tree: dict[str, Any], assignments: Mapping[str, Any], why: str = "") -> dict[str, Any]:
+def apply(
+    record: type[Record], tree: dict[str, Any], assignments: Mapping[str, Any], why: str | Mapping[str, str] = ""
+) -> dict[str, Any]:
     """The content of a plan with some fields set by hand and what follows from them, each recorded as a reason.
 
-    `record` is the plan's type, `tree` its content; `why` is said where it was not by hand. `Problems` names every
-    field that is not there or ambiguous.
+    `record` is the plan's type, `tree` its content; `why` is said where it was not by hand, of all fields or by the
+    name that each was given. `Problems` names every field that is not there or ambiguous.
     """
     refuse("--set", unknown_fields(record, assignments))
-    chosen = {_resolve(record, name)[0]: value for name, value in assignments.items()}
+    paths = {name: _resolve(record, name)[0] for name in assignments}
+    chosen = {paths[name]: value for name, value in assignments.items()}
+    whys = {path: why if isinstance(why, str) else why.get(name, "") for name, path in paths.items()}
     planned = {reason["field"]: reason["value"] for reason in tree["reasons"]}
-    said = [(path, value, why or _by_hand(planned.get(path))) for path, value in chosen.items()]
+    said = [(path, value, whys[path] or _by_hand(planned.get(path))) for path, value in chosen.items()]
     said += [(path, value, why) for path, value, why in _followers(chosen, tree) if path not in chosen]
     for path, value, _ in said:
         _assign(tree, path, value)
