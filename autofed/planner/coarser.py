@@ -94,8 +94,8 @@ def _shortest_edge(shape: Topology) -> float:
 def _voxels_across(plan: Plan, fingerprint: Fingerprint) -> float | None:
     """How many voxels of the plan's grid a piece of a structure is wide: the harmonic mean over structures.
 
-    As if each were a ball (a disk in 2D). A surface that is off by e moves the Dice of a ball of width D by 3 e / D, and
-    a grid that is f times coarser puts it off by about (f - 1) / 3 voxels of the finer one.
+    As if each were a ball (a disk in 2D). A surface that is off by e moves the Dice of a ball of width D by 3 e / D,
+    and a grid that is f times coarser puts it off by about (f - 1) / 3 voxels of the finer one.
     """
     spacing = plan.local.geometry.spacing_mm
     flat = plan.agreement.dimension == 2

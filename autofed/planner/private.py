@@ -58,13 +58,13 @@ def promise_problems(plan: Plan, delta: float) -> Iterator[str]:
     patients = plan.agreement.patients
     most = max(patients.values())
     if delta >= 1 / most:
-        yield (f"a delta of {delta:g} allows one of {1 / delta:.0f} patients to be given away, and a site has {most}; "
+        yield (f"a delta of {delta:g} allows one of {1 / delta:.0f} patients to be given away, a site has {most}; "
                f"write one far below {1 / most:.2g}, such as --delta {accounting.default_delta(most):g}")  # fmt: skip
     for site, found in patients.items():
         least = math.ceil(LEAST_EXPECTED / RATES[-1])
         if found < least:
-            yield (f"the site {site} has {found} patient, and at most every second one may be expected in a step, so "
-                   f"that most steps would be noise alone; expected {least} or more, or leave the site out")  # fmt: skip
+            yield (f"the site {site} has {found} patient, and at most every second one is drawn for a step: most "
+                   f"steps would be noise alone; expected {least} or more, or leave the site out")  # fmt: skip
 
 
 def _nothing_fits(plan: Plan, question: Question) -> str:

@@ -39,8 +39,8 @@ def hopeless(question: Question, found: Candidate) -> str:
     said = "; or ".join(_remedies(question, found.whole))
     return (
         f"epsilon {question.epsilon:g} at delta {question.delta:g} with {patients} patients is hopeless: in the best "
-        f"plan ({described(found)}) the noise of all steps is {found.whole:.2g} times as long as what patients can say, "
-        f"and above {STRAINED:g} nothing worth having was ever learned. What would help: {said}"
+        f"plan ({described(found)}) the noise of all steps is {found.whole:.2g} times as long as what patients can "
+        f"say, and above {STRAINED:g} nothing worth having was ever learned. What would help: {said}"
     )
 
 
