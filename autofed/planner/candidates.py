@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from autofed.planner.coarser import Choice
 from autofed.planner.forecast import averaged, step_ratio
-from autofed.planner.foretelling import foretold
+from autofed.planner.foretelling import foretold, whole_ratio
 from autofed.planner.hours import USEFUL_SHARE
 from autofed.planner.topology import memory_needed
 from autofed.plans import Budget, Network
@@ -82,12 +82,16 @@ class Candidate:
     steps: int
     noise: float
     ratio: float = 0.0
-    loss: float = 0.0
 
     @property
     def whole(self) -> float:
         """Noise over signal of all steps together (`Forecast.whole`)."""
-        return self.ratio / math.sqrt(self.steps)
+        return whole_ratio(self.ratio, self.build.network.parameters, self.steps)
+
+    @property
+    def foretold(self) -> float:
+        """The Dice that is likely to be lost."""
+        return foretold(self.whole, self.steps, self.build.width, self.build.patches) + self.build.choice.lost
 
 
 @dataclass(frozen=True)
@@ -110,11 +114,11 @@ class Question:
 
     def search(self) -> list[Candidate]:
         """All candidates, the best first; none if no step fits."""
-        return sorted(self._candidates(), key=lambda candidate: candidate.loss)
+        return sorted(self._candidates(), key=lambda candidate: candidate.foretold)
 
     def best(self) -> Candidate | None:
         """The best candidate, by the accountant."""
-        return min(map(self.judged, self.search()[:_JUDGED]), key=lambda candidate: candidate.loss, default=None)
+        return min(map(self.judged, self.search()[:_JUDGED]), key=lambda candidate: candidate.foretold, default=None)
 
     def judged(self, candidate: Candidate) -> Candidate:
         """The same with the accountant's noise."""
@@ -137,7 +141,7 @@ class Question:
                     yield self._weighed(Candidate(build, rate, steps, noise))
 
     def _weighed(self, candidate: Candidate) -> Candidate:
-        """With its ratio of noise to signal, and the loss that follows from it."""
+        """With its ratio of noise to signal."""
         parameters, rate = candidate.build.network.parameters, candidate.rate
         ratios = {
             site: step_ratio(candidate.noise, parameters, rate * self.more * n) for site, n in self.patients.items()
@@ -145,7 +149,7 @@ class Question:
         ratio = averaged(ratios, self.patients)
         if self.coordinator_adds:  # the noise of one site instead of the sum of all
             ratio /= math.sqrt(len(self.patients))
-        return replace(candidate, ratio=ratio, loss=_loss(candidate, ratio))
+        return replace(candidate, ratio=ratio)
 
     def _steps(self, build: Build, rate: float) -> int:
         """As many as the hours allow."""
@@ -153,8 +157,3 @@ class Question:
             return MOST_STEPS
         seconds = rate * self.more * build.seconds + build.drawing
         return min(MOST_STEPS, int(self.hours * 3600 * USEFUL_SHARE / seconds))
-
-
-def _loss(candidate: Candidate, ratio: float) -> float:
-    build, steps = candidate.build, candidate.steps
-    return foretold(ratio / math.sqrt(steps), steps, build.width, build.patches) + build.choice.lost

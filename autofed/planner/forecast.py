@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from autofed.files import Record
+from autofed.planner.foretelling import whole_ratio
 from autofed.plans import Plan, Positive
 from autofed.privacy import accounting, promise
 
@@ -34,8 +35,7 @@ class SiteForecast(Record):
 class Forecast(Record):
     """Noise over signal, and the grade that follows from it.
 
-    `ratio` is that of a step after averaging over sites. `whole` is that of all steps together: what patients say adds
-    up with the number of steps, noise with its square root.
+    `ratio` is that of a step after averaging over sites, `whole` that of all steps together (`whole_ratio`).
     """
 
     grade: Grade
@@ -51,7 +51,7 @@ def forecast(plan: Plan) -> Forecast | None:
         return None
     sites = {site: _site(plan, site, patients) for site, patients in plan.agreement.patients.items()}
     ratio = averaged({name: site.ratio for name, site in sites.items()}, weights_of(plan))
-    whole = ratio / math.sqrt(steps_of(plan))
+    whole = whole_ratio(ratio, plan.local.network.parameters, steps_of(plan))
     return Forecast(grade=grade(whole), ratio=ratio, whole=whole, sites=sites)
 
 

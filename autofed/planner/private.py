@@ -139,7 +139,7 @@ def _learning(plan: Plan, found: Candidate) -> Iterator[Decision]:
     yield "agreement.training.rounds", met.rounds, why
     yield "local.training.steps_per_round", per_round, f"{found.steps} steps of every site in all; {_TOGETHER}"
     yield "local.training.batch_size", found.build.patches, "the patches of one patient are one backward pass"
-    yield "local.training.learning_rate", learning_rate(found.ratio, found.steps), _RATE
+    yield "local.training.learning_rate", learning_rate(found.whole, found.steps), _RATE
     yield "local.training.momentum", 0.9, "an average over ten steps, so that noise of long ago is forgotten"
     yield "local.training.keep_momentum", True, "rounds are too short to gather it anew"
     yield "local.training.gradient_clip", NO_CLIP, "patients are bounded one by one; this would shorten steps unawares"

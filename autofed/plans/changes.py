@@ -56,7 +56,7 @@ def _followers(chosen: Mapping[str, Any], tree: Mapping[str, Any]) -> Iterator[t
     """What else changes with the fields that were set by hand, unless it was set too: (field, value, why)."""
     if (rounds := "agreement.training.rounds") in chosen:
         snapshots = spaced_snapshots(chosen[rounds])
-        yield "agreement.training.snapshots", snapshots, f"the ensemble of {chosen[rounds]} rounds, set by hand"
+        yield "agreement.training.snapshots", snapshots, f"the ensemble of {chosen[rounds]} rounds: late and spaced"
     if (mechanism := "agreement.privacy.mechanism") in chosen:
         yield from _with_mechanism(chosen[mechanism], tree)
     if chosen.get("agreement.training.steps_at") and tree["agreement"]["algorithm"]["name"] == "fedavg":
