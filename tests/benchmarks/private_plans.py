@@ -49,8 +49,7 @@ HAND = {
     "q .2, 500 steps": {"privacy.sampling_rate": 0.2, "privacy.patches_per_patient": 1},
 }
 GIVEN_STEPS = {"q .2, 500 steps": 500}
-EPSILONS = {"dermoscopy": (8, 3, 1), "breast-ultrasound": (8, 3), "hippocampus": (8, 3), "histology": (8,),
-            "kidney-ct-simulated": (8,)}  # fmt: skip
+EPSILONS = {"dermoscopy": (8, 3, 1), "breast-ultrasound": (8, 3), "hippocampus": (8, 3), "histology": (8,)}
 PARTS = ("arms", "grades", "trade", "public")
 SHARES, SITES = (0.5, 0.25), (2, 1)
 """Of dermoscopy's patients at every site, and how many of its sites (the first ones, as they are)."""
