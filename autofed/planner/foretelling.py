@@ -27,7 +27,7 @@ def foretold(whole: float, steps: int, width: int, patches: int) -> float:
 
     In this order: noise, shortness, a narrow network, and the noise of a patient's own few patches.
     """
-    return 0.12 * whole + 0.08 * (100 / steps) ** 0.7 + 0.12 / width + 0.01 / patches
+    return 0.12 * whole + 0.08 * (100 / steps) ** 0.7 + 0.12 / width + 0.005 / patches
 
 
 def learning_rate(whole: float, steps: int) -> float:
