@@ -35,13 +35,7 @@ from autofed.planner.hours import USEFUL_SHARE
 from autofed.runs import GLOBAL, Run
 from autofed.splits import ALL
 
-HOURS = {
-    "dermoscopy": 0.1,
-    "breast-ultrasound": 0.1,
-    "hippocampus": 0.15,
-    "histology": 0.03,
-    "kidney-ct-simulated": 0.03,
-}
+HOURS = {"dermoscopy": 0.1, "breast-ultrasound": 0.1, "hippocampus": 0.15, "histology": 0.03}
 SEEDS = dict.fromkeys(HOURS, 1)
 HAND = {
     "q .1, K 1": {"privacy.sampling_rate": 0.1, "privacy.patches_per_patient": 1},
