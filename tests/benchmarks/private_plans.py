@@ -32,6 +32,7 @@ from autofed.files import read_json, write_json
 from autofed.inference import Predictor
 from autofed.planner import forecast, protect
 from autofed.planner.hours import USEFUL_SHARE
+from autofed.report import drawing
 from autofed.runs import GLOBAL, Run
 from autofed.splits import ALL
 
@@ -159,6 +160,7 @@ def main() -> None:
     told = parser(__doc__, HOURS)
     told.add_argument("--part", action="append", choices=PARTS, help="what to run and print; may be repeated")
     told.add_argument("--only", action="append", help="the runs whose names hold this; may be repeated")
+    told.add_argument("--picture", type=Path, help="where to draw the trade, from what is known")
     args = told.parse_args()
     work = Planned(**vars(bench(args)))
     federations, chosen = args.federation or list(HOURS), args.part or PARTS
@@ -167,6 +169,8 @@ def main() -> None:
     failed = 0 if args.table else work.perform(found)
     for part in chosen:
         print(TABLES[part](work, federations), flush=True)
+    if args.picture:
+        args.picture.write_bytes(picture(work))
     raise SystemExit(1 if failed else 0)
 
 
@@ -252,9 +256,7 @@ def graded(federation: str, epsilon: float, none: Result, result: Result) -> tup
 
 def of_trade(work: Planned, federations: Sequence[str]) -> str:
     """Dermoscopy with another epsilon, fewer patients, fewer sites."""
-    runs = [("all", run_of("planned", epsilon)) for epsilon in EPSILONS["dermoscopy"]]
-    runs += [(f"{share:g} of the patients", run_of("planned", 8, f"dermoscopy@{share}")) for share in SHARES]
-    runs += [(f"the first {count}", run_of("planned", 8, f"dermoscopy@1@{count}")) for count in SITES]
+    runs = trades()
     head = ("patients", "n by site", "epsilon", "grade", "noise over signal", "Dice, test")
     rows = []
     for which, run in runs:
@@ -264,6 +266,13 @@ def of_trade(work: Planned, federations: Sequence[str]) -> str:
             rows.append((which, numbers, f"{arm_of(run)[1]:g}", told["grade"], f"{told['whole']:.2f}",
                          f"{result.dice('test'):.4f}"))  # fmt: skip
     return "### The trade\n\n" + stamp(work, [run for _, run in runs]) + markdown(head, rows)
+
+
+def trades() -> list[tuple[str, Experiment]]:
+    """Which patients, and their run."""
+    runs = [("all", run_of("planned", epsilon)) for epsilon in EPSILONS["dermoscopy"]]
+    runs += [(f"{share:g} of the patients", run_of("planned", 8, f"dermoscopy@{share}")) for share in SHARES]
+    return runs + [(f"sites, the first {count}", run_of("planned", 8, f"dermoscopy@1@{count}")) for count in SITES]
 
 
 def of_public(work: Planned, federations: Sequence[str]) -> str:
@@ -276,6 +285,33 @@ def of_public(work: Planned, federations: Sequence[str]) -> str:
                                  work.results([run_of("planned public", 8, federation)]), strict=False)
     ]  # fmt: skip
     return "### From public images, epsilon 8\n\n" + markdown(head, rows)
+
+
+def picture(work: Planned) -> bytes:
+    """Dice against epsilon, patients and sites, beside the open training."""
+    known = [(which, run, result) for which, run in trades() for result in work.results([run])]
+    dice = {(which, arm_of(run)[1]): result.dice("test") for which, run, result in known}
+    patients = {which: sum(site["patients"] for site in result.content["forecast"]["sites"].values())
+                for which, _, result in known}  # fmt: skip
+    panels = {
+        "epsilon": {epsilon: found for (which, epsilon), found in dice.items() if which == "all"},
+        "patients, epsilon 8": {patients[which]: found for (which, epsilon), found in dice.items()
+                                if epsilon == 8 and "sites" not in which},
+        "sites, epsilon 8": {4 if which == "all" else int(which.split()[-1]): found
+                             for (which, epsilon), found in dice.items() if epsilon == 8 and "patients" not in which},
+    }  # fmt: skip
+    figure = drawing.figure(9.6, 3.0, layout="constrained")
+    for axes, (what, found) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
+        order = sorted(found)
+        axes.plot(order, [found[x] for x in order], color=drawing.LINES[0], marker="o")
+        for none in work.results([run_of("open")]):
+            axes.axhline(none.dice("test"), color=drawing.QUIET, linestyle=":", label="without privacy")
+        axes.set_xlabel(what)
+        axes.set_xticks(order)
+        axes.set_ylim(0, 1)
+    figure.axes[0].set_ylabel("Dice, test")
+    figure.axes[0].legend(frameon=False, loc="lower right", fontsize=9)
+    return drawing.png(figure)
 
 
 def processor(result: Result) -> float:
