@@ -51,15 +51,22 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a folder to fill; it becomes `path` (replacing one that is there) only if the block ends well."""
+    with scratch_folder(path) as part:
+        yield part
+        if Path(path).exists():
+            shutil.rmtree(path)
+        os.replace(part, path)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside `path` to work in; it is removed in the end, however the block ends."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _beside(path)
     part.mkdir()
     try:
         yield part
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -88,6 +95,12 @@ def read_json(path: Path) -> Any:
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value in its canonical form (sorted keys, no spaces), in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of what is in a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Record(BaseModel):
