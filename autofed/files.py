@@ -51,22 +51,15 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a folder to fill; it becomes `path` (replacing one that is there) only if the block ends well."""
-    with scratch_folder(path) as part:
-        yield part
-        if Path(path).exists():
-            shutil.rmtree(path)
-        os.replace(part, path)
-
-
-@contextmanager
-def scratch_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder beside `path` to work in; it is removed in the end, however the block ends."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _beside(path)
     part.mkdir()
     try:
         yield part
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -24,7 +24,7 @@ from autofed.files import digest, file_digest
 from autofed.network import build, weights_of
 from autofed.parallel import Progress, silent
 from autofed.plans import Network, Plan, Shape, Training
-from autofed.prepared import Index, Store, preprocess
+from autofed.prepared import Store, preprocess
 from autofed.problems import Problems, refuse
 
 FEWEST_IMAGES, MOST_IMAGES = 5, 500
@@ -147,7 +147,7 @@ def _with_restoring_head(network: Network) -> Network:
 def _prepared(dataset: Dataset, plan: Plan, work: Path, progress: Progress) -> Mapping[str, Path]:
     """Where each image lies on the plan's grid."""
     folder, _ = preprocess(dataset, plan.local, work, progress=progress)
-    return {case: folder / case for case in Index.load(folder / "index.json").cases}
+    return {case: folder / case for case in dataset.cases}
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,9 @@ def train(
         list[str] | None,
         typer.Option(help="all (default): hold nobody out; 0 to 4: a fifth of each site's patients; cv: all five."),
     ] = None,
-    init: Annotated[Path | None, typer.Option(help="A RUN or a file of weights to start from.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="What to start from: a RUN, a file of weights, or a folder of public images.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on after the last finished round; with more --rounds, for longer.")
     ] = False,
