@@ -73,9 +73,9 @@ def test_volumes_larger_and_smaller_than_a_patch_teach_every_kind_of_network(tmp
     blocks = {} if kind == "unet" else {"network.blocks": [1] * len(made.local.network.features)}
     made = made.change({"network.kind": kind, **blocks})
     folder = public(tmp_path / "public", shape=(12, 40, 16))
-    found = learn(made, folder, tmp_path / "work", steps=3)
+    found = learn(made, folder, tmp_path / "work", steps=5)
     load_weights(build(made.local.network), found.weights)
-    assert np.isfinite(found.errors).all()
+    assert found.errors[-1] < found.errors[0]
 
 
 def test_flat_patches_are_slices_of_volumes(tmp_path):

@@ -216,6 +216,8 @@ def train(
             say=lambda line: typer.echo(line, err=True),
         )
     typer.echo(f"{output}: finished; models: {', '.join(run.models())}")
+    if "error" in (start := run.origin()):
+        typer.echo("start: {count} public images, {steps} steps, error {error:.2f} of their variance".format(**start))
     for trained in run.folds():
         for site, missed in run.left_out(trained).items():
             typer.echo(f"fold {trained}: {len(missed)} of {run.finished(trained)} rounds without {site}; "
