@@ -109,9 +109,7 @@ class Learner:
         self._network, self._training, self._device = network, training, device
 
     def gradient(self, patches: batches.Patches, losses: list[float]) -> list[torch.Tensor]:
-        """The gradient of the mean loss over some patches, one tensor a parameter that learns.
-
-        The loss is appended to `losses`.
+        """The gradient of the mean loss over some patches, one tensor for each of `named`; the loss goes to `losses`.
 
         Where float16 overflows, the pass is taken again with a smaller scale, so that no step is lost. If it overflows
         with all of them, which means in the network itself, the gradient is zero and there is no loss: a private

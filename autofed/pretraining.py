@@ -122,8 +122,10 @@ def open_public(plan: Plan, folder: Path | str) -> Dataset:
 
 
 def length(plan: Plan) -> tuple[int, int]:
-    """The batch and the number of steps: the largest batch up to 16 that fits the plan's memory, and then a tenth of
-    its hours at its measured speed, within bounds; the upper one where no hours are given or no speed is known.
+    """The batch and the number of steps that the plan's budget has.
+
+    The batch is the largest of 16, 8, 4, 2 and 1 that fits the memory. The steps take a tenth of the hours at the
+    measured speed, within bounds: the upper one where no hours are given or no speed is known.
     """
     network, patch, budget = _with_restoring_head(plan.local.network), plan.local.training.patch_size, plan.budget
     batch = LARGEST_BATCH

@@ -15,6 +15,7 @@ from autofed.pretraining import learn, length
 from autofed.privacy.ledger import PrivacyLedger
 from autofed.problems import Problems
 from autofed.runs import Run
+from autofed.verbs import hospitals
 from tests.plans_made import small_plan
 from tests.synthetic import make_site
 
@@ -203,6 +204,14 @@ def test_every_algorithm_begins_with_it(ground, pictures, tmp_path, algorithm):
     run = train(tmp_path / "run", algorithm=algorithm, init=pictures)
     member = run.members(run.models()[0])[0].read()
     assert all(np.allclose(member[n], a, atol=1e-6) for n, a in run.start().items())
+
+
+def test_over_a_connection_the_coordinator_learns_before_it_asks_anybody(ground, pictures, tmp_path, monkeypatch):
+    led = []
+    monkeypatch.setattr(hospitals, "submit", lambda coordinator, fold, **_: led.append(coordinator._setup(fold)))
+    run = autofed.train(ground.plan, None, tmp_path / "run", init=pictures, connection="somewhere")
+    assert run.origin()["count"] == 6
+    assert all(np.array_equal(led[0].weights[n], a) for n, a in run.start().items())
 
 
 def test_images_of_a_site_are_not_public(ground, pictures, tmp_path):

@@ -49,8 +49,8 @@ def senseless(plan: Plan) -> list[str]:
         return []
     return [
         f'with "{plan.local.training.trained}" the way down stays as the training began, and random weights there '
-        "know nothing; give --init a RUN, a file of weights or a folder of public images, or write "
-        "--set training.trained=all"
+        "know nothing; give --init a RUN, a file of weights or a folder of public images, or "
+        "plan with --set training.trained=all"
     ]
 
 
