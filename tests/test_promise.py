@@ -160,7 +160,7 @@ def test_epsilon_at_the_keyboard_calibrates_a_finished_plan(tmp_path):
 
 
 @pytest.mark.parametrize("settings, epsilon, said", [
-    ({}, 8.0, "an epsilon needs a mechanism; write --set privacy.mechanism=dp-sgd"),
+    ({}, 8.0, "with 4, 4 patients is hopeless"),
     (PRIVATE["dp-sgd"] | {"noise_multiplier": 1.0}, 8.0, "leave one out"),
     ({"privacy.mechanism": "dp-sgd", "quantile": 0.3}, None, "'dp-sgd' has no quantile"),
     (PRIVATE["dp-sgd"], 0.0, "found an epsilon of 0; write one above 0"),

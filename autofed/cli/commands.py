@@ -111,9 +111,12 @@ def plan(
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE, set by hand; may be repeated.")] = None,
     epsilon: Annotated[
-        float | None, typer.Option(help="The promise to a patient: noise for it, with --set privacy.mechanism=...")
+        float | None, typer.Option(help="The promise to every patient: network, steps and noise are planned for it.")
     ] = None,
     delta: Annotated[float | None, typer.Option(help="How likely it may be broken; default 1e-5 or less.")] = None,
+    even_if_hopeless: Annotated[
+        bool, typer.Option("--even-if-hopeless", help="Write a private plan also if nothing would be learned by it.")
+    ] = False,
     share_scores: Annotated[
         bool, typer.Option("--share-scores", help="Sites tell held-out patients' scores, with noise and charged.")
     ] = False,
@@ -125,7 +128,7 @@ def plan(
     from autofed import plans, verbs
 
     settings = _settings(set_ or []) | ({"privacy.score_noise": SCORE_NOISE} if share_scores else {})
-    promised: dict[str, Any] = {"epsilon": epsilon, "delta": delta}
+    promised: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "even_if_hopeless": even_if_hopeless}
     wanted: dict[str, Any] = {"hours": hours, "memory_gb": memory, "device": device.value, "algorithm": algorithm}
     wanted |= {"configuration": configuration.value, "preset": preset.value, "like": like}
     if len(sources) == 1 and plans.is_plan(sources[0]):

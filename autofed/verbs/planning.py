@@ -13,7 +13,7 @@ from autofed.case import disagreements, open_dataset, open_datasets
 from autofed.files import PathLike
 from autofed.fingerprints import Fingerprint, measure, merge
 from autofed.parallel import Progress, silent
-from autofed.planner import PRESETS, check_memory, follow, make
+from autofed.planner import PRESETS, check_memory, follow, graded, make, protect
 from autofed.plans import Budget, Device, Plan, Speed
 from autofed.problems import Problems, gathered, refuse
 
@@ -53,6 +53,7 @@ def plan(
     settings: Mapping[str, Any] | None = None,
     epsilon: float | None = None,
     delta: float | None = None,
+    even_if_hopeless: bool = False,
     processes: int = 1,
     progress: Progress = silent,
 ) -> Plan:
@@ -62,27 +63,36 @@ def plan(
     own; without it a CPU gets one hour and an accelerator nnU-Net's full training. `memory_gb` defaults to what the
     preset was made for. `settings` maps fields of the plan to values set by hand. `like` is a run or a plan whose
     weights shall go on being trained at these sites: then grid, network and recipe are those of that plan, and so is
-    the `algorithm` unless one is named; else the planner chooses it. `epsilon` and `delta` are the promise that a
-    private mechanism among the settings is calibrated for (see `change`). `Problems` names everything at once.
+    the `algorithm` unless one is named; else the planner chooses it. `epsilon` and `delta` are the promise to every
+    patient: network, steps and privacy parameters are planned for it, and refused where nothing would be learned,
+    unless that is wanted (`even_if_hopeless`). Where the settings name a mechanism, it is only calibrated (see
+    `change`). `Problems` names everything at once.
     """
     from autofed import algorithms
     from autofed.federation.server import refuse_idle
 
     trusted = (algorithm,) if algorithm else ()
-    guide, _, _, budget, _ = gathered(
+    by_hand = _names_mechanism(settings or {})
+    promised = {} if by_hand else {"epsilon": epsilon, "delta": delta}
+    guide, _, _, budget, *_ = gathered(
         "plan",
         [
             partial(_guide, like),
             partial(algorithms.find, algorithm or "fedavg", trusted=trusted),
             partial(refuse, "--set", plans.unknown_fields(settings or {})),
-            partial(_budget, hours, memory_gb, device, configuration, preset),
+            partial(_budget, hours, memory_gb, device, configuration, preset, promised),
             partial(refuse, "--like", _taken_already(memory_gb, configuration, preset) if like else []),
+            partial(refuse, "--epsilon", _no_promise(epsilon, delta)),
         ],
     )
     merged = merge(_fingerprints(sources, processes, progress))
     budget = _measured(budget, merged, guide)
-    made = follow(merged, guide, str(like), budget, algorithm) if guide else make(merged, budget, algorithm)
-    made = change(made, None, settings or {}, epsilon=epsilon, delta=delta)
+    if guide:
+        made = follow(merged, guide, str(like), budget, algorithm, even_if_hopeless=even_if_hopeless)
+    else:
+        made = make(merged, budget, algorithm, even_if_hopeless=even_if_hopeless)
+    if settings:
+        made = change(made, None, settings, epsilon=epsilon if by_hand else None, delta=delta if by_hand else None)
     chosen = algorithms.make(made.agreement.algorithm, trusted=trusted)
     refuse_idle(made.agreement.server, chosen, made.agreement.algorithm.name)
     if output is not None:
@@ -97,14 +107,20 @@ def change(
     *,
     epsilon: float | None = None,
     delta: float | None = None,
+    even_if_hopeless: bool = False,
 ) -> Plan:
     """A plan with some fields set by hand, each recorded as a reason; written to `output` if given.
 
     Where it names a private mechanism, noise and promise are made one: the noise is calibrated for the `epsilon` at the
     `delta` (by default for those that the plan has), or, where the noise was set, its epsilon is computed. Without a
-    delta it is the smaller of 1e-5 and a tenth of one over the patients of the largest site.
+    delta it is the smaller of 1e-5 and a tenth of one over the patients of the largest site. An open plan for which no
+    mechanism is set becomes the private one for its grid (`autofed.planner.protect`).
     """
     made = plan if isinstance(plan, Plan) else plans.load(plan)
+    refuse("--epsilon", _no_promise(epsilon, delta))
+    if epsilon is not None and not made.agreement.privacy.promises and not _names_mechanism(settings):
+        made = protect(made, epsilon, delta, even_if_hopeless=even_if_hopeless)
+        epsilon = delta = None
     if settings:
         made = made.change(dict(settings))
         check_memory(made)
@@ -119,13 +135,8 @@ def _settled(made: Plan, settings: Mapping[str, Any], epsilon: float | None, del
     by_hand = {name.rsplit(".", 1)[-1] for name in settings}
     wanted = made.agreement.privacy.epsilon if epsilon is None and "epsilon" in by_hand else epsilon
     problems = []
-    if epsilon is not None and not 0 < epsilon < math.inf:
-        problems.append(f"found an epsilon of {epsilon:g}; write one above 0, such as 8")
-    if delta is not None and not 0 < delta < 1:
-        problems.append(f"found a delta of {delta:g}; write one between 0 and 1, such as 1e-5")
-    if not (epsilon is None and delta is None) and not made.agreement.privacy.promises:
-        names = ", ".join(name for name in plans.mechanisms() if name != "none")
-        problems.append(f"an epsilon needs a mechanism; write --set privacy.mechanism=dp-sgd (there are: {names})")
+    if delta is not None and not made.agreement.privacy.promises:
+        problems.append("a delta belongs to an epsilon; write both, such as --epsilon 8 --delta 1e-5")
     if wanted is not None and "noise_multiplier" in by_hand:
         problems.append("an epsilon and a noise_multiplier were given; either follows from the other, so leave one out")
     refuse("--epsilon", problems)
@@ -136,7 +147,21 @@ def _settled(made: Plan, settings: Mapping[str, Any], epsilon: float | None, del
     found = promise.settled(made, wanted, delta, noise_is_given="noise_multiplier" in by_hand)
     noise = {name: value for name, value in found.items() if name.endswith("noise_multiplier")}
     said = {name: value for name, value in found.items() if name not in noise}
-    return made.change(noise, _CALIBRATED).change(said, _PROMISED) if noise else made.change(said, _COMPUTED)
+    return graded(made.change(noise, _CALIBRATED).change(said, _PROMISED) if noise else made.change(said, _COMPUTED))
+
+
+def _no_promise(epsilon: float | None, delta: float | None) -> list[str]:
+    """What is wrong with numbers that shall be a promise."""
+    problems = []
+    if epsilon is not None and not 0 < epsilon < math.inf:
+        problems.append(f"found an epsilon of {epsilon:g}; write one above 0, such as 8")
+    if delta is not None and not 0 < delta < 1:
+        problems.append(f"found a delta of {delta:g}; write one between 0 and 1, such as 1e-5")
+    return problems
+
+
+def _names_mechanism(settings: Mapping[str, Any]) -> bool:
+    return any(name.rsplit(".", 1)[-1] == "mechanism" for name in settings)
 
 
 _CALIBRATED = "the least that keeps the promise over all steps and rounds, by the accountant"
@@ -167,9 +192,17 @@ def _device(wanted: str) -> Device:
     return pick_device(wanted)
 
 
-def _budget(hours: float | None, memory_gb: float | None, device: str, configuration: str, preset: str) -> Budget:
+def _budget(
+    hours: float | None,
+    memory_gb: float | None,
+    device: str,
+    configuration: str,
+    preset: str,
+    promised: Mapping[str, float | None],
+) -> Budget:
     """What was asked for; memory that the preset was made for, if none was given."""
     wanted: dict[str, Any] = {"device": _device(device), "configuration": configuration, "preset": preset}
+    wanted |= {name: value for name, value in promised.items() if value is not None and 0 < value < math.inf}
     if hours is not None:
         wanted["hours"] = hours
     if memory_gb is not None:
@@ -194,7 +227,7 @@ def _speed(found: Fingerprint, budget: Budget, guide: Plan | None = None) -> Spe
     """The speed of this machine on patches such as the plan will have, flat or not."""
     from autofed import speed
 
-    draft = guide or make(found, budget.model_copy(update={"hours": None}))
+    draft = guide or make(found, budget.model_copy(update={"hours": None, "epsilon": None, "delta": None}))
     return speed.measure_speed(budget.device, draft.local.axes, len(found.declaration.channels))
 
 
