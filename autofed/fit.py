@@ -69,7 +69,7 @@ def fit(
     torch.manual_seed(int(np.random.SeedSequence(list(seed)).generate_state(1)[0]))
     learner = Learner(local.network, local.training, device, labels)
     load_weights(learner.module, weights)
-    named = dict(learner.module.named_parameters())
+    named = learner.named
     parameters = list(named.values())
     optimiser = _optimiser(named, local, momentum or {})
     pull = _Pull(named, proximal, correction or {})
@@ -91,18 +91,25 @@ def fit(
 
 
 class Learner:
-    """A network and its loss on a device, in the precision of the plan: one backward pass at a time."""
+    """A network and its loss on a device, in the precision of the plan: one backward pass at a time.
+
+    `named` are the parameters that learn, in the network's order; others have no gradient.
+    """
 
     def __init__(self, network: Network, training: Training, device: str, labels: Labels | None = None):
         ready(device, training.precision)
         module = build(network)
         self.module = place(module, network, device).train()
+        self.named = {name: p for name, p in self.module.named_parameters() if training.learns(name)}
+        self.module.requires_grad_(False)
+        for parameter in self.named.values():
+            parameter.requires_grad_(True)
         self._forward = compiled(self.module, training.compile, device)
         self._loss = make_loss(training, len(module.heads), labels)
         self._network, self._training, self._device = network, training, device
 
     def gradient(self, patches: batches.Patches, losses: list[float]) -> list[torch.Tensor]:
-        """The gradient of the mean loss over some patches, one tensor a parameter; the loss is appended to `losses`.
+        """The gradient of the mean loss over some patches, one tensor for each of `named`; the loss goes to `losses`.
 
         Where float16 overflows, the pass is taken again with a smaller scale, so that no step is lost. If it overflows
         with all of them, which means in the network itself, the gradient is zero and there is no loss: a private
@@ -116,7 +123,7 @@ class Learner:
             if len(scales) == 1 or all(bool(part.isfinite().all()) for part in found):
                 losses.append(loss)
                 return found
-        return [torch.zeros_like(p) for p in self.module.parameters()]
+        return [torch.zeros_like(p) for p in self.named.values()]
 
     def _pass(self, image: torch.Tensor, label: torch.Tensor, scale: float) -> tuple[float, list[torch.Tensor]]:
         """The loss, and its gradient, computed of `scale` times the loss."""
@@ -125,7 +132,7 @@ class Learner:
             outputs = self._forward(image)
         value = self._loss([logits.float() for logits in outputs], label)
         (value * scale).backward()
-        found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.module.parameters()]
+        found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.named.values()]
         for part in found if scale != 1 else []:
             part.mul_(1 / scale)  # a power of two: nothing is rounded
         return float(value.detach()), found

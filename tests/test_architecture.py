@@ -29,6 +29,7 @@ FLOORS = (
         "postprocessing",
         "solver",
         "fit",
+        "pretraining",
         "inversion",
         "canaries",
         "speed",
