@@ -51,7 +51,7 @@ def forecast(plan: Plan) -> Forecast | None:
         return None
     sites = {site: _site(plan, site, patients) for site, patients in plan.agreement.patients.items()}
     ratio = averaged({name: site.ratio for name, site in sites.items()}, weights_of(plan))
-    whole = whole_ratio(ratio, plan.local.network.parameters, steps_of(plan))
+    whole = whole_ratio(ratio, trained(plan), steps_of(plan))
     return Forecast(grade=grade(whole), ratio=ratio, whole=whole, sites=sites)
 
 
@@ -77,6 +77,11 @@ def weights_of(plan: Plan) -> dict[str, float]:
     return {site: float(patients) ** power for site, patients in plan.agreement.patients.items()}
 
 
+def trained(plan: Plan) -> int:
+    """The parameters that learn, and so get noise."""
+    return plan.local.network.trained_parameters(plan.local.training.trained)
+
+
 def steps_of(plan: Plan) -> int:
     """The steps of the site that takes most."""
     return plan.agreement.training.rounds * max(plan.steps_at(site) for site in plan.agreement.patients)
@@ -91,5 +96,5 @@ def _site(plan: Plan, site: str, patients: int) -> SiteForecast:
         expected=expected,
         noise_multiplier=noise,
         epsilon=accounting.epsilon(promise.planned(plan, plan.steps_at(site)), float(stated.delta or 0)),
-        ratio=step_ratio(for_gradients, plan.local.network.parameters, expected),
+        ratio=step_ratio(for_gradients, trained(plan), expected),
     )
