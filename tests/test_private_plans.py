@@ -103,12 +103,10 @@ def test_weights_decide_how_much_of_a_sites_noise_is_left():
     assert averaged({"a": 3.0, "b": 400.0}, {"a": 1.0, "b": 0.0}) == 3.0
 
 
-def test_more_patients_a_larger_epsilon_and_more_sites_make_less_noise():
-    base = _question(pictures(200))
-    patients = _question(pictures(800))
-    sites = _question(pictures(400, sites=("a", "b", "c", "d")))
-    whole = [question.search()[0].whole for question in (base, patients, replace(base, epsilon=20.0), sites)]
-    assert whole[0] > 1.3 * max(whole[1], whole[2]) and whole[0] > 1.1 * whole[3]
+def test_more_patients_and_a_larger_epsilon_make_less_noise():
+    base, patients = _question(pictures(200)), _question(pictures(800))
+    whole = [question.search()[0].whole for question in (base, patients, replace(base, epsilon=20.0))]
+    assert whole[0] > 1.3 * max(whole[1:])
 
 
 def test_grades_are_in_order():
