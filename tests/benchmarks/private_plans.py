@@ -190,11 +190,20 @@ def wanted(part: str, federations: Sequence[str]) -> Iterator[Experiment]:
         yield from (run_of("planned", epsilon) for epsilon in EPSILONS["dermoscopy"])
         yield from (run_of("planned", 8, federation) for federation in variants())
     if part == "public":
-        yield from (run_of("planned public", 8, federation) for federation in federations if federation in PUBLIC)
+        yield from (run for federation in federations if federation in PUBLIC for run in starts(federation))
 
 
 PUBLIC = ("dermoscopy", "breast-ultrasound", "hippocampus")
 """Federations with unlabelled public images."""
+
+
+def starts(federation: str) -> list[Experiment]:
+    """From public images: all weights train, or those on the way up alone."""
+    decoder = {"training.trained": "decoder"}
+    return [
+        run_of("planned public", 8, federation),
+        run_of("planned public decoder", 8, federation, **decoder),
+    ]
 
 
 def variants() -> list[str]:
@@ -277,13 +286,14 @@ def trades() -> list[tuple[str, Experiment]]:
 
 def of_public(work: Planned, federations: Sequence[str]) -> str:
     """From public images, and from nothing."""
-    head = ("federation", "Dice, from nothing", "Dice, from public images", "gain, points (95 %)")
-    rows = [
-        (federation, f"{plain.dice('test'):.4f}", f"{public.dice('test'):.4f}", points(apart([public], [plain])))
-        for federation in federations
-        for plain, public in zip(work.results([run_of("planned", 8, federation)]),
-                                 work.results([run_of("planned public", 8, federation)]), strict=False)
-    ]  # fmt: skip
+    head = ("federation", "start", "Dice, test", "gain, points (95 %)")
+    rows = []
+    for federation in (f for f in federations if f in PUBLIC):
+        plain = work.results([run_of("planned", 8, federation)])
+        rows += [(federation, "random weights", f"{found.dice('test'):.4f}", "") for found in plain]
+        for name, run in zip(("public images", "public images, decoder trains"), starts(federation), strict=True):
+            rows += [(federation, name, f"{found.dice('test'):.4f}", points(apart([found], plain)))
+                     for found in work.results([run])]  # fmt: skip
     return "### From public images, epsilon 8\n\n" + markdown(head, rows)
 
 
