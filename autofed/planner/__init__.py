@@ -12,7 +12,7 @@ from dataclasses import replace
 from autofed.case import Declaration
 from autofed.fingerprints import Fingerprint
 from autofed.labels import Labels
-from autofed.planner import learning
+from autofed.planner import census, learning
 from autofed.planner.annotations import annotated_at
 from autofed.planner.following import follow
 from autofed.planner.grids import ANISOTROPY, Grid, full_resolution, low_resolution, preferred
@@ -65,6 +65,7 @@ def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str 
     normalisation = intensity(fingerprint, reasons)
     annotated = annotated_at(fingerprint, reasons)
     reasons.say("agreement.privacy.mechanism", "none", "no epsilon was asked for: nothing is promised")
+    census.say(fingerprint, reasons)
     return Plan(
         budget=budget,
         agreement=Agreement(
@@ -75,7 +76,7 @@ def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str 
             patients={name: site.patients for name, site in fingerprint.sites.items()},
             algorithm=learning.algorithm(algorithm, len(sites), reasons),
             training=rounds,
-            privacy=Privacy(),
+            privacy=Privacy(census_noise=fingerprint.noise.multiplier if fingerprint.noise else None),
             faults=faults(len(sites), reasons),
             annotated=annotated,
         ),

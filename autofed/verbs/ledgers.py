@@ -10,6 +10,7 @@ from pathlib import Path
 from autofed.federation.premises import ledger_path, run_of
 from autofed.files import PathLike, Record
 from autofed.privacy import accounting
+from autofed.privacy.census import NAME as CENSUS
 from autofed.privacy.events import Event, Unit
 from autofed.privacy.ledger import NAME, Charge, PrivacyLedger
 from autofed.problems import Problems, refuse
@@ -267,7 +268,12 @@ def _notes(ledger: PrivacyLedger, epsilon: float | None, charges: Sequence[Charg
                f"{_floor(100 * ceiling.left)} % of what may be spent are left.")  # fmt: skip
     elif epsilon is not None:
         yield "There is no ceiling: any further training is answered, and its cost comes on top."
-    yield "Fingerprints handed over for planning are not in this ledger: they are counts and sums, and not noised yet."
+    if any(charge.run == CENSUS for charge in charges):
+        yield ("The noised fingerprint that was handed over for planning is in this ledger, as the census. One without "
+               "noise is not.")  # fmt: skip
+    else:
+        yield ("Fingerprints handed over for planning are not in this ledger: they are counts and sums without noise. "
+               "With --private-census they are noised and charged.")  # fmt: skip
 
 
 def percent_at_most(rate: float) -> str:
