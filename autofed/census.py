@@ -470,7 +470,7 @@ def _upto(part: Noised) -> tuple[np.ndarray, float]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number of a typical patient, its standard error, and how far patients are apart; None where noise hides it."""
+    """A number of a typical patient, its standard error, and how far patients are apart."""
 
     value: float
     error: float
@@ -486,15 +486,16 @@ def kept(found: Census) -> tuple[float, float] | None:
 def angle(found: Census, channel: int, what: str) -> Estimate | None:
     """What the angles of all periods say of a number of CT, coarse to fine; None if a step is lost in the noise.
 
-    A step counts if the mean of its angles is longer than four times its noise, and its error an eighth of the next
-    finer period at most. How far patients are apart follows from how much shorter the mean is at the finer period.
+    A step counts if the mean of its angles is longer than three times its noise, and if three errors of the number so
+    far are half of its period at most. How far patients are apart follows from how much shorter the mean is at the
+    finer period.
     """
     value = error = 0.0
     lengths = []
     for at, (period, _) in enumerate(PERIODS[what]):
         part = found.parts[f"{_CT}{channel}.{what}.{period:g}"]
         length, noise = math.hypot(*part.numbers), math.sqrt(part.variance)
-        if length < 4 * noise or (at and error > period / 8):
+        if length < 3 * noise or (at and error > period / 6):
             return None
         turned = math.atan2(part.numbers[1], part.numbers[0]) / (2 * math.pi) * period
         least = value - period / 2 if at else _LEAST[what]

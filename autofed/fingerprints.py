@@ -97,11 +97,13 @@ class ClassCounts(Record):
 class Noise(Record):
     """Of a fingerprint that was made of noised counts: their noise multiplier, and what the fields of a plan rest on.
 
-    `told` maps a field to a sentence: from so many patients with so much noise, or from a prior where noise wins.
+    `told` maps a field to a sentence: from so many patients with so much noise, or from a prior where noise wins; of
+    the `missing` ones nothing was counted well enough.
     """
 
     multiplier: float = Field(gt=0)
     told: dict[str, str] = Field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
 
 class Fingerprint(Record):

@@ -102,8 +102,25 @@ def complete(census: Census, plan: Plan | None = None, source: str = "") -> Fing
             for number, name in enumerate(census.declaration.channels)
         ),
         classes={name: ClassCounts(cases=patients) for name in census.declaration.labels},
-        noise=Noise(multiplier=census.noise_multiplier, told={field: "; ".join(said) for field, said in told.items()}),
+        noise=_noise(census, told, prior),
     )
+
+
+def _noise(census: Census, told: dict[str, list[str]], prior: Prior) -> Noise:
+    """What was said of each field, axes of which the same is said in one."""
+    return Noise(
+        multiplier=census.noise_multiplier,
+        told={field: "; ".join(_gathered(said)) for field, said in told.items()},
+        missing=tuple(field for field, said in told.items() if all(prior.name in line for line in said)),
+    )
+
+
+def _gathered(said: list[str]) -> list[str]:
+    axes: dict[str, list[str]] = {}
+    for line in said:
+        axis, _, why = line.rpartition(": noise")
+        axes.setdefault(f": noise{why}" if axis else line, []).append(axis)
+    return [", ".join(names) + why for why, names in axes.items()]
 
 
 def say(fingerprint: Fingerprint, reasons: Reasons) -> None:
@@ -111,7 +128,7 @@ def say(fingerprint: Fingerprint, reasons: Reasons) -> None:
     if fingerprint.noise is None:
         return
     for field, why in fingerprint.noise.told.items():
-        reasons.add(field, why)
+        reasons.add(field, why, instead=field in fingerprint.noise.missing)
     why = "the fingerprints are noised: a promise of this plan counts them, with a Gaussian of this multiplier"
     reasons.say("agreement.privacy.census_noise", fingerprint.noise.multiplier, why)
     found = "not asked, since a count of each would cost noise: taken as declared, and cases as many as patients"

@@ -17,10 +17,10 @@ class Reasons:
         """Note a decision; `field` is the full path in the plan. A later word on a field replaces an earlier one."""
         self._lines[field] = Reason(field=field, value=str(value), why=why)
 
-    def add(self, field: str, why: str) -> None:
-        """Add to what was said of a field; nothing if nothing was said."""
+    def add(self, field: str, why: str, *, instead: bool = False) -> None:
+        """Add to why a field is what it is, or say something else `instead`; nothing if nothing was said of it."""
         if line := self._lines.get(field):
-            self._lines[field] = line.model_copy(update={"why": f"{line.why}; {why}"})
+            self._lines[field] = line.model_copy(update={"why": why if instead else f"{line.why}; {why}"})
 
     @property
     def lines(self) -> tuple[Reason, ...]:

@@ -236,9 +236,11 @@ def _promise(epsilon: float | None, delta: float, charges: Sequence[Charge]) -> 
         first = next(charge for charge in charges if not charge.protects)
         return (f"Nothing is promised to any patient of this hospital: {_why(charges)}, for the first time in round "
                 f"{first.round} of run {first.run}.")  # fmt: skip
+    census = [charge.run == CENSUS for charge in charges]
+    what = "the census" if all(census) else "the census and the trainings" if any(census) else "the trainings"
     rate = percent_at_most(accounting.success_rate(epsilon, delta))
     figures = f"epsilon {rounded_up(epsilon)} at delta {delta:g}"
-    return ("Someone who sees everything that left this hospital in the trainings of this ledger can tell whether a "
+    return (f"Someone who sees everything that left this hospital in {what} of this ledger can tell whether a "
             f"given patient's scans were used with a success rate of at most {rate} %, where guessing gives 50 % "
             f"({figures}).")  # fmt: skip
 

@@ -72,14 +72,12 @@ def noised_fingerprint(
 
 
 def _census_problems(work: PathLike | None, epsilon: float | None) -> list[str]:
-    return [
-        *(
-            ["it is charged to the site's ledger; name --work WORK, where the prepared data will be"]
-            if not work
-            else []
-        ),
-        *(["it is part of a plan's promise; write the --epsilon of that plan, such as 8"] if epsilon is None else []),
-    ]
+    problems = []
+    if not work:
+        problems.append("it is charged to the site's ledger; name --work WORK, where the prepared data will be")
+    if epsilon is None:
+        problems.append("it is part of a plan's promise; write the --epsilon of that plan, such as 8")
+    return problems
 
 
 def plan(
