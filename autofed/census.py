@@ -120,10 +120,10 @@ _BINS = {_SPACING: SPACINGS_MM, _EXTENT: EXTENTS}
 _WEIGHTS = {_SPACING: 1.5, _EXTENT: 1.5, _KEPT: 0.4}
 
 PERIODS: Mapping[str, tuple[tuple[float, float], ...]] = {
-    "mean": ((5000.0, 0.6), (1000.0, 0.6), (200.0, 2.0)),
-    "std": ((7.5, 0.5), (1.6, 1.0)),
-    "low": ((12.0, 0.4),),
-    "high": ((12.0, 0.4),),
+    "mean": ((5000.0, 0.6), (800.0, 1.0), (160.0, 2.4)),
+    "std": ((7.5, 0.6), (1.6, 1.2)),
+    "low": ((12.0, 0.3),),
+    "high": ((12.0, 0.3),),
 }
 """Of CT: the periods of the angles that tell a number, coarse to fine, with their weights.
 
@@ -274,6 +274,9 @@ def declared(dataset: Dataset) -> dict[str, float]:
     protocol = dataset.protocol
     spacing = protocol.get("spacing_mm") or ((1.0, 1.0, 1.0) if flat and is_picture(first) else ())
     size = protocol.get("size", ())
+    if size and not spacing:
+        example = '"spacing_mm": [3, 1, 1]'
+        refuse(dataset.name, [f"`protocol` has a size and no spacing; add one in mm for (z, y, x), as {example}"])
     axes = [axis for axis in range(3) if axis or not flat]
     found = {f"{_SPACING}{AXES[axis]}": spacing[axis] for axis in axes} if spacing else {}
     return found | ({f"{_EXTENT}{AXES[axis]}": spacing[axis] * size[axis] for axis in axes} if size else {})

@@ -6,7 +6,7 @@ Cohorts are drawn from the gallery's histograms and from made-up scanners (`test
 the noise. A line tells in how many draws each of these held:
   same      the same configuration (2d, 3d_fullres)
   patch     every edge of the patch off by at most one of the multiples that pooling asks for
-  halved    every edge, and how often it is halved, off by less than a factor of 2
+  halved    every edge, and how often it is halved, off by a factor of 2 at most
   spacing   every axis within a quarter of the open plan's (median error beside it)
   intensity the same schemes; of CT mean, deviation, and normalised foreground (RMS) off by at most 0.1 deviations
 """
@@ -45,7 +45,7 @@ def line(task: str, sites: int, patients: int, epsilon: float, draws: int) -> li
     """One row of the table."""
     found = np.array([compare(task, sites, patients, epsilon, seed) for seed in range(draws)])
     same, patch, halved, spacing, intensity, taken = found.T
-    held = [int(np.sum(part)) for part in (same, patch <= 1, halved < 1, spacing <= 0.25, intensity <= 0.1)]
+    held = [int(np.sum(part)) for part in (same, patch <= 1, halved <= 1, spacing <= 0.25, intensity <= 0.1)]
     errors = [f"{held[3]} ({np.median(spacing):.2f})", f"{held[4]} ({np.median(intensity):.2f})"]
     return [task, f"{sites} x {patients}", f"{epsilon:g}", *map(str, held[:3]), *errors, f"{np.mean(taken):.1f} fields"]
 
