@@ -108,6 +108,7 @@ class Dataset:
     """A folder in nnU-Net's raw layout: dataset.json, imagesTr, labelsTr. The folder's name is the site's name.
 
     `annotated` are the structures that dataset.json says were annotated there; empty if it says nothing: all of them.
+    `protocol` is what it says that all cases share: "spacing_mm" and "size", each (z, y, x).
     """
 
     folder: Path
@@ -117,6 +118,7 @@ class Dataset:
     patients: Mapping[str, str] = field(default_factory=dict)
     regions_class_order: tuple[int, ...] = ()
     annotated: tuple[str, ...] = ()
+    protocol: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -171,7 +173,9 @@ def open_dataset(folder: Path | str, *, headers: bool = True) -> Dataset:
     patients = description.get("patients", {})
     problems += [f"`patients` names the case {c!r}, which is not in imagesTr" for c in patients if c not in cases]
     labels, order = canonical(description["labels"]), tuple(declared_order(description))
-    dataset = Dataset(folder, channels, labels, cases, patients, order, declared_structures(description))
+    protocol = {name: tuple(map(float, value)) for name, value in description.get("protocol", {}).items()}
+    annotated = declared_structures(description)
+    dataset = Dataset(folder, channels, labels, cases, patients, order, annotated, protocol)  # type: ignore[arg-type]
     name_problem = site_name_problem(dataset.name)
     problems = [*([name_problem] if name_problem else []), *problems, *(_header_problems(dataset) if headers else [])]
     refuse(str(folder), problems)
@@ -343,7 +347,21 @@ def _description_problems(description: Any) -> list[str]:
     patients = description.get("patients", {})
     if not isinstance(patients, dict) or not all(isinstance(v, str) for v in patients.values()):
         problems.append('`patients` must map case to patient, for example {"case_1": "patient_1"}')
-    return problems
+    return problems + _protocol_problems(description.get("protocol", {}))
+
+
+def _protocol_problems(protocol: Any) -> list[str]:
+    """What is wrong with the facts that a site declares of all its cases."""
+    known = isinstance(protocol, dict) and set(protocol) <= {"spacing_mm", "size"}
+    if not known or not all(_is_triple(value) for value in protocol.values()):
+        example = '{"spacing_mm": [3, 1, 1], "size": [40, 256, 256]}'
+        return [f"`protocol` is {protocol!r}; expected numbers above 0 for (z, y, x), as {example}"]
+    return []
+
+
+def _is_triple(value: Any) -> bool:
+    numbers = isinstance(value, list) and all(type(n) in (int, float) and 0 < n < 1e6 for n in value)
+    return numbers and len(value) == 3
 
 
 def _stem(path: Path) -> str:

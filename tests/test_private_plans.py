@@ -211,11 +211,12 @@ def test_the_accountant_has_the_last_word(made):
 
 def test_the_census_is_paid_from_the_promise():
     open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
-    paid, free = protect(open_plan, 8.0, census=1.0), protect(open_plan, 8.0)
-    assert paid.agreement.privacy.census_noise == 1.0 and promise.problems(paid) == []
+    noised = open_plan.change({"privacy.census_noise": 2.4})
+    paid, free = protect(noised, 8.0), protect(open_plan, 8.0)
+    assert paid.agreement.privacy.census_noise == 2.4 and promise.problems(paid) == []
     assert planner.forecast(paid).whole > planner.forecast(free).whole
     with pytest.raises(Problems, match="spent on the census"):
-        protect(open_plan, 8.0, census=0.1)
+        protect(open_plan.change({"privacy.census_noise": 0.1}), 8.0)
 
 
 def test_trained_weights_keep_grid_and_network():

@@ -12,7 +12,7 @@ from dataclasses import replace
 from autofed.case import Declaration
 from autofed.fingerprints import Fingerprint
 from autofed.labels import Labels
-from autofed.planner import learning
+from autofed.planner import census, learning
 from autofed.planner.annotations import annotated_at
 from autofed.planner.following import follow
 from autofed.planner.forecast import Forecast, SiteForecast, forecast
@@ -95,6 +95,7 @@ def _open(fingerprint: Fingerprint, budget: Budget, algorithm: str | None) -> Pl
     normalisation = intensity(fingerprint, reasons)
     annotated = annotated_at(fingerprint, reasons)
     reasons.say("agreement.privacy.mechanism", "none", "no epsilon was asked for: nothing is promised")
+    census.say(fingerprint, reasons)
     return Plan(
         budget=budget,
         agreement=Agreement(
@@ -105,7 +106,7 @@ def _open(fingerprint: Fingerprint, budget: Budget, algorithm: str | None) -> Pl
             patients={name: site.patients for name, site in fingerprint.sites.items()},
             algorithm=learning.algorithm(algorithm, len(sites), reasons),
             training=rounds,
-            privacy=Privacy(),
+            privacy=Privacy(census_noise=fingerprint.noise.multiplier if fingerprint.noise else None),
             faults=faults(len(sites), reasons),
             annotated=annotated,
         ),

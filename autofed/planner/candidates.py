@@ -8,7 +8,7 @@ between the best few, and its noise is what the plan has.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from autofed.planner.coarser import Choice
@@ -18,6 +18,7 @@ from autofed.planner.hours import USEFUL_SHARE
 from autofed.planner.topology import memory_needed
 from autofed.plans import Budget, Network
 from autofed.privacy import accounting
+from autofed.privacy.census import NoisedCensus, order_of
 from autofed.privacy.events import Event
 
 WIDTHS = (4, 8, 16, 32)
@@ -122,13 +123,21 @@ class Question:
 
     def judged(self, candidate: Candidate) -> Candidate:
         """The same with the accountant's noise."""
-        beside = [Event(mechanism="census", steps=1, noise_multiplier=self.census)] if self.census else []
+        beside = NoisedCensus(self.census).cost() if self.census else ()
 
         def events(noise: float) -> list[Event]:
             rate, steps = candidate.rate, candidate.steps
             return [Event(mechanism="", steps=steps, noise_multiplier=noise, sampling_rate=rate), *beside]
 
-        return self._weighed(replace(candidate, noise=accounting.calibrate(events, self.epsilon, self.delta)))
+        noise = accounting.calibrate(events, self.epsilon, self.delta, self._measure())
+        return self._weighed(replace(candidate, noise=noise))
+
+    def _measure(self) -> Callable[[Sequence[Event], float], float] | None:
+        """As the promise of the plan will be told (`privacy.promise`)."""
+        if self.census is None:
+            return None
+        order = order_of(self.census)
+        return lambda events, delta: accounting.renyi_epsilon(events, delta, order)
 
     def _candidates(self) -> Iterator[Candidate]:
         whole = accounting.inverse_square(self.epsilon, self.delta) - (self.census**-2 if self.census else 0)

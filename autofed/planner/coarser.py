@@ -20,6 +20,9 @@ FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0)
 FEWEST_ACROSS = 6
 """A structure keeps this many voxels across: below, the estimate of what a coarse outline costs does not hold."""
 
+ASSUMED_SHARE = 0.125
+"""Of the shortest edge of the median case: how wide a structure is taken to be where fingerprints were noised."""
+
 SHORTEST_EDGE = 8
 """In 2D a deepest stage with a shorter edge is left out: it holds most of the parameters, each of which gets noise."""
 
@@ -51,6 +54,8 @@ def choices(plan: Plan, fingerprint: Fingerprint | None = None) -> Iterator[Choi
     own = kept(plan)
     yield replace(own, shape=_shallow(own.shape))
     across = _voxels_across(plan, fingerprint) if fingerprint else None
+    if fingerprint and fingerprint.noise:  # a count of voxels would cost noise
+        across = ASSUMED_SHARE * min(plan.local.geometry.median_shape[-plan.local.axes :])
     for factor in FACTORS[1:] if across else ():
         found = _coarser(plan, factor)
         if found and across and across >= factor * FEWEST_ACROSS:

@@ -12,7 +12,7 @@ from autofed.planner.private import protect
 from autofed.planner.reasons import Reasons, short
 from autofed.planner.refusals import data_problems
 from autofed.planner.schedules import faults, meetings
-from autofed.plans import Agreement, Algorithm, Budget, Faults, Plan, Rounds
+from autofed.plans import Agreement, Algorithm, Budget, Faults, Plan, Privacy, Rounds
 from autofed.problems import refuse
 
 _MADE_FOR = ("memory_gb", "preset", "configuration")
@@ -112,6 +112,7 @@ def _agreement(
         "training": rounds.model_copy(update={"ema": agreed.training.ema}),
         "faults": agreed.faults.model_copy(update={"least_sites": least.least_sites}),
         "annotated": annotated,
+        "privacy": Privacy(census_noise=fingerprint.noise.multiplier if fingerprint.noise else None),
     })  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from autofed.files import Record
 from autofed.planner.foretelling import whole_ratio
 from autofed.plans import Plan, Positive
-from autofed.privacy import accounting, promise
+from autofed.privacy import promise
 
 Grade = Literal["sound", "strained", "hopeless"]
 
@@ -95,6 +95,6 @@ def _site(plan: Plan, site: str, patients: int) -> SiteForecast:
         patients=patients,
         expected=expected,
         noise_multiplier=noise,
-        epsilon=accounting.epsilon(promise.planned(plan, plan.steps_at(site)), float(stated.delta or 0)),
+        epsilon=promise.spent(plan, plan.steps_at(site)),
         ratio=step_ratio(for_gradients, trained(plan), expected),
     )

@@ -25,20 +25,19 @@ def protect(
     delta: float | None = None,
     *,
     fingerprint: Fingerprint | None = None,
-    census: float | None = None,
     keep_network: bool = False,
     even_if_hopeless: bool = False,
 ) -> Plan:
     """The private plan for the data, grid and hours of an open one: every patient gets `epsilon` at `delta`.
 
-    `census` is the noise multiplier of the fingerprints that the plan rests on, if they were noised: the promise pays
-    for them, too. Coarser grids are looked at where the `fingerprint` says how large the structures are. With
-    `keep_network` grid and network stay, as where trained weights are to be used. `Problems` if it cannot be, or if
-    nothing would be learned, unless that is wanted (`even_if_hopeless`); it names the nearest plan that can.
+    The promise pays for the noised fingerprints that the open plan rests on, if it does. Coarser grids are looked at
+    where the `fingerprint` says how large the structures are. With `keep_network` grid and network stay, as where
+    trained weights are to be used. `Problems` if it cannot be, or if nothing would be learned, unless that is wanted
+    (`even_if_hopeless`); it names the nearest plan that can.
     """
     delta = delta or accounting.default_delta(max(plan.agreement.patients.values()))
     refuse("--epsilon", promise_problems(plan, delta))
-    patients, hours = plan.agreement.patients, plan.budget.hours
+    patients, hours, census = plan.agreement.patients, plan.budget.hours, plan.agreement.privacy.census_noise
     grids, widths = (
         ([kept(plan)], plan.local.network.features[:1]) if keep_network else (choices(plan, fingerprint), WIDTHS)
     )
@@ -105,12 +104,6 @@ def _drawing(question: Question, found: Candidate) -> Iterator[Decision]:
     yield "agreement.privacy.patches_per_patient", patches, f"{_TRUER}; {_TOGETHER}"
     yield "agreement.privacy.clip", 1.0, "a unit: every gradient gets this length, and the learning rate says the rest"
     yield "agreement.privacy.clipping", "normalised", "how long a patient's gradient is need not be known"
-    if question.census:
-        yield (
-            "agreement.privacy.census_noise",
-            question.census,
-            "the fingerprints were noised: the promise pays for them",
-        )
 
 
 def _building(plan: Plan, build: Build) -> Iterator[Decision]:

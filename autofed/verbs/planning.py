@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autofed import plans
-from autofed.case import disagreements, open_dataset, open_datasets
-from autofed.files import PathLike
+from autofed import census, plans
+from autofed.case import Dataset, disagreements, open_dataset, open_datasets
+from autofed.census import Census
+from autofed.files import PathLike, read_json
 from autofed.fingerprints import Fingerprint, measure, merge
 from autofed.parallel import Progress, silent
 from autofed.planner import PRESETS, check_memory, follow, graded, make, protect
+from autofed.planner.census import complete
 from autofed.plans import Budget, Device, Plan, Speed
 from autofed.problems import Problems, gathered, refuse
 
@@ -39,6 +41,45 @@ def fingerprint(
     return found
 
 
+def noised_fingerprint(
+    site: PathLike,
+    output: PathLike | None = None,
+    *,
+    work: PathLike | None,
+    epsilon: float | None,
+    delta: float | None = None,
+    simulation: bool = False,
+    speed: bool = False,
+    device: str = "auto",
+    processes: int = 1,
+    progress: Progress = silent,
+) -> Census:
+    """What a hospital can hand over for a private plan of `epsilon`: counts with noise, charged to its ledger.
+
+    That is in WORK/<site>. The same again for the same data and promise. Written to `output` if given. `Problems` also
+    if `work` or `epsilon` is missing.
+    """
+    from autofed.verbs.census import take
+
+    refuse("--private-census", _census_problems(work, epsilon))
+    wanted: dict[str, Any] = {"simulation": simulation, "processes": processes, "progress": progress}
+    found = take(open_dataset(site), str(work), epsilon, delta, **wanted)
+    if speed:
+        found = found.with_speed(_speed(complete(found), Budget(device=_device(device))))
+    if output is not None:
+        found.save(Path(output))
+    return found
+
+
+def _census_problems(work: PathLike | None, epsilon: float | None) -> list[str]:
+    problems = []
+    if not work:
+        problems.append("it is charged to the site's ledger; name --work WORK, where the prepared data will be")
+    if epsilon is None:
+        problems.append("it is part of a plan's promise; write the --epsilon of that plan, such as 8")
+    return problems
+
+
 def plan(
     sources: Sequence[PathLike],
     output: PathLike | None = None,
@@ -54,6 +95,10 @@ def plan(
     epsilon: float | None = None,
     delta: float | None = None,
     even_if_hopeless: bool = False,
+    private_census: bool = False,
+    work: PathLike | None = None,
+    simulation: bool = False,
+    prior: PathLike | None = None,
     processes: int = 1,
     progress: Progress = silent,
 ) -> Plan:
@@ -66,7 +111,9 @@ def plan(
     the `algorithm` unless one is named; else the planner chooses it. `epsilon` and `delta` are the promise to every
     patient: network, steps and privacy parameters are planned for it, and refused where nothing would be learned,
     unless that is wanted (`even_if_hopeless`). Where the settings name a mechanism, it is only calibrated (see
-    `change`). `Problems` names everything at once.
+    `change`). With `private_census` the folders are counted under noise, charged to the sites' ledgers in `work` (those
+    of a `simulation` count for nobody). Where noised fingerprints do not tell enough, the plan `prior` does. `Problems`
+    names everything at once.
     """
     from autofed import algorithms
     from autofed.federation.server import refuse_idle
@@ -83,9 +130,11 @@ def plan(
             partial(_budget, hours, memory_gb, device, configuration, preset, promised),
             partial(refuse, "--like", _taken_already(memory_gb, configuration, preset) if like else []),
             partial(refuse, "--epsilon", _no_promise(epsilon, delta)),
+            partial(refuse, "--private-census", _census_problems(work, epsilon) if private_census else []),
         ],
     )
-    merged = merge(_fingerprints(sources, processes, progress))
+    counting = _noised(work, epsilon, delta, simulation) if private_census else measure
+    merged = _merged(_fingerprints(sources, counting, processes, progress), prior)
     budget = _measured(budget, merged, guide)
     if guide:
         made = follow(merged, guide, str(like), budget, algorithm, even_if_hopeless=even_if_hopeless)
@@ -231,15 +280,51 @@ def _speed(found: Fingerprint, budget: Budget, guide: Plan | None = None) -> Spe
     return speed.measure_speed(budget.device, draft.local.axes, len(found.declaration.channels))
 
 
-def _fingerprints(sources: Sequence[PathLike], processes: int, progress: Progress) -> list[Fingerprint]:
+def _merged(found: Sequence[Fingerprint | Census], prior: PathLike | None) -> Fingerprint:
+    """All sites together; noised counts as the fingerprint that they stand for, with the prior where noise wins.
+
+    Noised ones beside open ones are refused: a plan's promise counts the same census at every site.
+    """
+    opened = [one for one in found if isinstance(one, Fingerprint)]
+    noised = [one for one in found if isinstance(one, Census)]
+    if opened and noised:
+        sides = [", ".join(name for one in side for name in one.sites) for side in (noised, opened)]
+        raise Problems("the sites", [f"the fingerprints of {sides[0]} are noised, those of {sides[1]} are not; hand "
+                                     "over all with --private-census, or none"])  # fmt: skip
+    refuse("--prior", ["it helps noised fingerprints, and these are not; leave it out"] if prior and opened else [])
+    return complete(census.merge(noised), plans.load(prior) if prior else None, str(prior)) if noised else merge(opened)
+
+
+def _noised(
+    work: PathLike | None, epsilon: float | None, delta: float | None, simulation: bool
+) -> Callable[..., Census]:
+    """How the folders are counted under noise."""
+    from autofed.verbs.census import take
+
+    def counting(dataset: Dataset, **wanted: Any) -> Census:
+        return take(dataset, str(work), epsilon, delta, simulation=simulation, **wanted)
+
+    return counting
+
+
+def _fingerprints(
+    sources: Sequence[PathLike], counting: Callable[..., Fingerprint | Census], processes: int, progress: Progress
+) -> list[Fingerprint | Census]:
     """Fingerprints as they are, folders measured; the folders are checked against each other first, all at once."""
     if not sources:
         raise Problems("plan", ["no site was given; name the sites' folders or their fingerprints"])
     records = [Path(s) for s in sources if Path(s).suffix == ".json" and Path(s).is_file()]
     folders = [s for s in sources if Path(s) not in records]
-    reading = [partial(Fingerprint.load, path) for path in records]
+    reading = [partial(_load, path) for path in records]
     *ready, datasets = gathered("the sites", [*reading, partial(open_datasets, folders)])
     declared = {", ".join(f.sites): f.declaration for f in ready} | {d.name: d.declaration() for d in datasets}
     refuse("the sites", disagreements(declared))
-    measuring = [partial(measure, dataset, processes=processes, progress=progress) for dataset in datasets]
+    measuring = [partial(counting, dataset, processes=processes, progress=progress) for dataset in datasets]
     return ready + gathered("the sites' data", measuring)
+
+
+def _load(path: Path) -> Fingerprint | Census:
+    """A fingerprint, noised or not."""
+    value = read_json(path)
+    noised = isinstance(value, dict) and "noise_multiplier" in value
+    return (Census if noised else Fingerprint).parse(value, str(path))
