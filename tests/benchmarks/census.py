@@ -22,7 +22,10 @@ from autofed.plans import Plan
 from autofed.privacy.census import noise_for
 from tests import cohorts
 
-SETTINGS = ((1, 100, 8.0), (3, 100, 8.0), (3, 300, 8.0), (3, 100, 3.0), (3, 300, 3.0), (3, 30, 8.0))
+SETTINGS = ((3, 100, 8.0), (1, 100, 8.0), (3, 100, 3.0), (3, 300, 3.0), (3, 30, 8.0))
+FIRST = 1000
+"""The seed of the first draw: bins, weights and circles were chosen by looking at lower ones."""
+
 COLUMNS = ("task", "sites x patients", "epsilon", "same", "patch", "halved", "spacing (error)", "intensity (error)",
            "from a default")  # fmt: skip
 
@@ -43,7 +46,7 @@ def main() -> None:
 
 def line(task: str, sites: int, patients: int, epsilon: float, draws: int) -> list[str]:
     """One row of the table."""
-    found = np.array([compare(task, sites, patients, epsilon, seed) for seed in range(draws)])
+    found = np.array([compare(task, sites, patients, epsilon, FIRST + draw) for draw in range(draws)])
     same, patch, halved, spacing, intensity, taken = found.T
     held = [int(np.sum(part)) for part in (same, patch <= 1, halved <= 1, spacing <= 0.25, intensity <= 0.1)]
     errors = [f"{held[3]} ({np.median(spacing):.2f})", f"{held[4]} ({np.median(intensity):.2f})"]
