@@ -13,6 +13,9 @@ from autofed.plans import Plan
 _TIMES = (1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """So many times more patients, or a larger epsilon, are looked at."""
 
+_CLEARLY = 0.8
+"""The planner's own choice is told only if its ratio is so much smaller: a search knows noise to some percent."""
+
 _MOST_EPSILON = 100.0
 """An epsilon above this is no promise any more, and is not proposed."""
 
@@ -53,8 +56,8 @@ def described(found: Candidate) -> str:
 def _remedies(question: Question, whole: float) -> Iterator[str]:
     """Each alone, all else as it was asked for."""
     grade, wanted = ("strained", STRAINED) if whole > STRAINED else ("sound", SOUND)
-    if _reaches(question, wanted):
-        best = question.search()[0]
+    best = question.search()[0]
+    if best.whole <= min(wanted, _CLEARLY * whole):
         yield f"{grade} as autofed plans it by itself: {described(best)}"
         return
     if times := _first(lambda t: _with_patients(question, t), wanted):
