@@ -386,3 +386,22 @@ def test_the_ledger_tells_of_the_census(tmp_path):
     assert "in the census of this ledger" in found.promise
     assert any("noised fingerprint that was handed over" in note for note in found.notes)
     assert not any("not in this ledger: they are counts" in note for note in found.notes)
+
+
+def test_census_and_training_together_keep_the_promise_by_the_ledger(tmp_path, settled):
+    """The whole way: the ceiling that the census opened is the promise, and the training after it fits under it."""
+    alpha, bravo = (make_site(tmp_path / name, cases=4, channels=("CT",)) for name in ("alpha", "bravo"))
+    work = tmp_path / "work"
+    small_plan(channels=("CT",)).save(tmp_path / "prior.json")
+    small = {"training.rounds": 2, "steps_per_round": 1, "network.features": [4, 4, 4], "patches_per_patient": 1}
+    wanted = settled | {"settings": small, "even_if_hopeless": True, "prior": tmp_path / "prior.json"}
+    made = verbs.plan([alpha, bravo], work=work, epsilon=8.0, private_census=True, **wanted)
+    assert made.agreement.privacy.mechanism == "dp-sgd" and made.agreement.privacy.census_noise
+    verbs.preprocess(made, [alpha, bravo], work)
+    verbs.train(made, work, tmp_path / "run", device="cpu", workers=0)
+    for name in ("alpha", "bravo"):
+        told = ledgers.state(ledgers.find(work / name))
+        assert [run.run == "census" for run in told.runs] == [True, False]
+        assert 7.8 < told.epsilon <= 8.0 and told.ceiling.epsilon == 8.0 and 7.8 < told.ceiling.counted <= 8.0
+    with pytest.raises(Problems, match="of its ceiling of epsilon 8"):
+        verbs.train(made, work, tmp_path / "again", device="cpu", workers=0)

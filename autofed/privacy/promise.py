@@ -17,19 +17,27 @@ _TOLERANCE = 1e-6
 
 
 def planned(plan: Plan, steps: int) -> tuple[Event, ...]:
-    """All that a whole training costs a site that takes so many steps in a round, with scores and census if shared.
+    """All that the promise counts for a site that takes so many steps in a round: what it will be charged, and before.
 
     Where the noise responds to what is released it is what the schedule has without a response.
     """
-    mechanism = privacy.find(plan)
-    return (*mechanism.planned(plan.agreement.training.rounds, steps), *_beside(plan))
+    return (*_before(plan), *to_charge(plan, steps))
 
 
-def _beside(plan: Plan) -> tuple[Event, ...]:
-    """What the promise counts beside the training: the noised fingerprint before it, the shared scores after it."""
-    noise, scores = plan.agreement.privacy.census_noise, privacy.for_scores(plan, columns=1)
-    census = NoisedCensus(noise).cost() if noise else ()
-    return (*census, *(scores.cost(0) if scores else ()))
+def to_charge(plan: Plan, steps: int) -> tuple[Event, ...]:
+    """What a whole training will charge: its rounds, and the scores if they are shared."""
+    return (*privacy.find(plan).planned(plan.agreement.training.rounds, steps), *_after(plan))
+
+
+def _before(plan: Plan) -> tuple[Event, ...]:
+    """The noised fingerprint that the plan rests on: it was charged when it was counted."""
+    noise = plan.agreement.privacy.census_noise
+    return NoisedCensus(noise).cost() if noise else ()
+
+
+def _after(plan: Plan) -> tuple[Event, ...]:
+    scores = privacy.for_scores(plan, columns=1)
+    return scores.cost(0) if scores else ()
 
 
 def problems(plan: Plan, steps: Mapping[str, int] | None = None) -> list[str]:
@@ -80,7 +88,7 @@ def allows(plan: Plan, steps: int, spent: Sequence[Event]) -> bool:
     if not stated.noise_response or stated.epsilon is None or stated.delta is None:
         return True
     order = _order(plan, planned(plan, steps), stated.delta)
-    cost = accounting.renyi_epsilon([*spent, *_beside(plan)], stated.delta, order)
+    cost = accounting.renyi_epsilon([*_before(plan), *spent, *_after(plan)], stated.delta, order)
     return cost <= stated.epsilon
 
 
