@@ -46,14 +46,15 @@ _JUDGED = 3
 class Build:
     """What a site may train: a grid and a network on it, K patches in a pass, and the seconds of a step.
 
-    `seconds` are those of a step in which every site takes one pass for each of its patients; `drawing` those of its
-    noise.
+    `learning` is the number of parameters that train, and so get noise. `seconds` are those of a step in which every
+    site takes one pass for each of its patients; `drawing` those of its noise.
     """
 
     choice: Choice
     width: int
     patches: int
     network: Network
+    learning: int
     seconds: float
     drawing: float
 
@@ -66,11 +67,12 @@ def builds(
     for choice in choices:
         for width in widths:
             network, patch = choice.network(width), choice.shape.patch
-            drawing = SECONDS_A_NORMAL * network.parameters * max(1, here)
+            learning = network.trained_parameters(choice.trained)
+            drawing = SECONDS_A_NORMAL * learning * max(1, here)
             for patches in PATCHES:
                 if memory_needed(network, patch, patches, choice.task.preset) <= budget.memory_gb:
                     seconds = budget.seconds_per_step(network, patch, patches, patients, patients)
-                    yield Build(choice, width, patches, network, seconds, drawing)
+                    yield Build(choice, width, patches, network, learning, seconds, drawing)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Candidate:
     @property
     def whole(self) -> float:
         """Noise over signal of all steps together (`Forecast.whole`)."""
-        return whole_ratio(self.ratio, self.build.network.parameters, self.steps)
+        return whole_ratio(self.ratio, self.build.learning, self.steps)
 
     @property
     def foretold(self) -> float:
@@ -142,9 +144,9 @@ class Question:
 
     def _weighed(self, candidate: Candidate) -> Candidate:
         """With its ratio of noise to signal."""
-        parameters, rate = candidate.build.network.parameters, candidate.rate
+        learning, rate = candidate.build.learning, candidate.rate
         ratios = {
-            site: step_ratio(candidate.noise, parameters, rate * self.more * n) for site, n in self.patients.items()
+            site: step_ratio(candidate.noise, learning, rate * self.more * n) for site, n in self.patients.items()
         }
         ratio = averaged(ratios, self.patients)
         if self.coordinator_adds:  # the noise of one site instead of the sum of all

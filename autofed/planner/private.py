@@ -82,10 +82,10 @@ def _written(plan: Plan, question: Question, found: Candidate) -> Plan:
 
 
 def graded(plan: Plan) -> Plan:
-    """The plan with its grade among the reasons, where it can be told."""
+    """The plan with its grade among the reasons, or with none where it cannot be told."""
     told = forecast(plan)
     if told is None:
-        return plan
+        return plan.unsaid("agreement.privacy")
     why = (
         f"the noise of all steps is {told.whole:.2g} times as long as what patients can say, of one averaged step "
         f"{told.ratio:.3g} times; up to {SOUND:g} is sound, above {STRAINED:g} nothing is learned"
@@ -127,7 +127,8 @@ def _building(plan: Plan, build: Build) -> Iterator[Decision]:
         yield "local.network.strides", [list(step) for step in network.strides], _SHALLOW
         yield "local.network.kernels", [list(kernel) for kernel in network.kernels], "one for each stage"
         yield "local.network.blocks", list(network.blocks), "one for each stage"
-    noise = f"{network.parameters} parameters, all of which train and get noise"
+    learning = "all" if build.learning == network.parameters else build.learning
+    noise = f"{network.parameters} parameters, {learning} of which train and get noise"
     yield "local.network.features", list(network.features), f"{noise}; {_TOGETHER}"
 
 
@@ -138,6 +139,8 @@ def _learning(plan: Plan, found: Candidate) -> Iterator[Decision]:
     (why,) = (line.why for line in said.lines if line.field == "agreement.training.rounds")
     yield "agreement.training.rounds", met.rounds, why
     yield "local.training.steps_per_round", per_round, f"{found.steps} steps of every site in all; {_TOGETHER}"
+    if plan.agreement.training.steps_at:
+        yield "agreement.training.steps_at", {}, "one noise keeps one promise where every site takes as many steps"
     yield "local.training.batch_size", found.build.patches, "the patches of one patient are one backward pass"
     yield "local.training.learning_rate", learning_rate(found.whole, found.steps), _RATE
     yield "local.training.momentum", 0.9, "an average over ten steps, so that noise of long ago is forgotten"
