@@ -11,12 +11,14 @@ from autofed.planner.candidates import LEAST_EXPECTED, WIDTHS, Question, builds
 from autofed.planner.coarser import FEWEST_ACROSS, choices
 from autofed.planner.forecast import SOUND, STRAINED, averaged, grade, step_ratio
 from autofed.planner.private import protect
+from autofed.planner.remedies import larger
 from autofed.plans import Budget, Plan
 from autofed.privacy import accounting, promise
 from autofed.problems import Problems
 from tests.plans_made import SPEED, fingerprint
 
 SITES = ("alpha", "bravo")
+SITES_OF = dict.fromkeys(SITES, 500)
 
 
 def pictures(cases=1000, pixels=3000, edge=128, sites=SITES, **more):
@@ -225,6 +227,36 @@ def test_trained_weights_keep_grid_and_network():
     assert kept.local.network == open_plan.local.network and kept.local.geometry == open_plan.local.geometry
     followed = planner.follow(pictures(), open_plan, "RUN", budget(), even_if_hopeless=True)
     assert followed.agreement.privacy.promises and followed.local.network == open_plan.local.network
+
+
+def test_trained_weights_keep_a_network_that_was_set_by_hand():
+    open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
+    by_hand = [8, 12, *open_plan.local.network.features[2:]]
+    open_plan = open_plan.change({"network.features": by_hand, "deep_supervision": False})
+    kept = protect(open_plan, 8.0, keep_network=True, even_if_hopeless=True)
+    assert kept.local.network == open_plan.local.network
+
+
+def test_weights_that_do_not_learn_get_no_noise_in_the_search_either():
+    open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
+    half = open_plan.change({"training.trained": "decoder"})
+    (build, *_), (whole, *_) = (list(builds(choices(p), WIDTHS, SITES_OF, p.budget)) for p in (half, open_plan))
+    assert build.learning == build.network.trained_parameters("decoder") < whole.learning == whole.network.parameters
+    made = protect(half, 8.0)
+    why = next(r.why for r in made.reasons if r.field == "local.network.features")
+    assert f", {made.local.network.trained_parameters('decoder')} of which train and get noise" in why
+
+
+def test_sites_take_as_many_steps_as_each_other():
+    open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED)).change({"steps_at": {"alpha": 2000}})
+    made = protect(open_plan, 8.0)
+    assert made.agreement.training.steps_at == {} and made.steps_at("alpha") == made.local.training.steps_per_round
+
+
+@pytest.mark.parametrize("epsilon", [1e-3, 8.0, 70.0])
+def test_every_epsilon_that_is_ruled_out_was_looked_at(epsilon):
+    found = list(larger(epsilon))
+    assert found == sorted(found) and found[-1] == 100 and all(b <= 2 * a for a, b in itertools.pairwise(found))
 
 
 def test_an_open_plan_becomes_private_and_hand_settings_have_the_last_word():

@@ -92,7 +92,7 @@ def _show_forecast(made: Any, every: bool) -> None:
             )
             for name, s in told.sites.items()
         ]
-        _print_table(_FORECAST, [*rows, ("averaged", "", "", "", "", f"{told.ratio:.3g}")], whole=_FORECAST)
+        _print_table(_FORECAST, [*rows, ("averaged", "", "", "", "", f"{told.ratio:.3g}")], whole=("site",))
     rate = percent_at_most(success_rate(stated.epsilon, stated.delta))
     typer.echo(f"\nprivacy: whether a given patient was used can be told with a success rate of at most {rate} %, "
                f"where guessing gives 50 % (epsilon {stated.epsilon:g} at delta {stated.delta:g})")  # fmt: skip

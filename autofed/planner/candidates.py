@@ -47,14 +47,15 @@ _JUDGED = 3
 class Build:
     """What a site may train: a grid and a network on it, K patches in a pass, and the seconds of a step.
 
-    `seconds` are those of a step in which every site takes one pass for each of its patients; `drawing` those of its
-    noise.
+    `learning` is the number of parameters that train, and so get noise. `seconds` are those of a step in which every
+    site takes one pass for each of its patients; `drawing` those of its noise.
     """
 
     choice: Choice
     width: int
     patches: int
     network: Network
+    learning: int
     seconds: float
     drawing: float
 
@@ -65,13 +66,14 @@ def builds(
     """All that fit the memory, with what a step costs on the machines of the budget."""
     here = sum(site not in budget.site_speeds for site in patients)
     for choice in choices:
-        for width in widths:
+        for width in widths if choice.own is None else choice.own.features[:1]:
             network, patch = choice.network(width), choice.shape.patch
-            drawing = SECONDS_A_NORMAL * network.parameters * max(1, here)
+            learning = network.trained_parameters(choice.trained)
+            drawing = SECONDS_A_NORMAL * learning * max(1, here)
             for patches in PATCHES:
                 if memory_needed(network, patch, patches, choice.task.preset) <= budget.memory_gb:
                     seconds = budget.seconds_per_step(network, patch, patches, patients, patients)
-                    yield Build(choice, width, patches, network, seconds, drawing)
+                    yield Build(choice, width, patches, network, learning, seconds, drawing)
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Candidate:
     @property
     def whole(self) -> float:
         """Noise over signal of all steps together (`Forecast.whole`)."""
-        return whole_ratio(self.ratio, self.build.network.parameters, self.steps)
+        return whole_ratio(self.ratio, self.build.learning, self.steps)
 
     @property
     def foretold(self) -> float:
@@ -100,8 +102,9 @@ class Question:
     """What a private plan is asked for: builds to choose from, patients, a promise, and the hours.
 
     `census` is the noise multiplier of fingerprints that the promise has to pay for, too. Where the `coordinator_adds`
-    the noise it is added once to the sum over sites: to compare with, not to plan. With `more` the sites have so many
-    times the patients that the builds were timed for.
+    the noise it is added once to the sum over sites: to compare with, not to plan. Sites that learn each alone
+    (`averages` is false) have all of their noise. With `more` the sites have so many times the patients that the
+    builds were timed for.
     """
 
     builds: tuple[Build, ...]
@@ -111,6 +114,7 @@ class Question:
     hours: float | None
     census: float | None = None
     coordinator_adds: bool = False
+    averages: bool = True
     more: float = 1.0
 
     def search(self) -> list[Candidate]:
@@ -151,11 +155,11 @@ class Question:
 
     def _weighed(self, candidate: Candidate) -> Candidate:
         """With its ratio of noise to signal."""
-        parameters, rate = candidate.build.network.parameters, candidate.rate
+        learning, rate = candidate.build.learning, candidate.rate
         ratios = {
-            site: step_ratio(candidate.noise, parameters, rate * self.more * n) for site, n in self.patients.items()
+            site: step_ratio(candidate.noise, learning, rate * self.more * n) for site, n in self.patients.items()
         }
-        ratio = averaged(ratios, self.patients)
+        ratio = averaged(ratios, self.patients) if self.averages else max(ratios.values())
         if self.coordinator_adds:  # the noise of one site instead of the sum of all
             ratio /= math.sqrt(len(self.patients))
         return replace(candidate, ratio=ratio)

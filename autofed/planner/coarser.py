@@ -11,7 +11,7 @@ from autofed.labels import Labels
 from autofed.planner.grids import Grid
 from autofed.planner.presets import PRESETS
 from autofed.planner.topology import Task, Topology, patch_for_memory
-from autofed.plans import Geometry, Network, Plan
+from autofed.plans import Geometry, Network, Plan, Trained
 from autofed.problems import Problems
 
 FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0)
@@ -29,37 +29,44 @@ SHORTEST_EDGE = 8
 
 @dataclass(frozen=True)
 class Choice:
-    """A grid with the patch and the pooling for it; `lost` is the share of Dice that its coarser outline costs."""
+    """A grid with the patch and the pooling for it; `lost` is the share of Dice that its coarser outline costs.
+
+    `trained` says which weights learn. `own` is the network itself where it may be no other.
+    """
 
     factor: float
     geometry: Geometry
     shape: Topology
     lost: float
     task: Task
+    trained: Trained = "all"
+    own: Network | None = None
 
     def network(self, width: int) -> Network:
         """The network on this grid, with so many features in its first stage."""
-        return self.task.network(self.shape, width)
+        return self.own or self.task.network(self.shape, width)
 
 
 def kept(plan: Plan) -> Choice:
-    """The plan's own grid and pooling."""
+    """The plan's own grid and network."""
     training, network = plan.local.training, plan.local.network
     shape = Topology(training.patch_size, network.kernels, network.strides)
-    return Choice(1.0, plan.local.geometry, shape, 0.0, task_of(plan))
+    return Choice(1.0, plan.local.geometry, shape, 0.0, task_of(plan), training.trained, network)
 
 
 def choices(plan: Plan, fingerprint: Fingerprint | None = None) -> Iterator[Choice]:
     """The plan's own grid and, where the fingerprint tells how large the structures are, coarser ones."""
-    own = kept(plan)
-    yield replace(own, shape=_shallow(own.shape))
+    whole = kept(plan)
+    own = replace(whole, shape=_shallow(whole.shape), own=None)
+    yield own
     across = _voxels_across(plan, fingerprint) if fingerprint else None
     if fingerprint and fingerprint.noise:  # a count of voxels would cost noise
         across = ASSUMED_SHARE * min(plan.local.geometry.median_shape[-plan.local.axes :])
     for factor in FACTORS[1:] if across else ():
         found = _coarser(plan, factor)
         if found and across and across >= factor * FEWEST_ACROSS:
-            yield Choice(factor, *found, (factor - 1) / across, own.task)
+            geometry, shape = found
+            yield replace(own, factor=factor, geometry=geometry, shape=shape, lost=(factor - 1) / across)
 
 
 def task_of(plan: Plan) -> Task:

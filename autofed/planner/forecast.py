@@ -35,7 +35,8 @@ class SiteForecast(Record):
 class Forecast(Record):
     """Noise over signal, and the grade that follows from it.
 
-    `ratio` is that of a step after averaging over sites, `whole` that of all steps together (`whole_ratio`).
+    `ratio` is that of a step after averaging over sites (of the worst one where each learns alone), `whole` that of all
+    steps together (`whole_ratio`).
     """
 
     grade: Grade
@@ -50,7 +51,8 @@ def forecast(plan: Plan) -> Forecast | None:
     if not stated.by_patient or stated.sampling_rate is None or stated.delta is None:
         return None
     sites = {site: _site(plan, site, patients) for site, patients in plan.agreement.patients.items()}
-    ratio = averaged({name: site.ratio for name, site in sites.items()}, weights_of(plan))
+    ratios = {name: site.ratio for name, site in sites.items()}
+    ratio = averaged(ratios, weights_of(plan)) if averages(plan) else max(ratios.values())
     whole = whole_ratio(ratio, trained(plan), steps_of(plan))
     return Forecast(grade=grade(whole), ratio=ratio, whole=whole, sites=sites)
 
@@ -75,6 +77,11 @@ def weights_of(plan: Plan) -> dict[str, float]:
     """The weights of the sites' answers in the average."""
     power = 2 if plan.agreement.average.weights == "noise" else 1
     return {site: float(patients) ** power for site, patients in plan.agreement.patients.items()}
+
+
+def averages(plan: Plan) -> bool:
+    """Whether the sites' updates are averaged, and their noise with them."""
+    return plan.agreement.algorithm.name != "local"
 
 
 def trained(plan: Plan) -> int:

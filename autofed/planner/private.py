@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from autofed.fingerprints import Fingerprint
 from autofed.planner.candidates import LEAST_EXPECTED, RATES, WIDTHS, Build, Candidate, Question, builds
-from autofed.planner.coarser import choices, kept
-from autofed.planner.forecast import SOUND, STRAINED, forecast
+from autofed.planner.coarser import Choice, choices, kept
+from autofed.planner.forecast import SOUND, STRAINED, averages, forecast
 from autofed.planner.foretelling import learning_rate
 from autofed.planner.reasons import Reasons
 from autofed.planner.remedies import hopeless
@@ -37,11 +37,7 @@ def protect(
     """
     delta = delta or accounting.default_delta(max(plan.agreement.patients.values()))
     refuse("--epsilon", promise_problems(plan, delta))
-    patients, hours, census = plan.agreement.patients, plan.budget.hours, plan.agreement.privacy.census_noise
-    grids, widths = (
-        ([kept(plan)], plan.local.network.features[:1]) if keep_network else (choices(plan, fingerprint), WIDTHS)
-    )
-    question = Question(tuple(builds(grids, widths, patients, plan.budget)), patients, epsilon, delta, hours, census)
+    question = _question(plan, epsilon, delta, [kept(plan)] if keep_network else choices(plan, fingerprint))
     found = question.best()
     if found is None:
         raise Problems("--epsilon", [_nothing_fits(plan, question)])
@@ -52,10 +48,19 @@ def protect(
     return made
 
 
+def _question(plan: Plan, epsilon: float, delta: float, grids: Iterable[Choice]) -> Question:
+    """What is searched: on these grids, within the plan's hours, beside what the promise already has to pay for."""
+    patients, hours, census = plan.agreement.patients, plan.budget.hours, plan.agreement.privacy.census_noise
+    ready = tuple(builds(grids, WIDTHS, patients, plan.budget))
+    return Question(ready, patients, epsilon, delta, hours, census, averages=averages(plan))
+
+
 def promise_problems(plan: Plan, delta: float) -> Iterator[str]:
     """Why no plan can keep such a promise at these sites, all at once."""
     patients = plan.agreement.patients
     most = max(patients.values())
+    if plan.agreement.algorithm.name == "pooled":
+        yield "pooled puts all data in one place, where no site's promise holds; plan another algorithm, or no epsilon"
     if delta >= 1 / most:
         yield (f"a delta of {delta:g} allows one of {1 / delta:.0f} patients to be given away, a site has {most}; "
                f"write one far below {1 / most:.2g}, such as --delta {accounting.default_delta(most):g}")  # fmt: skip
@@ -77,14 +82,15 @@ def _written(plan: Plan, question: Question, found: Candidate) -> Plan:
     decided = [*_drawing(question, found), *_building(plan, found.build), *_learning(plan, found)]
     made = plan.change({field: value for field, value, _ in decided}, {field: why for field, _, why in decided})
     settled = promise.settled(made, question.epsilon, question.delta, noise_is_given=False)
-    return graded(made.change(settled, {name: _PROMISED.get(name, "asked for") for name in settled}))
+    promised = _PROMISED | ({} if plan.budget.delta else {"agreement.privacy.delta": _DELTA})
+    return graded(made.change(settled, {name: promised.get(name, "asked for") for name in settled}))
 
 
 def graded(plan: Plan) -> Plan:
-    """The plan with its grade among the reasons, where it can be told."""
+    """The plan with its grade among the reasons, or with none where it cannot be told."""
     told = forecast(plan)
     if told is None:
-        return plan
+        return plan.unsaid("agreement.privacy")
     why = (
         f"the noise of all steps is {told.whole:.2g} times as long as what patients can say, of one averaged step "
         f"{told.ratio:.3g} times; up to {SOUND:g} is sound, above {STRAINED:g} nothing is learned"
@@ -120,7 +126,8 @@ def _building(plan: Plan, build: Build) -> Iterator[Decision]:
         yield "local.network.strides", [list(step) for step in network.strides], _SHALLOW
         yield "local.network.kernels", [list(kernel) for kernel in network.kernels], "one for each stage"
         yield "local.network.blocks", list(network.blocks), "one for each stage"
-    noise = f"{network.parameters} parameters, all of which train and get noise"
+    learning = "all" if build.learning == network.parameters else build.learning
+    noise = f"{network.parameters} parameters, {learning} of which train and get noise"
     yield "local.network.features", list(network.features), f"{noise}; {_TOGETHER}"
 
 
@@ -130,7 +137,13 @@ def _learning(plan: Plan, found: Candidate) -> Iterator[Decision]:
     met, per_round = meetings(found.steps, len(plan.agreement.patients), said)
     (why,) = (line.why for line in said.lines if line.field == "agreement.training.rounds")
     yield "agreement.training.rounds", met.rounds, why
-    yield "local.training.steps_per_round", per_round, f"{found.steps} steps of every site in all; {_TOGETHER}"
+    yield (
+        "local.training.steps_per_round",
+        per_round,
+        f"{met.rounds * per_round} steps of every site in all; {_TOGETHER}",
+    )
+    if plan.agreement.training.steps_at:
+        yield "agreement.training.steps_at", {}, "one noise keeps one promise where every site takes as many steps"
     yield "local.training.batch_size", found.build.patches, "the patches of one patient are one backward pass"
     yield "local.training.learning_rate", learning_rate(found.whole, found.steps), _RATE
     yield "local.training.momentum", 0.9, "an average over ten steps, so that noise of long ago is forgotten"
@@ -148,6 +161,7 @@ _RATE = "as far as noise may carry the weights: smaller for more noise and more 
 _PROMISED = {
     "agreement.privacy.noise_multiplier": "the least that keeps the promise over all releases, by the accountant"
 }
+_DELTA = "the smaller of 1e-5 and a tenth of one over the patients of the largest site"
 
 NO_CLIP = 1e6
 """A `gradient_clip` that never clips."""

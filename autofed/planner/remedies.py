@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from autofed.planner.candidates import WIDTHS, Candidate, Question, builds
 from autofed.planner.coarser import choices
-from autofed.planner.forecast import SOUND, STRAINED, forecast
+from autofed.planner.forecast import SOUND, STRAINED, averages, forecast
 from autofed.plans import Plan
 
 _TIMES = (1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -33,7 +33,8 @@ def question_of(plan: Plan) -> Question:
     stated, patients = plan.agreement.privacy, plan.agreement.patients
     ready = tuple(builds(choices(plan), WIDTHS, patients, plan.budget))
     epsilon, delta = float(stated.epsilon or 0), float(stated.delta or 0)
-    return Question(ready, patients, epsilon, delta, plan.budget.hours, stated.census_noise)
+    hours, census = plan.budget.hours, stated.census_noise
+    return Question(ready, patients, epsilon, delta, hours, census, averages=averages(plan))
 
 
 def hopeless(question: Question, found: Candidate) -> str:
@@ -62,16 +63,23 @@ def _remedies(question: Question, whole: float) -> Iterator[str]:
         return
     if times := _first(lambda t: _with_patients(question, t), wanted):
         yield f"{grade} with about {times:g} times as many patients ({_numbers(_with_patients(question, times))})"
-    times = _first(lambda t: replace(question, epsilon=question.epsilon * t), wanted)
-    if times and question.epsilon * times <= _MOST_EPSILON:
-        yield f"{grade} with --epsilon {question.epsilon * times:g}"
-    else:
-        yield f"no epsilon up to {_MOST_EPSILON:g} would do"
+    if question.epsilon < _MOST_EPSILON:
+        enough = next((e for e in larger(question.epsilon) if _reaches(replace(question, epsilon=e), wanted)), None)
+        yield f"{grade} with --epsilon {enough:g}" if enough else f"no epsilon up to {_MOST_EPSILON:g} would do"
     hours = question.hours
     if hours and (times := _first(lambda t: replace(question, hours=hours * t), wanted)):
         yield f"{grade} with --hours {hours * times:g}"
-    if len(question.patients) > 1 and _reaches(replace(question, coordinator_adds=True), wanted):
+    if question.averages and len(question.patients) > 1 and _reaches(replace(question, coordinator_adds=True), wanted):
         yield f"{grade} if all sites trusted one coordinator to add the noise once, which autofed does not offer"
+
+
+def larger(epsilon: float) -> Iterator[float]:
+    """The epsilons that are looked at, to the largest that is proposed."""
+    found = [epsilon * times for times in _TIMES]
+    while found[-1] < _MOST_EPSILON:
+        found.append(2 * found[-1])
+    yield from (one for one in found if one < _MOST_EPSILON)
+    yield _MOST_EPSILON
 
 
 def _first(changed: Callable[[float], Question], wanted: float) -> float | None:

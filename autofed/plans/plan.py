@@ -85,8 +85,12 @@ class Plan(Record):
 
     def said(self, field: str, value: str, why: str) -> Plan:
         """The same plan with one more reason, of something that it has no field for."""
-        kept = tuple(reason for reason in self.reasons if reason.field != field)
+        kept = self.unsaid(field).reasons
         return self.model_copy(update={"reasons": (*kept, Reason(field=field, value=value, why=why))})
+
+    def unsaid(self, field: str) -> Plan:
+        """The same plan without the reason of a field."""
+        return self.model_copy(update={"reasons": tuple(reason for reason in self.reasons if reason.field != field)})
 
 
 def unknown_fields(names: Iterable[str]) -> list[str]:

@@ -129,7 +129,7 @@ def plan(
             partial(refuse, "--set", plans.unknown_fields(settings or {})),
             partial(_budget, hours, memory_gb, device, configuration, preset, promised),
             partial(refuse, "--like", _taken_already(memory_gb, configuration, preset) if like else []),
-            partial(refuse, "--epsilon", _no_promise(epsilon, delta)),
+            partial(refuse, "--epsilon", _no_promise(epsilon, delta, settings or {})),
             partial(refuse, "--private-census", _census_problems(work, epsilon) if private_census else []),
         ],
     )
@@ -166,7 +166,7 @@ def change(
     mechanism is set becomes the private one for its grid (`autofed.planner.protect`).
     """
     made = plan if isinstance(plan, Plan) else plans.load(plan)
-    refuse("--epsilon", _no_promise(epsilon, delta))
+    refuse("--epsilon", _no_promise(epsilon, delta, settings))
     if epsilon is not None and not made.agreement.privacy.promises and not _names_mechanism(settings):
         made = protect(made, epsilon, delta, even_if_hopeless=even_if_hopeless)
         epsilon = delta = None
@@ -181,37 +181,51 @@ def change(
 
 
 def _settled(made: Plan, settings: Mapping[str, Any], epsilon: float | None, delta: float | None) -> Plan:
-    by_hand = {name.rsplit(".", 1)[-1] for name in settings}
-    wanted = made.agreement.privacy.epsilon if epsilon is None and "epsilon" in by_hand else epsilon
+    noise_is_given = _sets(settings, "noise_multiplier")
+    wanted = made.agreement.privacy.epsilon if epsilon is None and _sets(settings, "epsilon") else epsilon
     problems = []
     if delta is not None and not made.agreement.privacy.promises:
         problems.append("a delta belongs to an epsilon; write both, such as --epsilon 8 --delta 1e-5")
-    if wanted is not None and "noise_multiplier" in by_hand:
-        problems.append("an epsilon and a noise_multiplier were given; either follows from the other, so leave one out")
+    if wanted is not None and noise_is_given:
+        problems.append(_TWICE)
     refuse("--epsilon", problems)
     if not made.agreement.privacy.promises:
-        return made
+        return graded(made)
     from autofed.privacy import promise
 
-    found = promise.settled(made, wanted, delta, noise_is_given="noise_multiplier" in by_hand)
+    found = promise.settled(made, wanted, delta, noise_is_given=noise_is_given)
     noise = {name: value for name, value in found.items() if name.endswith("noise_multiplier")}
     said = {name: value for name, value in found.items() if name not in noise}
     return graded(made.change(noise, _CALIBRATED).change(said, _PROMISED) if noise else made.change(said, _COMPUTED))
 
 
-def _no_promise(epsilon: float | None, delta: float | None) -> list[str]:
-    """What is wrong with numbers that shall be a promise."""
+def _no_promise(epsilon: float | None, delta: float | None, settings: Mapping[str, Any]) -> list[str]:
+    """What is wrong with numbers that shall be a promise, by themselves and beside what was set by hand."""
     problems = []
     if epsilon is not None and not 0 < epsilon < math.inf:
         problems.append(f"found an epsilon of {epsilon:g}; write one above 0, such as 8")
     if delta is not None and not 0 < delta < 1:
         problems.append(f"found a delta of {delta:g}; write one between 0 and 1, such as 1e-5")
+    if epsilon is not None and _sets(settings, "mechanism", "none"):
+        problems.append("an epsilon was asked for, and the mechanism none, which promises nothing; leave one out")
+    if epsilon is not None and _sets(settings, "noise_multiplier"):
+        problems.append(_TWICE)
+    if epsilon is not None and _sets(settings, "epsilon"):
+        problems.append("an epsilon was asked for, and one was set; write one of both")
     return problems
 
 
 def _names_mechanism(settings: Mapping[str, Any]) -> bool:
-    return any(name.rsplit(".", 1)[-1] == "mechanism" for name in settings)
+    return _sets(settings, "mechanism")
 
+
+def _sets(settings: Mapping[str, Any], field: str, value: Any = None) -> bool:
+    """Whether a field of the privacy is set by hand, by any of its names; to a `value` if one is given."""
+    names = (field, f"privacy.{field}", f"agreement.privacy.{field}")
+    return any(name in names and value in (None, found) for name, found in settings.items())
+
+
+_TWICE = "an epsilon and a noise_multiplier were given; either follows from the other, so leave one out"
 
 _CALIBRATED = "the least that keeps the promise over all steps and rounds, by the accountant"
 _PROMISED = "the promise to every patient, for this training"
