@@ -251,7 +251,8 @@ def of_grades(work: Planned, federations: Sequence[str]) -> str:
             for epsilon in EPSILONS[federation]:
                 for result in work.results([run_of("planned", epsilon, federation)]):
                     added = (result.dice("test") - guess) / (none.dice("test") - guess)
-                    rows.append((*graded(federation, epsilon, none, result), f"{guess:.3f}", f"{100 * added:.0f}"))
+                    shown = ("-", "-") if np.isnan(guess) else (f"{guess:.3f}", f"{100 * added:.0f}")
+                    rows.append((*graded(federation, epsilon, none, result), *shown))
     rows.sort(key=lambda row: float(row[4]))
     return "### Grades\n\n" + stamp(work, [run_of("open", None, f) for f in federations]) + markdown(head, rows)
 
