@@ -70,6 +70,18 @@ def means(arrays: Arrays) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in arrays.items() if values.size}
 
 
+def with_notes(line: Mapping[str, Any], notes: Arrays) -> dict[str, Any]:
+    """The line with numbers that an algorithm left: "name/site" among what the site said, others under `notes`."""
+    found = {name: round(value, 6) for name, value in means(notes).items()}
+    sites = {site: dict(said) for site, said in line["sites"].items()}
+    for name, value in found.items():
+        what, _, site = name.partition("/")
+        if site:
+            sites.setdefault(site, {})[what] = value
+    general = {name: value for name, value in found.items() if "/" not in name}
+    return {**line, "sites": sites, **({"notes": general} if general else {})}
+
+
 def _path(folder: Path) -> Path:
     return Path(folder) / "metrics.jsonl"
 
