@@ -29,7 +29,7 @@ def make(root):
     for name, cases in CASES.items():
         preprocess(open_dataset(make_site(root / name, cases=cases)), plan.local, root / "work")
         stores[name] = open_store(root / "work", name, plan.local)
-    make_site(root / "public", cases=4, unlabelled=3)
+    make_site(root / "public", cases=2, shape=(14, 16, 15))
     return plan.change({"agreement.patients": CASES}), stores
 
 
@@ -90,14 +90,17 @@ def sites_of(plan, stores, folder, run_id, **options):
     ]
 
 
-def train(ground, folder, name="fedavg", *, state=None, turned=False, transport=None, run_id="r", **options):
+def train(
+    ground, folder, name="fedavg", *, state=None, turned=False, transport=None, run_id="r", settings=None, **options
+):
     plan, stores = ground
     plan = with_algorithm(plan, name)
-    chosen, grids = algorithms.make(plan.agreement.algorithm), {}
-    if algorithms.is_labelling(chosen):
-        plan, public = labelled((plan, stores))
+    grids = {}
+    if algorithms.is_labelling(algorithms.find(name)):
+        plan, public = labelled((plan, stores), OPEN if settings is None else settings)
         grids, options = public.grids, {**options, "public": public}
     sites = sites_of(plan, dict(reversed(stores.items())) if turned else stores, folder, run_id, **options)
+    chosen = algorithms.make(plan.agreement.algorithm)
     state = state or chosen.start(Setup(plan, weights_of(build(plan.local.network, seed=1)), grids))
     names = tuple(s.name for s in sites)
     door = (transport or InProcess)(sites)

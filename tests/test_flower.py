@@ -103,7 +103,7 @@ class Ground:
         self.root = root
         sites = [make_site(root / "raw" / name, cases=cases) for name, cases in CASES.items()]
         self.plan = small_plan(labels=TUMOUR, cases=4).change({"agreement.patients": CASES})
-        make_site(root / "public", cases=3)
+        make_site(root / "public", cases=2, shape=(14, 16, 15))
         self.plan.save(root / "plan.json")
         autofed.preprocess(self.plan, sites, root / "work")
         for site in sites:
