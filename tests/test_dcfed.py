@@ -468,6 +468,10 @@ def test_a_run_that_was_cut_off_goes_on_without_naming_the_images_again(pictures
         tmp_path / "cut" / "plan.json", pictures.root / "work", tmp_path / "cut", resume=True, device="cpu"
     )
     student = [load_groups(run.student_path("all"))[0]["weights"] for run in (whole, again)]
+    with pytest.raises(Problems, match="test_000, test_001, test_002, test_003, test_004 and 1 more are here but not"):
+        autofed.train(
+            again.plan(), pictures.root / "work", again.folder, resume=True, public=pictures.test / "imagesTs"
+        )
     assert same(*student) and again.models() == whole.models()
 
 

@@ -67,7 +67,6 @@ class DCFed:
         agreement = setup.plan.agreement
         kept = {
             "course": {"rounds": np.array([agreement.training.rounds]), "settled": np.array([0])},
-            "weights": {"bytes": np.array([sum(array.nbytes for array in setup.weights.values())])},
             "labels": {
                 "order": np.array(agreement.regions_class_order, np.int64),
                 "structures": np.array([len(Labels.of(agreement).structures)]),

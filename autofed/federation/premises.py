@@ -200,7 +200,8 @@ class Premises(Record):
             held=store.only(parted.validation), stream=stream_name(self.site, fold), device=pick_device(self.device),
             public=open_public_of(plan, self.public, self.work),
         )  # fmt: skip
-        plan.save(folder.parent / "plan.json")  # its own part may be another than the run's
+        if site.public is not None:  # then its own part of the plan may be another than the run's
+            plan.save(folder.parent / "plan.json")
         return site, parted
 
     def _agreed(self) -> Plan:

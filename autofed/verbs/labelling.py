@@ -19,10 +19,10 @@ def public_folder(run: Run, given: PathLike | None) -> Path | None:
     return Path(given) if given is not None else Path(known) if known else None
 
 
-def with_public(made: Plan, trusted: Collection[str], folder: Path | None) -> Plan:
+def with_public(made: Plan, trusted: Collection[str], folder: Path | None, run: Run | None = None) -> Plan:
     """The plan, agreed on the images in a folder if its algorithm labels public images and it names none yet.
 
-    `Problems` if it has none to label, or names the difference if it agrees on others.
+    `Problems` if it has none to label, or names the difference if it, or the run that was begun, agrees on others.
     """
     choice = made.agreement.algorithm
     if not algorithms.is_labelling(algorithms.find(choice.name, trusted)):
@@ -30,10 +30,9 @@ def with_public(made: Plan, trusted: Collection[str], folder: Path | None) -> Pl
     if folder is None:
         raise Problems("--public", [f"with {choice.name} the sites label public images; name a folder that holds them"])
     found = public_digests(find_public(folder, len(made.agreement.channels)))
-    agreed = made.agreement.public_images
-    if agreed:
-        refuse(str(folder), differences(agreed, found))
-        return made
+    begun = run.plan().agreement.public_images if run and run.exists else ()
+    for agreed in (made.agreement.public_images, begun):
+        refuse(str(folder), differences(agreed, found) if agreed else [])
     return made.model_copy(update={"agreement": made.agreement.model_copy(update={"public_images": found})})
 
 

@@ -67,7 +67,7 @@ def train(
     folder, trusted = Run(run), (algorithm,) if algorithm and not connection else ()
     made = _with_choices(plan if isinstance(plan, Plan) else plans.load(plan), algorithm, None)
     shown = public_folder(folder, public)
-    made = with_public(made, trusted, shown)
+    made = with_public(made, trusted, shown, folder)
     extended = resume and folder.exists and rounds is not None
     made = _extended(folder, made, rounds or 0) if extended else _with_choices(made, None, rounds)
     chosen, wanted = algorithms.make(made.agreement.algorithm, trusted), _numbered(folds)
