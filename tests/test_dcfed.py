@@ -22,6 +22,7 @@ from autofed.prepared import UNKNOWN, differences, find_public, open_public, pub
 from autofed.privacy import promise
 from autofed.privacy.ledger import PrivacyLedger
 from autofed.problems import Problems
+from autofed.report.pages import _training
 from autofed.verbs import exchanges
 from tests import small_federation
 from tests.small_federation import CASES, OPEN, labelled, private, same, train, with_algorithm
@@ -447,6 +448,7 @@ def test_a_site_with_wrong_labels_does_not_pull_the_others_down_and_is_reported(
     assert last["charlie"]["disagreement"] > max(last[site]["disagreement"] for site in ("alpha", "bravo")) + 0.2
     assert last["charlie"]["trust"] < 0.2 < min(last[site]["trust"] for site in ("alpha", "bravo"))
     said = "\n".join(exchanges.of_run(trained))
+    assert "pseudo-labels are no formal guarantee" in _training([trained.folder])
     assert "charlie sees something else than the others" in said and "alpha sees" not in said
     assert "pseudo-labels are no formal guarantee" in said and "weights would have been" in said
 
