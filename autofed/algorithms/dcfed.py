@@ -82,7 +82,8 @@ class DCFed:
         own = site.memory() or {"weights": site.start()}
         fitted = site.fit(own["weights"], agreed=agreed, weight=weight)
         past = [own[f"past_{i}"] for i in range(1, self.members) if f"past_{i}" in own]
-        members = [fitted.weights, *past][: self.members]
+        model = own.get("mean", fitted.weights)  # with `training.ema`: the moving average up to the round before
+        members = [model, *past][: self.members]
         shelf = members if asks else past
         site.remember({"weights": fitted.weights, **{f"past_{i}": past for i, past in enumerate(shelf, 1)}})
         answers = site.label(members) if asks else {}

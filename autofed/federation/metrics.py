@@ -37,7 +37,8 @@ class Meter:
 def note(folder: Path, line: Mapping[str, Any]) -> None:
     """Append what is known of a round: `seconds`, what the `sites` said, and the `bytes` of the training's question.
 
-    `left_out` says of the sites that did not count in it why they did not, if there are any.
+    `left_out` says of the sites that did not count in it why they did not, if there are any, and `notes` are numbers
+    that the algorithm left.
     """
     lines = [*read(folder), line]
     write_bytes(_path(folder), "".join(json.dumps(line) + "\n" for line in lines).encode())
