@@ -52,11 +52,15 @@ def _of_fold(run: Run, fold: str, weights: int) -> list[str]:
 
 
 def _disagreement(fold: str, lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How far each site's own view was from that of all together, when they were last asked."""
-    said = {site: found["disagreement"] for site, found in lines[-1]["sites"].items() if "disagreement" in found}
-    shown = ", ".join(f"{site} {value:.2f}" for site, value in said.items())
-    far = [site for site, value in said.items() if value > DOUBTFUL]
-    found = [f"fold {fold}: 1 - Dice of each site's labels against those of all: {shown}"] if said else []
+    """How far each site's own view was from that of all: when first asked, before it learned from others, and last."""
+    first, last = (
+        {site: found["disagreement"] for site, found in line["sites"].items() if "disagreement" in found}
+        for line in (lines[0], lines[-1])
+    )
+    both = {site: (value, last.get(site, value)) for site, value in first.items()}
+    shown = ", ".join(f"{site} {one:.2f} at first, {other:.2f} in the end" for site, (one, other) in both.items())
+    far = [site for site, value in first.items() if value > DOUBTFUL]
+    found = [f"fold {fold}: 1 - Dice of each site's labels against those of all: {shown}"] if shown else []
     return found + [f"fold {fold}: {site} sees something else than the others; look at its labels" for site in far]
 
 
