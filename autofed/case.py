@@ -108,6 +108,7 @@ class Dataset:
     """A folder in nnU-Net's raw layout: dataset.json, imagesTr, labelsTr. The folder's name is the site's name.
 
     `annotated` are the structures that dataset.json says were annotated there; empty if it says nothing: all of them.
+    `protocol` is what it says that all cases share: "spacing_mm" and "size", each (z, y, x).
     """
 
     folder: Path
@@ -117,6 +118,7 @@ class Dataset:
     patients: Mapping[str, str] = field(default_factory=dict)
     regions_class_order: tuple[int, ...] = ()
     annotated: tuple[str, ...] = ()
+    protocol: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -165,23 +167,42 @@ class Dataset:
 def open_dataset(folder: Path | str, *, headers: bool = True) -> Dataset:
     """Read a site's folder and check it as far as names and `headers` go; `Problems` names everything at once."""
     folder = Path(folder).resolve()
-    if not (folder / "dataset.json").is_file():
-        refuse(str(folder), [_no_dataset(folder)])
-    description = read_json(folder / "dataset.json")
-    problems = _description_problems(description)
-    refuse(str(folder / "dataset.json"), problems)
-    ending = str(description["file_ending"]).lower()
-    channels = tuple(str(v) for _, v in sorted(_channel_names(description).items(), key=lambda kv: int(kv[0])))
+    description, channels, ending = _describe(folder)
     cases, problems = _find_cases(folder, ending)
     problems += _number_problems(description, cases)
     patients = description.get("patients", {})
     problems += [f"`patients` names the case {c!r}, which is not in imagesTr" for c in patients if c not in cases]
     labels, order = canonical(description["labels"]), tuple(declared_order(description))
-    dataset = Dataset(folder, channels, labels, cases, patients, order, declared_structures(description))
+    protocol = {name: tuple(map(float, value)) for name, value in description.get("protocol", {}).items()}
+    annotated = declared_structures(description)
+    dataset = Dataset(folder, channels, labels, cases, patients, order, annotated, protocol)  # type: ignore[arg-type]
     name_problem = site_name_problem(dataset.name)
     problems = [*([name_problem] if name_problem else []), *problems, *(_header_problems(dataset) if headers else [])]
     refuse(str(folder), problems)
     return dataset
+
+
+def open_unlabelled(folder: Path | str) -> Dataset:
+    """Read a folder of images whose labels, if there are any, are not looked at, and check it as far as headers go.
+
+    `Problems` names everything at once.
+    """
+    folder = Path(folder).resolve()
+    description, channels, ending = _describe(folder)
+    cases, problems = _find_scans(folder, ending)
+    dataset = Dataset(folder, channels, canonical(description["labels"]), cases)
+    refuse(str(folder), problems or _header_problems(dataset))
+    return dataset
+
+
+def _describe(folder: Path) -> tuple[Mapping[str, Any], tuple[str, ...], str]:
+    """What dataset.json says, the channels' names in it and the ending of files; `Problems` if it is not whole."""
+    if not (folder / "dataset.json").is_file():
+        refuse(str(folder), [_no_dataset(folder)])
+    description = read_json(folder / "dataset.json")
+    refuse(str(folder / "dataset.json"), _description_problems(description))
+    channels = tuple(str(v) for _, v in sorted(_channel_names(description).items(), key=lambda kv: int(kv[0])))
+    return description, channels, str(description["file_ending"]).lower()
 
 
 def open_datasets(folders: Iterable[Path | str]) -> list[Dataset]:
@@ -326,7 +347,21 @@ def _description_problems(description: Any) -> list[str]:
     patients = description.get("patients", {})
     if not isinstance(patients, dict) or not all(isinstance(v, str) for v in patients.values()):
         problems.append('`patients` must map case to patient, for example {"case_1": "patient_1"}')
-    return problems
+    return problems + _protocol_problems(description.get("protocol", {}))
+
+
+def _protocol_problems(protocol: Any) -> list[str]:
+    """What is wrong with the facts that a site declares of all its cases."""
+    known = isinstance(protocol, dict) and set(protocol) <= {"spacing_mm", "size"}
+    if not known or not all(_is_triple(value) for value in protocol.values()):
+        example = '{"spacing_mm": [3, 1, 1], "size": [40, 256, 256]}'
+        return [f"`protocol` is {protocol!r}; expected numbers above 0 for (z, y, x), as {example}"]
+    return []
+
+
+def _is_triple(value: Any) -> bool:
+    numbers = isinstance(value, list) and all(type(n) in (int, float) and 0 < n < 1e6 for n in value)
+    return numbers and len(value) == 3
 
 
 def _stem(path: Path) -> str:
@@ -369,12 +404,17 @@ def _count_channels(paths: tuple[Path, ...]) -> tuple[int, list[str]]:
         return 0, [f"{Path(error.about).name}: {p}" for p in error.problems]
 
 
-def _find_cases(folder: Path, ending: str) -> tuple[dict[str, Files], list[str]]:
+def _find_scans(folder: Path, ending: str) -> tuple[dict[str, Files], list[str]]:
     scans, problems = _named(folder / "imagesTr", ending)
     found, more = _group(scans)
-    problems += more
+    missing = [] if found else [f"imagesTr holds no {ending} files; expected files such as case_0000{ending}"]
+    return found, missing or problems + more
+
+
+def _find_cases(folder: Path, ending: str) -> tuple[dict[str, Files], list[str]]:
+    found, problems = _find_scans(folder, ending)
     if not found:
-        return {}, [f"imagesTr holds no {ending} files; expected files such as case_0000{ending}"]
+        return {}, problems
     label_ending = images.label_ending(ending)
     maps, more = _named(folder / "labelsTr", label_ending)
     problems += more

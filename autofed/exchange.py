@@ -10,6 +10,7 @@ uint8 are deflated on their way, which nobody notices.
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -177,7 +178,8 @@ def peek(path: Path) -> tuple[dict[str, list[str]], dict[str, Any]]:
     try:
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            around = json.loads(json.loads(file.read(length))["__metadata__"]["autofed"])
+            header = file.read(min(length, os.fstat(file.fileno()).st_size))  # the length may be anything
+            around = json.loads(json.loads(header)["__metadata__"]["autofed"])
         return dict(around["groups"]), dict(around["words"])
     except FileNotFoundError:
         raise Problems(str(path), ["there is no such file"]) from None

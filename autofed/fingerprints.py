@@ -94,8 +94,23 @@ class ClassCounts(Record):
     components: int = 0
 
 
+class Noise(Record):
+    """Of a fingerprint that was made of noised counts: their noise multiplier, and what the fields of a plan rest on.
+
+    `told` maps a field to a sentence: from so many patients with so much noise, or from a prior where noise wins; of
+    the `missing` ones nothing was counted well enough.
+    """
+
+    multiplier: float = Field(gt=0)
+    told: dict[str, str] = Field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+
+
 class Fingerprint(Record):
-    """The data of one site or, merged, of a federation. Axes are (z, y, x) as in the files."""
+    """The data of one site or, merged, of a federation. Axes are (z, y, x) as in the files.
+
+    With `noise` it is not what was counted but what a census under noise says, and has only what a plan needs.
+    """
 
     declaration: Declaration
     sites: dict[str, SiteCounts]
@@ -103,6 +118,7 @@ class Fingerprint(Record):
     crop_ratio: Counts
     channels: tuple[ChannelSums, ...]
     classes: dict[str, ClassCounts]
+    noise: Noise | None = None
 
     @property
     def cases(self) -> int:
@@ -159,6 +175,7 @@ def merge(fingerprints: Sequence[Fingerprint]) -> Fingerprint:
     if not all(f.sites for f in fingerprints) or not names:
         problems.append("there is no site, or a fingerprint that names none; merge those that the sites handed over")
     problems += disagreements({", ".join(f.sites): f.declaration for f in fingerprints})
+    problems += [f"{', '.join(f.sites)}: this follows from noised counts; merge those" for f in fingerprints if f.noise]
     refuse("the fingerprints", problems)
     return reduce(_add, fingerprints)
 
@@ -179,7 +196,7 @@ def _inconsistencies(found: Fingerprint) -> list[str]:
     """Where the parts of a fingerprint do not belong together."""
     labels = _declaration_problems(found)
     annotated = [] if labels else _annotated_problems(found)
-    return [*_site_problems(found.sites), *labels, *annotated, *_count_problems(found)]
+    return [*site_problems(found.sites), *labels, *annotated, *_count_problems(found)]
 
 
 def _annotated_problems(found: Fingerprint) -> list[str]:
@@ -191,7 +208,8 @@ def _annotated_problems(found: Fingerprint) -> list[str]:
     ]
 
 
-def _site_problems(sites: Mapping[str, SiteCounts]) -> list[str]:
+def site_problems(sites: Mapping[str, SiteCounts]) -> list[str]:
+    """What is wrong with the sites that a fingerprint names, and with their numbers."""
     problems = [] if sites else ["sites: there is none; expected the fingerprint that a site handed over"]
     problems += [problem for site in sites if (problem := site_name_problem(site))]
     for name, site in sites.items():
@@ -215,7 +233,8 @@ def _declaration_problems(found: Fingerprint) -> list[str]:
     structures = Labels.of(declaration).names
     most = max((c.cases for name, c in found.classes.items() if name in structures), default=0)
     for name, sums in zip(declaration.channels, found.channels, strict=False):
-        if sums.cases < most or (sums.cases and not any(sums.histogram.values())):
+        too_few = sums.cases < most and not found.noise  # which has only what a plan needs
+        if too_few or (sums.cases and not any(sums.histogram.values())):
             problems.append(f"channels.{name}: the intensities of {most} cases with a structure are expected")
     return problems
 

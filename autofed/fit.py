@@ -89,7 +89,7 @@ def fit(
     torch.manual_seed(int(np.random.SeedSequence(list(seed)).generate_state(1)[0]))
     learner = Learner(local.network, local.training, device, labels)
     load_weights(learner.module, weights)
-    named = dict(learner.module.named_parameters())
+    named = learner.named
     parameters = list(named.values())
     optimiser = _optimiser(named, local, momentum or {})
     feed = batches.stream if feeder is None else feeder.stream
@@ -114,12 +114,19 @@ def fit(
 
 
 class Learner:
-    """A network and its loss on a device, in the precision of the plan: one backward pass at a time."""
+    """A network and its loss on a device, in the precision of the plan: one backward pass at a time.
+
+    `named` are the parameters that learn, in the network's order; others have no gradient.
+    """
 
     def __init__(self, network: Network, training: Training, device: str, labels: Labels | None = None):
         ready(device, training.precision)
         module = build(network)
         self.module = place(module, network, device).train()
+        self.named = {name: p for name, p in self.module.named_parameters() if training.learns(name)}
+        self.module.requires_grad_(False)
+        for parameter in self.named.values():
+            parameter.requires_grad_(True)
         self._forward = compiled(self.module, training.compile, device)
         self.resolutions = len(module.heads)
         self._loss = make_loss(training, self.resolutions, labels)
@@ -128,7 +135,7 @@ class Learner:
     def gradient(
         self, patches: batches.Patches, losses: list[float], measure: Loss | None = None
     ) -> list[torch.Tensor]:
-        """The gradient of the mean loss over some patches, one tensor a parameter; the loss is appended to `losses`.
+        """The gradient of the mean loss over some patches, one tensor for each of `named`; the loss goes to `losses`.
 
         `measure` is another loss than that of the patients.
 
@@ -144,7 +151,7 @@ class Learner:
             if len(scales) == 1 or all(bool(part.isfinite().all()) for part in found):
                 losses.append(loss)
                 return found
-        return [torch.zeros_like(p) for p in self.module.parameters()]
+        return [torch.zeros_like(p) for p in self.named.values()]
 
     def _pass(
         self, image: torch.Tensor, label: torch.Tensor, scale: float, measure: Loss
@@ -155,7 +162,7 @@ class Learner:
             outputs = self._forward(image)
         value = measure([logits.float() for logits in outputs], label)
         (value * scale).backward()
-        found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.module.parameters()]
+        found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.named.values()]
         for part in found if scale != 1 else []:
             part.mul_(1 / scale)  # a power of two: nothing is rounded
         return float(value.detach()), found
@@ -192,7 +199,7 @@ class _Lesson:
 
     def add(self) -> None:
         """Add the gradient of the next patches to that of the parameters, without changing what they have so far."""
-        parameters = list(self._learner.module.parameters())
+        parameters = list(self._learner.named.values())
         before = [p.grad for p in parameters]
         (group,) = next(self._patches)
         found = self._learner.gradient(group, [], self._measure)

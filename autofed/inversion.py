@@ -112,8 +112,8 @@ class _Victim:
         load_weights(self._module, weights)
         self._loss = make_loss(local.training, len(self._module.heads), labels)
         self._label = torch.from_numpy(label[None, None].astype(np.int16))
-        self._parameters = list(self._module.parameters())
-        self.names = [name for name, _ in self._module.named_parameters()]
+        learning = {name: p for name, p in self._module.named_parameters() if local.training.learns(name)}
+        self.names, self._parameters = list(learning), list(learning.values())
 
     def gradient(self, image: torch.Tensor, *, further: bool = True) -> Sequence[torch.Tensor]:
         """The gradient of the weights; with `further` it can itself be derived by the image."""

@@ -30,11 +30,16 @@ class _Whole(nn.Module):
 
     To change a view in place, as the activation behind it does, autograd copies its whole gradient three times; and
     with channels last only before the norm, each convolution orders its image anew, twice.
+
+    Of a single image torch (2.13, CPU) computes a wrong gradient if that of the output has channels last, without a
+    word: the norm takes it as it lies in memory. So it is put in order first.
     """
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """The same values, bit for bit."""
         normalised = super().forward(image)
+        if len(image) == 1 and normalised.requires_grad:
+            normalised.register_hook(torch.Tensor.contiguous)
         last = torch.channels_last if image.ndim == 4 else torch.channels_last_3d
         if image.is_contiguous(memory_format=last) and not image.is_contiguous():
             return normalised.contiguous(memory_format=last)

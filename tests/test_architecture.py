@@ -23,12 +23,25 @@ HOUSE = Path(__file__).parent.parent
 # has an order of its own within.
 FLOORS = (
     ("problems", "files", "parallel", "images", "labels", "case", "plans", "wire", "exchange"),
-    ("fingerprints", "privacy", "planner", "prepared", "splits", "batches", "devices", "attention", "network", "loss"),
+    (
+        "fingerprints",
+        "census",
+        "privacy",
+        "planner",
+        "prepared",
+        "splits",
+        "batches",
+        "devices",
+        "attention",
+        "network",
+        "loss",
+    ),
     (
         "uncertainty",
         "postprocessing",
         "solver",
         "fit",
+        "pretraining",
         "inversion",
         "canaries",
         "speed",
@@ -64,6 +77,7 @@ HEAVY = ("torch", "monai", "numpy", "scipy", "SimpleITK", "nibabel", "pydantic",
 WITHOUT = {
     "plans": ("torch", "monai"),
     "fingerprints": ("torch", "monai"),
+    "census": ("torch", "monai"),
     "planner": ("torch", "monai"),
     "privacy": ("autofed.images", "autofed.case"),
 }

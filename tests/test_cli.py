@@ -149,3 +149,21 @@ def test_as_a_program():
     done = subprocess.run([sys.executable, "-c", "from autofed.cli import main; main()", "train", "--help"],
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0 and "--resume" in done.stdout
+
+
+def test_a_promise_is_planned_shown_and_refused(tmp_path, monkeypatch, capsys):
+    few, many = plans_made.small_plan(cases=8), plans_made.small_plan(cases=4000)
+    few.save(tmp_path / "few.json")
+    many.save(tmp_path / "many.json")
+    asked = ("--epsilon", "8", "-o", tmp_path / "private.json")
+    code, text = call(monkeypatch, capsys, "plan", tmp_path / "few.json", *asked)
+    assert code == 2 and "hopeless" in text and not (tmp_path / "private.json").exists()
+    code, text = call(monkeypatch, capsys, "plan", tmp_path / "few.json", *asked, "--even-if-hopeless")
+    assert code == 0 and "grade: hopeless" in text and "times as many patients" in text
+    code, text = call(monkeypatch, capsys, "plan", tmp_path / "many.json", *asked, "--explain")
+    assert code == 0 and "grade: s" in text and "success rate of at most 99.97 %" in text
+    code, text = call(monkeypatch, capsys, "plan", tmp_path / "private.json")
+    table = next(line for line in text.splitlines() if line.startswith("alpha"))
+    assert "2000" in table and "8.00" in table
+    code, text = call(monkeypatch, capsys, "plan", tmp_path / "many.json", "--epsilon", "0", "--delta", "2")
+    assert code == 2 and "found an epsilon of 0" in text and "found a delta of 2" in text

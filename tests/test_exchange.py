@@ -238,7 +238,8 @@ def test_a_file_says_what_is_in_it_without_being_read(tmp_path):
     exchange.save_groups(tmp_path / "x.safetensors", groups, {"round": 4})
     assert exchange.peek(tmp_path / "x.safetensors") == ({"weights": ["b", "a"], "empty": []}, {"round": 4})
     (tmp_path / "cut").write_bytes((tmp_path / "x.safetensors").read_bytes()[:40])
-    for name, says in (("cut", "not whole"), ("none", "no such file")):
+    (tmp_path / "text").write_text("a length that no memory holds")
+    for name, says in (("cut", "not whole"), ("text", "not whole"), ("none", "no such file")):
         with pytest.raises(Problems, match=says):
             exchange.peek(tmp_path / name)
 

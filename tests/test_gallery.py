@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from autofed import planner, plans
+from autofed.files import read_json
 from autofed.fingerprints import Fingerprint
+from autofed.plans import Budget
+from autofed.problems import Problems
 
 GALLERY = Path(__file__).parent.parent / "plans"
 TASKS = ("dermoscopy", "breast-ultrasound", "histology", "kidney-ct-simulated", "brain-mri", "hippocampus")
@@ -17,6 +20,28 @@ def test_the_plan_is_made_again_from_its_fingerprint(task, name):
     stored = plans.load(GALLERY / task / name)
     found = Fingerprint.load(GALLERY / task / "fingerprint.json")
     assert planner.make(found, stored.budget) == stored
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_private_plan_or_its_refusal_is_made_again(task):
+    plan, refusal = GALLERY / task / "plan-private.json", GALLERY / task / "refusal.json"
+    found = Fingerprint.load(GALLERY / task / "fingerprint.json")
+    assert plan.is_file() != refusal.is_file()
+    if plan.is_file():
+        stored = plans.load(plan)
+        assert stored.budget.epsilon == 8 and planner.make(found, stored.budget) == stored
+        assert planner.forecast(stored).grade != "hopeless"
+    else:
+        stored = read_json(refusal)
+        with pytest.raises(Problems) as error:
+            planner.make(found, Budget.parse(stored["budget"], str(refusal)))
+        assert error.value.problems == tuple(stored["problems"]) and "hopeless" in str(error.value)
+
+
+def test_few_patients_are_refused():
+    assert {task for task in TASKS if (GALLERY / task / "refusal.json").is_file()} >= {
+        "histology", "kidney-ct-simulated", "brain-mri",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -161,3 +161,26 @@ def test_a_process_takes_what_the_network_states(kind, features, patch, what):
 def test_an_optimiser_of_a_large_network_takes_more_than_its_activations():
     plan = Network(in_channels=1, classes=2, features=(32, 512), kernels=((3,) * 3,) * 2, strides=((1,) * 3, (2,) * 3))
     assert plan.training_bytes((4, 4, 4), 1) > 3 * 4 * plan.parameters
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("kind", ["unet", "resenc", "dcfed"])
+@pytest.mark.parametrize("images", [1, 2])
+def test_the_gradient_does_not_depend_on_the_memory_layout(dims, kind, images):
+    """Of a single image with channels last, torch 2.13 computed another one on a CPU, uncorrelated with the true."""
+    plan = Network(
+        in_channels=2, classes=2, kind=kind, features=(4, 8, 16), kernels=((3,) * dims,) * 3,
+        strides=((1,) * dims, (2,) * dims, (2,) * dims), blocks=() if kind == "unet" else (1, 1, 1),
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn((images, 2) + (16,) * dims, generator=generator)
+    last = torch.channels_last if dims == 2 else torch.channels_last_3d
+    found = [_gradient(plan, image, layout) for layout in (torch.contiguous_format, last)]
+    assert float((found[1] - found[0]).norm()) < 0.01 * float(found[0].norm())
+
+
+def _gradient(plan, image, layout):
+    module = build(plan, seed=0).train().to(memory_format=layout)
+    outputs = module(image.to(memory_format=layout))
+    sum(output.square().mul(0.1).sum() + output[:, 0].sum() for output in outputs).backward()
+    return torch.cat([p.grad.flatten() for p in module.parameters()])

@@ -496,7 +496,7 @@ def test_what_cannot_be_planned_is_refused_all_at_once():
         update={"sites": {**data.sites, "alpha": empty}, "classes": {**data.classes, "structure_1": absent}}
     )
     with pytest.raises(Problems) as error:
-        planner.make(data, Budget(epsilon=8.0))
+        planner.make(data, Budget(delta=1e-5))
     with pytest.raises(Problems, match="names no site"):
         planner.make(data.model_copy(update={"sites": {}}))
     assert len(error.value.problems) == 3

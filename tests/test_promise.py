@@ -159,9 +159,20 @@ def test_epsilon_at_the_keyboard_calibrates_a_finished_plan(tmp_path):
     assert not open_again.agreement.privacy.promises
 
 
+def test_a_grade_goes_with_what_it_is_of():
+    made = verbs.change(small_plan(), None, PRIVATE["dp-sgd"])
+    assert "agreement.privacy" in {reason.field for reason in made.reasons}
+    for other in ("feddp", "none"):
+        changed = verbs.change(made, None, {"privacy.mechanism": other})
+        assert "agreement.privacy" not in {reason.field for reason in changed.reasons}
+
+
 @pytest.mark.parametrize("settings, epsilon, said", [
-    ({}, 8.0, "an epsilon needs a mechanism; write --set privacy.mechanism=dp-sgd"),
+    ({}, 8.0, "with 4, 4 patients is hopeless"),
     (PRIVATE["dp-sgd"] | {"noise_multiplier": 1.0}, 8.0, "leave one out"),
+    ({"noise_multiplier": 0.1}, 8.0, "leave one out"),
+    ({"privacy.mechanism": "none"}, 8.0, "the mechanism none, which promises nothing"),
+    ({"privacy.epsilon": 3.0}, 8.0, "write one of both"),
     ({"privacy.mechanism": "dp-sgd", "quantile": 0.3}, None, "'dp-sgd' has no quantile"),
     (PRIVATE["dp-sgd"], 0.0, "found an epsilon of 0; write one above 0"),
     (PRIVATE["dp-sgd"], math.nan, "found an epsilon of nan"),

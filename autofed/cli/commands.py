@@ -65,6 +65,16 @@ class Task(StrEnum):
 
 Processes = Annotated[int, typer.Option(help="Processes for reading and preparing; 0: one per processor.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes the fastest there is.")]
+CensusOption = Annotated[
+    bool,
+    typer.Option("--private-census", help="Counts with noise, charged to the site's ledger; needs --epsilon, --work."),
+]
+WorkOption = Annotated[
+    Path | None, typer.Option(help="With --private-census: WORK, where the prepared data will be and ledgers are.")
+]
+SimulatedCensus = Annotated[
+    bool, typer.Option("--simulation", help="With --private-census: ledgers that count for nobody.")
+]
 
 
 @app.command()
@@ -72,6 +82,11 @@ def fingerprint(
     site: Annotated[Path, typer.Argument(help="A folder in nnU-Net's raw layout.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The fingerprint to hand over, a JSON file.")],
     speed: Annotated[bool, typer.Option("--speed", help="Also how fast this machine trains.")] = False,
+    private_census: CensusOption = False,
+    epsilon: Annotated[float | None, typer.Option(help="With --private-census: that of the plan to come.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Its delta; default 1e-5 or less.")] = None,
+    work: WorkOption = None,
+    simulation: SimulatedCensus = False,
     device: DeviceOption = Device.auto,
     processes: Processes = 0,
 ) -> None:
@@ -79,6 +94,16 @@ def fingerprint(
     from autofed import verbs
 
     options: dict[str, Any] = {"speed": speed, "device": device.value, "processes": _count(processes)}
+    promised: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "work": work, "simulation": simulation}
+    _refuse_without_census(private_census, promised)
+    if private_census:
+        with terminal.progress() as progress:
+            noised = verbs.noised_fingerprint(site, output, progress=progress, **promised, **options)
+        typer.echo(
+            f"{output}: {noised.patients} patients, counted with noise of multiplier {noised.noise_multiplier:g}"
+        )
+        typer.echo(f"what that cost: autofed ledger {work}/{site.resolve().name}")
+        return
     with terminal.progress() as progress:
         found = verbs.fingerprint(site, output, progress=progress, **options)
     counts = found.sites[site.resolve().name]
@@ -111,12 +136,21 @@ def plan(
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE, set by hand; may be repeated.")] = None,
     epsilon: Annotated[
-        float | None, typer.Option(help="The promise to a patient: noise for it, with --set privacy.mechanism=...")
+        float | None, typer.Option(help="The promise to every patient: network, steps and noise are planned for it.")
     ] = None,
     delta: Annotated[float | None, typer.Option(help="How likely it may be broken; default 1e-5 or less.")] = None,
+    even_if_hopeless: Annotated[
+        bool, typer.Option("--even-if-hopeless", help="Write a private plan also if nothing would be learned by it.")
+    ] = False,
     share_scores: Annotated[
         bool, typer.Option("--share-scores", help="Sites tell held-out patients' scores, with noise and charged.")
     ] = False,
+    private_census: CensusOption = False,
+    work: WorkOption = None,
+    simulation: SimulatedCensus = False,
+    prior: Annotated[
+        Path | None, typer.Option(help="A plan for data of the same kind, for what noised fingerprints do not tell.")
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show every decision with its reason.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON and nothing else.")] = False,
     processes: Processes = 0,
@@ -125,9 +159,12 @@ def plan(
     from autofed import plans, verbs
 
     settings = _settings(set_ or []) | ({"privacy.score_noise": SCORE_NOISE} if share_scores else {})
-    promised: dict[str, Any] = {"epsilon": epsilon, "delta": delta}
+    promised: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "even_if_hopeless": even_if_hopeless}
     wanted: dict[str, Any] = {"hours": hours, "memory_gb": memory, "device": device.value, "algorithm": algorithm}
-    wanted |= {"configuration": configuration.value, "preset": preset.value, "like": like}
+    wanted |= {"configuration": configuration.value, "preset": preset.value, "like": like, "prior": prior}
+    census: dict[str, Any] = {"work": work, "simulation": simulation}
+    _refuse_without_census(private_census, census)
+    wanted |= census | {"private_census": private_census}
     if len(sources) == 1 and plans.is_plan(sources[0]):
         _refuse_new_wishes(wanted)
         made = verbs.change(sources[0], output, settings, **promised)
@@ -187,7 +224,9 @@ def train(
         list[str] | None,
         typer.Option(help="all (default): hold nobody out; 0 to 4: a fifth of each site's patients; cv: all five."),
     ] = None,
-    init: Annotated[Path | None, typer.Option(help="A RUN or a file of weights to start from.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="What to start from: a RUN, a file of weights, or a folder of public images.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on after the last finished round; with more --rounds, for longer.")
     ] = False,
@@ -223,6 +262,8 @@ def train(
             say=lambda line: typer.echo(line, err=True),
         )
     typer.echo(f"{output}: finished; models: {', '.join(run.models())}")
+    if "error" in (start := run.origin()):
+        typer.echo("start: {count} public images, {steps} steps, error {error:.2f} of their variance".format(**start))
     for trained in run.folds():
         for site, missed in run.left_out(trained).items():
             typer.echo(f"fold {trained}: {len(missed)} of {run.finished(trained)} rounds without {site}; "
@@ -449,7 +490,19 @@ SCORE_NOISE = 5.0
 """What --share-scores sets: a small part of an epsilon of 8; the score of 50 patients is then off by about .1."""
 
 
-_DEFAULTS = {"device": "auto", "configuration": "auto", "preset": "plain"}
+_DEFAULTS = {
+    "device": "auto",
+    "configuration": "auto",
+    "preset": "plain",
+    "simulation": False,
+    "private_census": False,
+}
+
+
+def _refuse_without_census(private_census: bool, options: dict[str, Any]) -> None:
+    given = [name for name, value in options.items() if value not in (None, False)]
+    if given and not private_census:
+        raise typer.BadParameter(f"{' and '.join(f'--{name}' for name in given)} goes with --private-census")
 
 
 def _refuse_new_wishes(wanted: dict[str, Any]) -> None:

@@ -61,8 +61,44 @@ def show_plan(made: Any, every: bool) -> None:
     shown = (reason for reason in made.reasons
              if every or reason.field in _MAIN_POINTS or "set by hand" in reason.why)  # fmt: skip
     _print_table(("field", "value", "why"), ((r.field, r.value, r.why) for r in shown), whole=("field",))
+    if made.agreement.privacy.by_patient:
+        _show_forecast(made, every)
     if not every:
         typer.echo("\nadd --explain to see every decision")
+
+
+_FORECAST = ("site", "patients", "in a step", "noise multiplier", "epsilon", "noise over signal, a step")
+
+
+def _show_forecast(made: Any, every: bool) -> None:
+    """What a private plan promises, what its noise is beside what patients can say, and what would mend that."""
+    from autofed.planner import forecast, remedies
+    from autofed.privacy.accounting import success_rate
+    from autofed.verbs.ledgers import percent_at_most, rounded_up
+
+    told, stated = forecast(made), made.agreement.privacy
+    if told is None:
+        return
+    if every:
+        typer.echo()
+        rows = [
+            (
+                name,
+                str(s.patients),
+                f"{s.expected:.3g}",
+                f"{s.noise_multiplier:.4g}",
+                rounded_up(s.epsilon),
+                f"{s.ratio:.3g}",
+            )
+            for name, s in told.sites.items()
+        ]
+        _print_table(_FORECAST, [*rows, ("averaged", "", "", "", "", f"{told.ratio:.3g}")], whole=("site",))
+    rate = percent_at_most(success_rate(stated.epsilon, stated.delta))
+    typer.echo(f"\nprivacy: whether a given patient was used can be told with a success rate of at most {rate} %, "
+               f"where guessing gives 50 % (epsilon {stated.epsilon:g} at delta {stated.delta:g})")  # fmt: skip
+    typer.echo(f"grade: {told.grade}; over all steps noise is {told.whole:.2g} times as long as what patients can say")
+    for said in remedies(made):
+        typer.echo(f"  {said}")
 
 
 def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], whole: Sequence[str]) -> None:

@@ -248,7 +248,7 @@ def open_ledger(path: Path, site: str, plan: Plan, steps: int, simulation: bool)
     stated = plan.agreement.privacy
     if not (stated.promises and stated.delta):
         return PrivacyLedger(path, site, simulation=simulation)
-    events = promise.planned(plan, steps)
+    events = promise.to_charge(plan, steps)
     if stated.noise_response and stated.epsilon:  # it spends what the promise allows, and not what was planned
         order = accounting.best_order(events, stated.delta)
         return PrivacyLedger(path, site, stated.epsilon, stated.delta, order=order, simulation=simulation)

@@ -12,15 +12,18 @@ from dataclasses import replace
 from autofed.case import Declaration
 from autofed.fingerprints import Fingerprint
 from autofed.labels import Labels
-from autofed.planner import learning
+from autofed.planner import census, learning
 from autofed.planner.annotations import annotated_at
 from autofed.planner.following import follow
+from autofed.planner.forecast import Forecast, SiteForecast, forecast
 from autofed.planner.grids import ANISOTROPY, Grid, full_resolution, low_resolution, preferred
 from autofed.planner.hours import SMALLEST_BATCH, size
 from autofed.planner.intensities import intensity
 from autofed.planner.presets import PRESETS, Preset
+from autofed.planner.private import graded, protect
 from autofed.planner.reasons import Reasons, short
 from autofed.planner.refusals import data_problems, structure_problems
+from autofed.planner.remedies import remedies
 from autofed.planner.schedules import Length, faults, meetings, training
 from autofed.planner.topology import Task, Topology, batch_for_memory, memory_needed, patch_for_memory
 from autofed.plans import (
@@ -36,15 +39,42 @@ from autofed.plans import (
 )
 from autofed.problems import Problems, refuse
 
-__all__ = ["ANISOTROPY", "PRESETS", "check_memory", "follow", "make"]
+__all__ = [
+    "ANISOTROPY",
+    "PRESETS",
+    "Forecast",
+    "SiteForecast",
+    "check_memory",
+    "follow",
+    "forecast",
+    "graded",
+    "make",
+    "protect",
+    "remedies",
+]
 
 
-def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str | None = None) -> Plan:
+def make(
+    fingerprint: Fingerprint,
+    budget: Budget | None = None,
+    algorithm: str | None = None,
+    *,
+    even_if_hopeless: bool = False,
+) -> Plan:
     """The plan for the data described by a (merged) fingerprint, within a budget; by an `algorithm` if one is named.
 
-    `Problems` if there is nothing to learn from, or if the budget asks for what cannot be planned.
+    With an epsilon in the budget it is private (`protect`). `Problems` if there is nothing to learn from, or if the
+    budget asks for what cannot be planned.
     """
     budget = budget or Budget()
+    made = _open(fingerprint, budget, algorithm)
+    if budget.epsilon is None:
+        return made
+    return protect(made, budget.epsilon, budget.delta, fingerprint=fingerprint, even_if_hopeless=even_if_hopeless)
+
+
+def _open(fingerprint: Fingerprint, budget: Budget, algorithm: str | None) -> Plan:
+    """The plan without a promise."""
     refuse("the plan", [*data_problems(fingerprint, budget), *structure_problems(fingerprint)])
     reasons, preset = Reasons(), PRESETS[budget.preset]
     declaration, sites = fingerprint.declaration, tuple(fingerprint.sites)
@@ -65,6 +95,7 @@ def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str 
     normalisation = intensity(fingerprint, reasons)
     annotated = annotated_at(fingerprint, reasons)
     reasons.say("agreement.privacy.mechanism", "none", "no epsilon was asked for: nothing is promised")
+    census.say(fingerprint, reasons)
     return Plan(
         budget=budget,
         agreement=Agreement(
@@ -75,7 +106,7 @@ def make(fingerprint: Fingerprint, budget: Budget | None = None, algorithm: str 
             patients={name: site.patients for name, site in fingerprint.sites.items()},
             algorithm=learning.algorithm(algorithm, len(sites), reasons),
             training=rounds,
-            privacy=Privacy(),
+            privacy=Privacy(census_noise=fingerprint.noise.multiplier if fingerprint.noise else None),
             faults=faults(len(sites), reasons),
             annotated=annotated,
         ),

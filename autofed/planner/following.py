@@ -8,10 +8,11 @@ from autofed.labels import Labels
 from autofed.planner.annotations import annotated_at
 from autofed.planner.grids import full_resolution
 from autofed.planner.hours import fitting_steps
+from autofed.planner.private import protect
 from autofed.planner.reasons import Reasons, short
 from autofed.planner.refusals import data_problems
 from autofed.planner.schedules import faults, meetings
-from autofed.plans import Agreement, Algorithm, Budget, Faults, Plan, Rounds
+from autofed.plans import Agreement, Algorithm, Budget, Faults, Plan, Privacy, Rounds
 from autofed.problems import refuse
 
 _MADE_FOR = ("memory_gb", "preset", "configuration")
@@ -19,12 +20,19 @@ _MADE_FOR = ("memory_gb", "preset", "configuration")
 
 
 def follow(
-    fingerprint: Fingerprint, guide: Plan, source: str, budget: Budget | None = None, algorithm: str | None = None
+    fingerprint: Fingerprint,
+    guide: Plan,
+    source: str,
+    budget: Budget | None = None,
+    algorithm: str | None = None,
+    *,
+    even_if_hopeless: bool = False,
 ) -> Plan:
     """The plan for the data of a (merged) fingerprint that keeps what weights trained by the plan `guide` rest on.
 
     Grid, normalisation, network and recipe are the guide's, as is the way of learning together unless an `algorithm` is
-    named; patients, rounds and steps follow from the fingerprint and the budget. The reasons call the guide `source`.
+    named; patients, rounds and steps follow from the fingerprint and the budget, and under privacy so does the recipe.
+    The reasons call the guide `source`.
     `Problems` names all at once in which the sites declare another task, and what else stands in the way.
     """
     budget = (budget or Budget()).model_copy(update={name: getattr(guide.budget, name) for name in _MADE_FOR})
@@ -39,13 +47,16 @@ def follow(
     rounds = _with_uneven_steps(guide, source, rounds, per_round, sites, reasons)
     training = training.model_copy(update={"steps_per_round": per_round})
     least, annotated = faults(len(sites), reasons), annotated_at(fingerprint, reasons)
-    return Plan(
+    made = Plan(
         budget=budget,
         agreement=_agreement(fingerprint, guide, rounds, least, chosen, annotated),
         local=guide.local.model_copy(update={"training": training}),
         inference=guide.inference,
         reasons=reasons.lines,
     )
+    if budget.epsilon is None:
+        return made
+    return protect(made, budget.epsilon, budget.delta, keep_network=True, even_if_hopeless=even_if_hopeless)
 
 
 def _differences(fingerprint: Fingerprint, guide: Plan, source: str) -> list[str]:
@@ -101,6 +112,7 @@ def _agreement(
         "training": rounds.model_copy(update={"ema": agreed.training.ema}),
         "faults": agreed.faults.model_copy(update={"least_sites": least.least_sites}),
         "annotated": annotated,
+        "privacy": Privacy(census_noise=fingerprint.noise.multiplier if fingerprint.noise else None),
     })  # fmt: skip
 
 

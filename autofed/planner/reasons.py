@@ -17,6 +17,11 @@ class Reasons:
         """Note a decision; `field` is the full path in the plan. A later word on a field replaces an earlier one."""
         self._lines[field] = Reason(field=field, value=str(value), why=why)
 
+    def add(self, field: str, why: str, *, instead: bool = False) -> None:
+        """Add to why a field is what it is, or say something else `instead`; nothing if nothing was said of it."""
+        if line := self._lines.get(field):
+            self._lines[field] = line.model_copy(update={"why": why if instead else f"{line.why}; {why}"})
+
     @property
     def lines(self) -> tuple[Reason, ...]:
         """All that was said."""

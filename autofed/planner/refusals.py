@@ -10,8 +10,8 @@ from autofed.plans import Budget
 def data_problems(fingerprint: Fingerprint, budget: Budget) -> list[str]:
     """Why the sites' data cannot be learned from, or not in this budget."""
     problems = [] if fingerprint.sites else ["the fingerprint names no site; merge those that the sites handed over"]
-    if budget.epsilon is not None:
-        problems.append("private training is not planned yet; plan without --epsilon")
+    if budget.delta is not None and budget.epsilon is None:
+        problems.append("a delta belongs to an epsilon; write both, such as --epsilon 8 --delta 1e-5")
     for name, site in fingerprint.sites.items():
         if site.labelled == 0:
             problems.append(f"the site {name} has no labelled case; leave it out")

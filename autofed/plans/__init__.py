@@ -14,7 +14,7 @@ from autofed.plans.kinds import (
 )
 from autofed.plans.local import Channel, Geometry, Inference, Intensity, Local, Preparation, Training
 from autofed.plans.memory import CHANNELS_LAST_BELOW
-from autofed.plans.network import SPATIAL_KERNEL, Convolution, Network, squeezed
+from autofed.plans.network import SPATIAL_KERNEL, Convolution, Network, Trained, squeezed
 from autofed.plans.plan import VERSION, Plan, Reason, is_plan, load, unknown_fields
 from autofed.plans.privacy import Privacy, mechanisms
 
@@ -48,6 +48,7 @@ __all__ = [
     "Server",
     "Shape",
     "Speed",
+    "Trained",
     "Training",
     "WirePrecision",
     "is_plan",

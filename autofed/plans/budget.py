@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -80,8 +81,19 @@ class Budget(Record):
         """Whether the speed is known of every machine that trains one of the sites."""
         return self.speed is not None or set(sites) <= set(self.site_speeds)
 
-    def seconds_per_step(self, network: Network, patch: Shape, batch: int, sites: Collection[str]) -> float:
-        """Seconds until every site has taken one step: the slowest site counts."""
-        remote = [self.site_speeds[s].seconds(network, patch, batch) for s in sites if s in self.site_speeds]
-        here = len(sites) - len(remote)
+    def seconds_per_step(
+        self,
+        network: Network,
+        patch: Shape,
+        batch: int,
+        sites: Collection[str],
+        passes: Mapping[str, float] = MappingProxyType({}),
+    ) -> float:
+        """Seconds until every site has taken one step: the slowest site counts.
+
+        A step is one pass over `batch` patches, or as many as `passes` says: one for each patient under privacy.
+        """
+        speeds = {s: self.site_speeds[s] for s in sites if s in self.site_speeds}
+        remote = [passes.get(s, 1) * speed.seconds(network, patch, batch) for s, speed in speeds.items()]
+        here = sum(passes.get(s, 1) for s in sites if s not in self.site_speeds)
         return max([*remote, *([here * self.speed.seconds(network, patch, batch)] if here and self.speed else [])])

@@ -12,16 +12,20 @@ from autofed.plans.budget import Budget
 from autofed.problems import refuse
 
 
-def apply(record: type[Record], tree: dict[str, Any], assignments: Mapping[str, Any], why: str = "") -> dict[str, Any]:
+def apply(
+    record: type[Record], tree: dict[str, Any], assignments: Mapping[str, Any], why: str | Mapping[str, str] = ""
+) -> dict[str, Any]:
     """The content of a plan with some fields set by hand and what follows from them, each recorded as a reason.
 
-    `record` is the plan's type, `tree` its content; `why` is said where it was not by hand. `Problems` names every
-    field that is not there or ambiguous.
+    `record` is the plan's type, `tree` its content; `why` is said where it was not by hand, of all fields or by the
+    name that each was given. `Problems` names every field that is not there or ambiguous.
     """
     refuse("--set", unknown_fields(record, assignments))
-    chosen = {_resolve(record, name)[0]: value for name, value in assignments.items()}
+    paths = {name: _resolve(record, name)[0] for name in assignments}
+    chosen = {paths[name]: value for name, value in assignments.items()}
+    whys = {path: why if isinstance(why, str) else why.get(name, "") for name, path in paths.items()}
     planned = {reason["field"]: reason["value"] for reason in tree["reasons"]}
-    said = [(path, value, why or _by_hand(planned.get(path))) for path, value in chosen.items()]
+    said = [(path, value, whys[path] or _by_hand(planned.get(path))) for path, value in chosen.items()]
     said += [(path, value, why) for path, value, why in _followers(chosen, tree) if path not in chosen]
     for path, value, _ in said:
         _assign(tree, path, value)
@@ -52,7 +56,7 @@ def _followers(chosen: Mapping[str, Any], tree: Mapping[str, Any]) -> Iterator[t
     """What else changes with the fields that were set by hand, unless it was set too: (field, value, why)."""
     if (rounds := "agreement.training.rounds") in chosen:
         snapshots = spaced_snapshots(chosen[rounds])
-        yield "agreement.training.snapshots", snapshots, f"the ensemble of {chosen[rounds]} rounds, set by hand"
+        yield "agreement.training.snapshots", snapshots, f"the ensemble of {chosen[rounds]} rounds: late and spaced"
     if (mechanism := "agreement.privacy.mechanism") in chosen:
         yield from _with_mechanism(chosen[mechanism], tree)
     if chosen.get("agreement.training.steps_at") and tree["agreement"]["algorithm"]["name"] == "fedavg":
@@ -67,7 +71,7 @@ def _followers(chosen: Mapping[str, Any], tree: Mapping[str, Any]) -> Iterator[t
 def _with_mechanism(name: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     """What a mechanism takes that was named by hand: its own fields and no others, and a training that fits it."""
     now, needed = tree["agreement"]["privacy"], privacy.needs(name)
-    kept = () if name == privacy.NONE else ("mechanism", *privacy.PROMISE)
+    kept = ("census_noise",) if name == privacy.NONE else ("mechanism", *privacy.PROMISE)
     for field, value in now.items():
         if field in needed and value is None:
             yield f"agreement.privacy.{field}", privacy.default(name, field), f"where {name} begins"

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from autofed.files import Record
 from autofed.plans.kinds import Configuration, Millimetres, Positive, Precision, Shape
-from autofed.plans.network import Network
+from autofed.plans.network import ENCODER, Network, Trained
 
 
 class Geometry(Record):
@@ -65,6 +65,9 @@ class Training(Record):
 
     Else the optimiser starts anew from the weights that the site is sent.
     """
+    trained: Trained = "all"
+    """Which weights learn: with "decoder" those on the way down stay as the training began, which then must know
+    something (`--init`), and neither a private mechanism's clip nor its noise sees them."""
     gradient_clip: float = Field(12.0, gt=0)
     foreground_share: float = Field(0.33, ge=0, le=1)
     batch_dice: bool = False
@@ -77,6 +80,15 @@ class Training(Record):
     Elsewhere nothing is compiled, as nnU-Net does it: not on a CPU or MPS, nor on Windows, which Triton leaves out.
     """
     seed: int = 12345
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """How the names of the weights begin that do not learn."""
+        return (ENCODER,) if self.trained == "decoder" else ()
+
+    def learns(self, name: str) -> bool:
+        """Whether the weights of this name learn."""
+        return not name.startswith(self.frozen)
 
 
 class Local(Record):

@@ -15,6 +15,12 @@ from autofed.plans.kinds import Positive, Precision, Shape
 SPATIAL_KERNEL = 7
 """Edge of the kernel that weighs places in the attention blocks of a "dcfed" network."""
 
+Trained = Literal["all", "decoder"]
+"""Which weights learn: every one, or those on the way up and of the heads."""
+
+ENCODER = "down."
+"""How the names of the weights on the way down begin, in a network that is built."""
+
 _SQUEEZE = 16
 _PYRAMID = (1, 3, 3, 3)
 
@@ -97,6 +103,9 @@ class Network(Record):
         """Every convolution, in the order in which a patch passes them."""
         for stage, kernel in enumerate(self.kernels):
             yield from self._encoder(stage, math.prod(kernel))
+        yield from self._decoder()
+
+    def _decoder(self) -> Iterator[Convolution]:
         last = len(self.features) - 1
         for stage in reversed(range(last)):
             width, volume = self.features[stage], math.prod(self.kernels[stage])
@@ -140,8 +149,13 @@ class Network(Record):
 
     @property
     def parameters(self) -> int:
-        """The number of trainable parameters."""
-        return sum(convolution.parameters for convolution in self.convolutions())
+        """The number of all parameters."""
+        return self.trained_parameters("all")
+
+    def trained_parameters(self, trained: Trained) -> int:
+        """The number of parameters that learn."""
+        learning = self._decoder() if trained == "decoder" else self.convolutions()
+        return sum(convolution.parameters for convolution in learning)
 
     def stage_voxels(self, patch: Shape) -> list[int]:
         """Voxels of one patch at each stage."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -74,7 +74,7 @@ class Plan(Record):
             "agreement.training.extended": [*training.extended, training.rounds],
         })  # fmt: skip
 
-    def change(self, assignments: dict[str, Any], why: str = "") -> Plan:
+    def change(self, assignments: Mapping[str, Any], why: str | Mapping[str, str] = "") -> Plan:
         """A plan with some fields set by hand (or for another reason, `why`), each recorded as a reason.
 
         A field is named by its path or by any ending of it that is unique: `training.rounds`, `batch_size`.
@@ -82,6 +82,15 @@ class Plan(Record):
         """
         tree = changes.apply(Plan, self.model_dump(mode="json"), assignments, why)
         return Plan.parse(tree, "the plan with --set")
+
+    def said(self, field: str, value: str, why: str) -> Plan:
+        """The same plan with one more reason, of something that it has no field for."""
+        kept = self.unsaid(field).reasons
+        return self.model_copy(update={"reasons": (*kept, Reason(field=field, value=value, why=why))})
+
+    def unsaid(self, field: str) -> Plan:
+        """The same plan without the reason of a field."""
+        return self.model_copy(update={"reasons": tuple(reason for reason in self.reasons if reason.field != field)})
 
 
 def unknown_fields(names: Iterable[str]) -> list[str]:

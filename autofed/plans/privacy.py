@@ -61,7 +61,7 @@ class Privacy(Record):
     `epsilon` and `delta` are the promise. With `score_noise` the sites tell the scores of their held-out patients in
     the end, with noise of that multiplier; without it scores stay where they are. The plan rests on fingerprints with
     noise of the multiplier `census_noise`, where there is one: the promise counts them too. With the mechanism "none"
-    nothing is promised and all are None.
+    nothing is promised and all others are None.
     """
 
     mechanism: str = NONE
@@ -83,11 +83,12 @@ class Privacy(Record):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         given = [name for name, value in self if name != "mechanism" and value is not None]
-        if self.mechanism == NONE and given:
-            found = ", ".join(f"{name} {getattr(self, name)}" for name in given)
+        promising = [name for name in given if name != "census_noise"]
+        if self.mechanism == NONE and promising:
+            found = ", ".join(f"{name} {getattr(self, name)}" for name in promising)
             raise ValueError(f'the mechanism "none" protects nothing, but {found} promises something; '
                              "name a private mechanism, or leave these out")  # fmt: skip
-        if self.mechanism not in _NEEDS:
+        if self.mechanism not in _NEEDS or self.mechanism == NONE:
             return self  # `privacy.find` says which there are
         missing = [name for name in needs(self.mechanism) if name not in given]
         foreign = [name for name in given if name not in (*needs(self.mechanism), *PROMISE)]

@@ -16,7 +16,7 @@ from autofed.problems import Problems
 
 Draw = Sequence[Sequence[str]]
 Gradient = list[Any]
-"""One tensor per parameter of the network, in its order."""
+"""One tensor per parameter of the network that learns, in its order."""
 
 
 class Guard(Protocol):
@@ -158,7 +158,8 @@ def _feddp(plan: Plan, patients: int) -> Mechanism:
     from autofed.privacy.gaussian import FedDP
 
     given = plan.agreement.privacy.model_dump()
-    return FedDP(given["clip"], given["noise_multiplier"], plan.local.training.batch_size)
+    training = plan.local.training
+    return FedDP(given["clip"], given["noise_multiplier"], training.batch_size, training.frozen)
 
 
 def _steps(plan: Plan, patients: int) -> dict[str, Any]:

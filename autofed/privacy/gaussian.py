@@ -25,12 +25,14 @@ class FedDP:
     As published there is no clip to be found, and without one no bound on what the noise has to hide. Here the update
     is one vector of length C at most, so that it moves by up to 2 C between any two data sets: noise of
     z C is a Gaussian mechanism of multiplier z / 2, and that is what `cost` says. What is protected is all that a site
-    holds, and so each of its patients no worse.
+    holds, and so each of its patients no worse. Arrays whose names begin with one of `frozen` do not learn, and leave
+    as zeros.
     """
 
     clip: float
     noise_multiplier: float
     batch_size: int
+    frozen: tuple[str, ...] = ()
     chance: Chance | None = None
 
     name = "feddp"
@@ -71,8 +73,8 @@ class FedDP:
         return self
 
     def bounded(self, update: Arrays) -> dict[str, np.ndarray]:
-        """The update, cut to the length C, in float64; zero if a number in it is not finite."""
-        exact = {name: array.astype(np.float64) for name, array in update.items()}
+        """What learns of the update, cut to the length C, in float64; zero if a number in it is not finite."""
+        exact = {name: array.astype(np.float64) for name, array in update.items() if self._learns(name)}
         length = math.sqrt(sum(float(np.square(array).sum()) for array in exact.values()))
         if not math.isfinite(length):
             return {name: np.zeros_like(array) for name, array in exact.items()}
@@ -83,4 +85,7 @@ class FedDP:
         """Rounded once, after the noise."""
         chance, std = of_answer(self.chance), self.noise_multiplier * self.clip
         found = {name: array + std * chance.normal(array.shape) for name, array in self.bounded(update).items()}
-        return {name: np.asarray(array, update[name].dtype) for name, array in found.items()}
+        return {name: np.asarray(found.get(name, np.zeros_like(was)), was.dtype) for name, was in update.items()}
+
+    def _learns(self, name: str) -> bool:
+        return not name.startswith(self.frozen)

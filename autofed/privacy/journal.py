@@ -54,7 +54,7 @@ class Journal:
             handle.flush()
             os.fsync(handle.fileno())
         if not self._offset:
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
 
     def sync(self) -> None:
         """Have what was read reach the disk: who wrote it may have been killed before it did."""
@@ -62,7 +62,7 @@ class Journal:
             os.fsync(handle.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """For the name of a new file; systems that open no folders (Windows) keep it by themselves."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

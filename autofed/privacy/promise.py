@@ -9,6 +9,7 @@ from autofed import privacy
 from autofed.exchange import Arrays
 from autofed.plans import Plan
 from autofed.privacy import accounting
+from autofed.privacy.census import NoisedCensus, order_of
 from autofed.privacy.events import Event
 
 _TOLERANCE = 1e-6
@@ -16,19 +17,27 @@ _TOLERANCE = 1e-6
 
 
 def planned(plan: Plan, steps: int) -> tuple[Event, ...]:
-    """All that a whole training costs a site that takes so many steps in a round, with scores and census if shared.
+    """All that the promise counts for a site that takes so many steps in a round: what it will be charged, and before.
 
     Where the noise responds to what is released it is what the schedule has without a response.
     """
-    mechanism = privacy.find(plan)
-    return (*mechanism.planned(plan.agreement.training.rounds, steps), *_beside(plan))
+    return (*_before(plan), *to_charge(plan, steps))
 
 
-def _beside(plan: Plan) -> tuple[Event, ...]:
-    """What the promise counts beside the training: the noised fingerprint before it, the shared scores after it."""
-    noise, scores = plan.agreement.privacy.census_noise, privacy.for_scores(plan, columns=1)
-    census = (Event(mechanism="census", steps=1, noise_multiplier=noise),) if noise else ()
-    return (*census, *(scores.cost(0) if scores else ()))
+def to_charge(plan: Plan, steps: int) -> tuple[Event, ...]:
+    """What a whole training will charge: its rounds, and the scores if they are shared."""
+    return (*privacy.find(plan).planned(plan.agreement.training.rounds, steps), *_after(plan))
+
+
+def _before(plan: Plan) -> tuple[Event, ...]:
+    """The noised fingerprint that the plan rests on: it was charged when it was counted."""
+    noise = plan.agreement.privacy.census_noise
+    return NoisedCensus(noise).cost() if noise else ()
+
+
+def _after(plan: Plan) -> tuple[Event, ...]:
+    scores = privacy.for_scores(plan, columns=1)
+    return scores.cost(0) if scores else ()
 
 
 def problems(plan: Plan, steps: Mapping[str, int] | None = None) -> list[str]:
@@ -42,7 +51,7 @@ def problems(plan: Plan, steps: Mapping[str, int] | None = None) -> list[str]:
     if stated.epsilon is None or stated.delta is None:
         return ["a private plan states what it promises; write autofed plan PLAN --epsilon 8 --delta 1e-5 -o PLAN"]
     taken = steps or {site: plan.steps_at(site) for site in plan.agreement.patients}
-    known = {n: _measure(plan)(planned(plan, n), stated.delta) for n in set(taken.values())}
+    known = {n: spent(plan, n) for n in set(taken.values())}
     most = max(plan.agreement.patients.values())
     risky = [
         f"a delta of {stated.delta:g} allows as much as one of {most} patients to be given away; write one far below "
@@ -54,6 +63,11 @@ def problems(plan: Plan, steps: Mapping[str, int] | None = None) -> list[str]:
         for site, n in taken.items()
         if known[n] > stated.epsilon + _TOLERANCE
     ]
+
+
+def spent(plan: Plan, steps: int) -> float:
+    """The epsilon of a whole training, at the plan's delta, for a site that takes so many steps in a round."""
+    return _measure(plan)(planned(plan, steps), float(plan.agreement.privacy.delta or 0))
 
 
 def is_kept(plan: Plan, steps: int, history: Arrays, round: int) -> bool:
@@ -73,8 +87,8 @@ def allows(plan: Plan, steps: int, spent: Sequence[Event]) -> bool:
     stated = plan.agreement.privacy
     if not stated.noise_response or stated.epsilon is None or stated.delta is None:
         return True
-    order = accounting.best_order(planned(plan, steps), stated.delta)
-    cost = accounting.renyi_epsilon([*spent, *_beside(plan)], stated.delta, order)
+    order = _order(plan, planned(plan, steps), stated.delta)
+    cost = accounting.renyi_epsilon([*_before(plan), *spent, *_after(plan)], stated.delta, order)
     return cost <= stated.epsilon
 
 
@@ -102,7 +116,16 @@ def _promise(epsilon: float, delta: float) -> dict[str, Any]:
 
 def _measure(plan: Plan) -> Callable[[Sequence[Event], float], float]:
     """How the plan's epsilon is told: by what keeps it."""
-    return accounting.best_renyi_epsilon if plan.agreement.privacy.noise_response else accounting.epsilon
+    stated = plan.agreement.privacy
+    if not stated.noise_response and stated.census_noise is None:
+        return accounting.epsilon
+    return lambda events, delta: accounting.renyi_epsilon(events, delta, _order(plan, events, delta))
+
+
+def _order(plan: Plan, events: Sequence[Event], delta: float) -> int:
+    """That of the filter: fixed by the census where the plan follows from one, else the best for what is planned."""
+    noise = plan.agreement.privacy.census_noise
+    return order_of(noise) if noise else accounting.best_order(events, delta)
 
 
 def _with_noise(plan: Plan, noise: float) -> Plan:

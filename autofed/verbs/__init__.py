@@ -11,17 +11,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autofed.verbs.auditing import audit, inversion
     from autofed.verbs.evaluating import evaluate
-    from autofed.verbs.planning import change, fingerprint, plan
+    from autofed.verbs.planning import change, fingerprint, noised_fingerprint, plan
     from autofed.verbs.predicting import predict
     from autofed.verbs.preparing import preprocess
     from autofed.verbs.training import train
 
-__all__ = ["audit", "change", "evaluate", "fingerprint", "inversion", "plan", "predict", "preprocess", "train"]
+__all__ = [
+    "audit", "change", "evaluate", "fingerprint", "inversion", "noised_fingerprint", "plan", "predict", "preprocess",
+    "train",
+]  # fmt: skip
 
 _ROOMS = {
     "audit": "auditing",
     "inversion": "auditing",
     "fingerprint": "planning",
+    "noised_fingerprint": "planning",
     "plan": "planning",
     "change": "planning",
     "preprocess": "preparing",

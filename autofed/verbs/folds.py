@@ -103,7 +103,7 @@ class Folds:
             for site in sites
             for ledger in site.ledgers
             if not any(run_of(charge.run) == run for charge in ledger.charges())
-            and not ledger.can_afford(promise.planned(plan, site.steps))
+            and not ledger.can_afford(promise.to_charge(plan, site.steps))
         ]
 
     def _spent_by_folds(self, folds: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from autofed.federation.premises import ledger_path, run_of
 from autofed.files import PathLike, Record
 from autofed.privacy import accounting
+from autofed.privacy.census import NAME as CENSUS
 from autofed.privacy.events import Event, Unit
 from autofed.privacy.ledger import NAME, Charge, PrivacyLedger
 from autofed.problems import Problems, refuse
@@ -235,9 +236,11 @@ def _promise(epsilon: float | None, delta: float, charges: Sequence[Charge]) -> 
         first = next(charge for charge in charges if not charge.protects)
         return (f"Nothing is promised to any patient of this hospital: {_why(charges)}, for the first time in round "
                 f"{first.round} of run {first.run}.")  # fmt: skip
+    census = [charge.run == CENSUS for charge in charges]
+    what = "the census" if all(census) else "the census and the trainings" if any(census) else "the trainings"
     rate = percent_at_most(accounting.success_rate(epsilon, delta))
     figures = f"epsilon {rounded_up(epsilon)} at delta {delta:g}"
-    return ("Someone who sees everything that left this hospital in the trainings of this ledger can tell whether a "
+    return (f"Someone who sees everything that left this hospital in {what} of this ledger can tell whether a "
             f"given patient's scans were used with a success rate of at most {rate} %, where guessing gives 50 % "
             f"({figures}).")  # fmt: skip
 
@@ -267,7 +270,12 @@ def _notes(ledger: PrivacyLedger, epsilon: float | None, charges: Sequence[Charg
                f"{_floor(100 * ceiling.left)} % of what may be spent are left.")  # fmt: skip
     elif epsilon is not None:
         yield "There is no ceiling: any further training is answered, and its cost comes on top."
-    yield "Fingerprints handed over for planning are not in this ledger: they are counts and sums, and not noised yet."
+    if any(charge.run == CENSUS for charge in charges):
+        yield ("The noised fingerprint that was handed over for planning is in this ledger, as the census. One without "
+               "noise is not.")  # fmt: skip
+    else:
+        yield ("Fingerprints handed over for planning are not in this ledger: they are counts and sums without noise. "
+               "With --private-census they are noised and charged.")  # fmt: skip
 
 
 def percent_at_most(rate: float) -> str:

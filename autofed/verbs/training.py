@@ -11,6 +11,7 @@ from typing import Any
 from autofed import algorithms, plans
 from autofed.batches import Feeder, Workers
 from autofed.devices import pick_device
+from autofed.exchange import Arrays
 from autofed.federation.premises import ledger_path, open_data, open_public_of, run_of, workers_for
 from autofed.federation.server import refuse_idle
 from autofed.files import PathLike
@@ -18,10 +19,12 @@ from autofed.network import build, load_weights
 from autofed.parallel import Progress, silent
 from autofed.plans import Plan
 from autofed.prepared import Store
+from autofed.pretraining import Learned
 from autofed.privacy.ledger import PrivacyLedger
 from autofed.problems import Problems, gathered, refuse
 from autofed.runs import Identity, Run, read_weights
 from autofed.splits import ALL, FOLDS
+from autofed.verbs import starts
 from autofed.verbs.coordinator import Coordinator
 from autofed.verbs.folds import POOLED, Folds, StepCounter
 from autofed.verbs.labelling import own_plans, public_folder, with_public
@@ -53,7 +56,8 @@ def train(
     `folds` are "all" (nobody is held out), numbers of parts of the patients that each site holds out, or "cv" for all
     five, one training after another. With `resume` an interrupted run goes on after its last finished round, with the
     same weights as if it had not been interrupted; with more `rounds` than before a run goes on for longer. `init` is
-    a run or a file of weights to start from. `workers` make the patches: 0 for none beside the training itself,
+    a run or a file of weights to start from, or a folder of public images, in raw layout, to learn a start from
+    (`autofed.pretraining`). `workers` make the patches: 0 for none beside the training itself,
     "thread" for one thread, or so many processes; by default a thread on a CPU and processes elsewhere. `Problems`
     before any training if the plan, the prepared data and the run do not fit each other, or if the plan's privacy is
     not what it promises. In a `simulation` the sites' own ledgers are left alone: the run has its own, marked as such.
@@ -96,7 +100,8 @@ def train(
         course = Folds(coordinator, stores, Path(work), picked, feeder, trusted, counter, simulation, shown, own)
         course.check(wanted)
         train_fold = course.train
-    _begin(coordinator, None if init is None else Path(init), wanted, work, extended=extended)
+    learn = partial(starts.learn, folder, made, stores, device=device, progress=progress)
+    _begin(coordinator, None if init is None else Path(init), wanted, work, learn, extended=extended)
     for site, its in own.items():
         its.save(folder.folder / "sites" / site / "plan.json")
     with until_the_end:
@@ -157,16 +162,30 @@ def _identity(folder: Run, sites: tuple[str, ...], simulation: bool, public: Pat
 
 
 def _begin(
-    coordinator: Coordinator, init: Path | None, folds: Sequence[str], work: PathLike | None, *, extended: bool
+    coordinator: Coordinator,
+    init: Path | None,
+    folds: Sequence[str],
+    work: PathLike | None,
+    learn: Callable[[Path], Learned],
+    *,
+    extended: bool,
 ) -> None:
     """Make the folder a run, if it is none yet."""
-    folder, made, start = coordinator.run, coordinator.plan, None
-    if init is not None:
+    folder, made = coordinator.run, coordinator.plan
+    start: Arrays | None = None
+    origin: dict[str, Any] = {}
+    if init is None and not folder.exists:
+        refuse("local.training.trained", starts.senseless(made))
+    elif init is not None and starts.is_public(init):
+        learned = learn(init)
+        start, origin = learned.weights, learned.words()
+    elif init is not None:
         refuse("--init", [*_leaks(init, folds), *_uncounted(coordinator, init, work)])
-        start = read_weights(init)
-        load_weights(build(made.local.network), start, f"--init {init}")
+        given = read_weights(init)
+        load_weights(build(made.local.network), given, f"--init {init}")
+        start, origin = given, {"init": str(init)}
     if not folder.exists:
-        folder.begin(made, coordinator.identity, start)
+        folder.begin(made, coordinator.identity, start, origin)
     elif extended:
         made.save(folder.folder / "plan.json")
 

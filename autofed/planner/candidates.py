@@ -1,0 +1,172 @@
+"""The search for a private plan: grid, width, patches of a patient, sampling rate and steps, chosen together.
+
+Candidates are (grid, width, K, q); each takes as many steps T as the hours allow, and the noise that those need. The
+one of the least `foretold` loss is taken. For the search noise is told by a limit theorem; the accountant decides
+between the best few, and its noise is what the plan has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from autofed.planner.coarser import Choice
+from autofed.planner.forecast import averaged, step_ratio
+from autofed.planner.foretelling import foretold, whole_ratio
+from autofed.planner.hours import USEFUL_SHARE
+from autofed.planner.topology import memory_needed
+from autofed.plans import Budget, Network
+from autofed.privacy import accounting
+from autofed.privacy.census import NoisedCensus, order_of
+from autofed.privacy.events import Event
+
+WIDTHS = (4, 8, 16, 32)
+"""Features of the first stage that are tried; no wider than nnU-Net's."""
+
+PATCHES = (1, 2, 4, 8)
+"""Patches of a patient for one gradient (K)."""
+
+RATES = (0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
+"""Sampling rates (q): above a half hardly anything is won by sampling."""
+
+LEAST_EXPECTED = 1.0
+"""Patients of every site expected in a step; with fewer most of its steps are noise alone."""
+
+MOST_STEPS = 8000
+"""More private steps than this are not planned, however many hours there are."""
+
+SECONDS_A_NORMAL = 2.6e-8
+"""To draw one normal number in float64 and add it (tests/benchmarks/private_step.py, 19 million parameters)."""
+
+_JUDGED = 3
+"""So many of the best candidates are held against each other by the accountant."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a site may train: a grid and a network on it, K patches in a pass, and the seconds of a step.
+
+    `learning` is the number of parameters that train, and so get noise. `seconds` are those of a step in which every
+    site takes one pass for each of its patients; `drawing` those of its noise.
+    """
+
+    choice: Choice
+    width: int
+    patches: int
+    network: Network
+    learning: int
+    seconds: float
+    drawing: float
+
+
+def builds(
+    choices: Iterable[Choice], widths: Sequence[int], patients: Mapping[str, int], budget: Budget
+) -> Iterator[Build]:
+    """All that fit the memory, with what a step costs on the machines of the budget."""
+    here = sum(site not in budget.site_speeds for site in patients)
+    for choice in choices:
+        for width in widths if choice.own is None else choice.own.features[:1]:
+            network, patch = choice.network(width), choice.shape.patch
+            learning = network.trained_parameters(choice.trained)
+            drawing = SECONDS_A_NORMAL * learning * max(1, here)
+            for patches in PATCHES:
+                if memory_needed(network, patch, patches, choice.task.preset) <= budget.memory_gb:
+                    seconds = budget.seconds_per_step(network, patch, patches, patients, patients)
+                    yield Build(choice, width, patches, network, learning, seconds, drawing)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A build with q, T and the noise multiplier z, and what is foretold of it: `ratio` is of one averaged step."""
+
+    build: Build
+    rate: float
+    steps: int
+    noise: float
+    ratio: float = 0.0
+
+    @property
+    def whole(self) -> float:
+        """Noise over signal of all steps together (`Forecast.whole`)."""
+        return whole_ratio(self.ratio, self.build.learning, self.steps)
+
+    @property
+    def foretold(self) -> float:
+        """The Dice that is likely to be lost."""
+        return foretold(self.whole, self.steps, self.build.width, self.build.patches) + self.build.choice.lost
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a private plan is asked for: builds to choose from, patients, a promise, and the hours.
+
+    `census` is the noise multiplier of fingerprints that the promise has to pay for, too. Where the `coordinator_adds`
+    the noise it is added once to the sum over sites: to compare with, not to plan. Sites that learn each alone
+    (`averages` is false) have all of their noise. With `more` the sites have so many times the patients that the
+    builds were timed for.
+    """
+
+    builds: tuple[Build, ...]
+    patients: Mapping[str, int]
+    epsilon: float
+    delta: float
+    hours: float | None
+    census: float | None = None
+    coordinator_adds: bool = False
+    averages: bool = True
+    more: float = 1.0
+
+    def search(self) -> list[Candidate]:
+        """All candidates, the best first; none if no step fits."""
+        return sorted(self._candidates(), key=lambda candidate: candidate.foretold)
+
+    def best(self) -> Candidate | None:
+        """The best candidate, by the accountant."""
+        return min(map(self.judged, self.search()[:_JUDGED]), key=lambda candidate: candidate.foretold, default=None)
+
+    def judged(self, candidate: Candidate) -> Candidate:
+        """The same with the accountant's noise."""
+        beside = NoisedCensus(self.census).cost() if self.census else ()
+
+        def events(noise: float) -> list[Event]:
+            rate, steps = candidate.rate, candidate.steps
+            return [Event(mechanism="", steps=steps, noise_multiplier=noise, sampling_rate=rate), *beside]
+
+        noise = accounting.calibrate(events, self.epsilon, self.delta, self._measure())
+        return self._weighed(replace(candidate, noise=noise))
+
+    def _measure(self) -> Callable[[Sequence[Event], float], float] | None:
+        """As the promise of the plan will be told (`privacy.promise`)."""
+        if self.census is None:
+            return None
+        order = order_of(self.census)
+        return lambda events, delta: accounting.renyi_epsilon(events, delta, order)
+
+    def _candidates(self) -> Iterator[Candidate]:
+        whole = accounting.inverse_square(self.epsilon, self.delta) - (self.census**-2 if self.census else 0)
+        fewest = self.more * min(self.patients.values())
+        for build in self.builds:
+            for rate in (rate for rate in RATES if rate * fewest >= LEAST_EXPECTED):
+                steps = self._steps(build, rate)
+                noise = accounting.sketched_noise(steps, rate, whole) if steps else math.inf
+                if math.isfinite(noise):
+                    yield self._weighed(Candidate(build, rate, steps, noise))
+
+    def _weighed(self, candidate: Candidate) -> Candidate:
+        """With its ratio of noise to signal."""
+        learning, rate = candidate.build.learning, candidate.rate
+        ratios = {
+            site: step_ratio(candidate.noise, learning, rate * self.more * n) for site, n in self.patients.items()
+        }
+        ratio = averaged(ratios, self.patients) if self.averages else max(ratios.values())
+        if self.coordinator_adds:  # the noise of one site instead of the sum of all
+            ratio /= math.sqrt(len(self.patients))
+        return replace(candidate, ratio=ratio)
+
+    def _steps(self, build: Build, rate: float) -> int:
+        """As many as the hours allow."""
+        if self.hours is None:
+            return MOST_STEPS
+        seconds = rate * self.more * build.seconds + build.drawing
+        return min(MOST_STEPS, int(self.hours * 3600 * USEFUL_SHARE / seconds))

@@ -1,0 +1,107 @@
+"""What a private plan is worth, told beforehand: how long its noise is beside what patients can say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from autofed.files import Record
+from autofed.planner.foretelling import whole_ratio
+from autofed.plans import Plan, Positive
+from autofed.privacy import promise
+
+Grade = Literal["sound", "strained", "hopeless"]
+
+SOUND, STRAINED = 0.7, 2.0
+"""Up to these values of `Forecast.whole` a plan has that grade (docs/decisions/0012)."""
+
+
+class SiteForecast(Record):
+    """One site: its patients (n), those expected in a step (q n), its noise multiplier, and the epsilon that it spends.
+
+    `ratio` is the length of the noise in the mean gradient of a step over C, the most that patients can make of it.
+    """
+
+    patients: Positive
+    expected: float = Field(gt=0)
+    noise_multiplier: float = Field(gt=0)
+    epsilon: float = Field(ge=0)
+    ratio: float = Field(gt=0)
+
+
+class Forecast(Record):
+    """Noise over signal, and the grade that follows from it.
+
+    `ratio` is that of a step after averaging over sites (of the worst one where each learns alone), `whole` that of all
+    steps together (`whole_ratio`).
+    """
+
+    grade: Grade
+    ratio: float = Field(gt=0)
+    whole: float = Field(gt=0)
+    sites: dict[str, SiteForecast]
+
+
+def forecast(plan: Plan) -> Forecast | None:
+    """The forecast for a plan; None where no single patient's gradient is bounded, so that nothing can be foretold."""
+    stated = plan.agreement.privacy
+    if not stated.by_patient or stated.sampling_rate is None or stated.delta is None:
+        return None
+    sites = {site: _site(plan, site, patients) for site, patients in plan.agreement.patients.items()}
+    ratios = {name: site.ratio for name, site in sites.items()}
+    ratio = averaged(ratios, weights_of(plan)) if averages(plan) else max(ratios.values())
+    whole = whole_ratio(ratio, trained(plan), steps_of(plan))
+    return Forecast(grade=grade(whole), ratio=ratio, whole=whole, sites=sites)
+
+
+def grade(whole: float) -> Grade:
+    """Of a ratio of noise to signal over a whole training."""
+    return "sound" if whole <= SOUND else "strained" if whole <= STRAINED else "hopeless"
+
+
+def step_ratio(noise: float, parameters: int, expected: float) -> float:
+    """Length of the noise in the mean of a step over the bound C: z sqrt(d) / (q n)."""
+    return noise * math.sqrt(parameters) / expected
+
+
+def averaged(ratios: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """The ratio of the weighted mean over sites, whose noises are independent and whose signal is one."""
+    total = math.fsum(weights.values())
+    return math.sqrt(math.fsum((weights[site] / total * ratio) ** 2 for site, ratio in ratios.items()))
+
+
+def weights_of(plan: Plan) -> dict[str, float]:
+    """The weights of the sites' answers in the average."""
+    power = 2 if plan.agreement.average.weights == "noise" else 1
+    return {site: float(patients) ** power for site, patients in plan.agreement.patients.items()}
+
+
+def averages(plan: Plan) -> bool:
+    """Whether the sites' updates are averaged, and their noise with them."""
+    return plan.agreement.algorithm.name != "local"
+
+
+def trained(plan: Plan) -> int:
+    """The parameters that learn, and so get noise."""
+    return plan.local.network.trained_parameters(plan.local.training.trained)
+
+
+def steps_of(plan: Plan) -> int:
+    """The steps of the site that takes most."""
+    return plan.agreement.training.rounds * max(plan.steps_at(site) for site in plan.agreement.patients)
+
+
+def _site(plan: Plan, site: str, patients: int) -> SiteForecast:
+    stated = plan.agreement.privacy
+    expected, noise = float(stated.sampling_rate or 1) * patients, float(stated.noise_multiplier or 0)
+    for_gradients = noise / math.sqrt(1 - (stated.quantile_share or 0))
+    return SiteForecast(
+        patients=patients,
+        expected=expected,
+        noise_multiplier=noise,
+        epsilon=promise.spent(plan, plan.steps_at(site)),
+        ratio=step_ratio(for_gradients, trained(plan), expected),
+    )

@@ -1,0 +1,100 @@
+"""What would mend a private plan that is not sound: found by asking for other plans, not by rule of thumb."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from autofed.planner.candidates import WIDTHS, Candidate, Question, builds
+from autofed.planner.coarser import choices
+from autofed.planner.forecast import SOUND, STRAINED, averages, forecast
+from autofed.plans import Plan
+
+_TIMES = (1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+"""So many times more patients, or a larger epsilon, are looked at."""
+
+_CLEARLY = 0.8
+"""The planner's own choice is told only if its ratio is so much smaller: a search knows noise to some percent."""
+
+_MOST_EPSILON = 100.0
+"""An epsilon above this is no promise any more, and is not proposed."""
+
+
+def remedies(plan: Plan) -> tuple[str, ...]:
+    """What would make a private plan sound, or at least possible; nothing for one that is sound, or cannot be told."""
+    told = forecast(plan)
+    if told is None or told.grade == "sound":
+        return ()
+    return tuple(_remedies(question_of(plan), told.whole))
+
+
+def question_of(plan: Plan) -> Question:
+    """What a private plan was asked for."""
+    stated, patients = plan.agreement.privacy, plan.agreement.patients
+    ready = tuple(builds(choices(plan), WIDTHS, patients, plan.budget))
+    epsilon, delta = float(stated.epsilon or 0), float(stated.delta or 0)
+    hours, census = plan.budget.hours, stated.census_noise
+    return Question(ready, patients, epsilon, delta, hours, census, averages=averages(plan))
+
+
+def hopeless(question: Question, found: Candidate) -> str:
+    """Why nothing would be learned, and what could be."""
+    patients = _numbers(question)
+    said = "; or ".join(_remedies(question, found.whole))
+    return (
+        f"epsilon {question.epsilon:g} at delta {question.delta:g} with {patients} patients is hopeless: in the best "
+        f"plan ({described(found)}) the noise of all steps is {found.whole:.2g} times as long as what patients can "
+        f"say, and above {STRAINED:g} nothing worth having was ever learned. What would help: {said}"
+    )
+
+
+def described(found: Candidate) -> str:
+    """A candidate in a few words."""
+    build = found.build
+    return f"{build.network.parameters} parameters, K {build.patches}, q {found.rate:g}, {found.steps} steps"
+
+
+def _remedies(question: Question, whole: float) -> Iterator[str]:
+    """Each alone, all else as it was asked for."""
+    grade, wanted = ("strained", STRAINED) if whole > STRAINED else ("sound", SOUND)
+    best = question.search()[0]
+    if best.whole <= min(wanted, _CLEARLY * whole):
+        yield f"{grade} as autofed plans it by itself: {described(best)}"
+        return
+    if times := _first(lambda t: _with_patients(question, t), wanted):
+        yield f"{grade} with about {times:g} times as many patients ({_numbers(_with_patients(question, times))})"
+    if question.epsilon < _MOST_EPSILON:
+        enough = next((e for e in larger(question.epsilon) if _reaches(replace(question, epsilon=e), wanted)), None)
+        yield f"{grade} with --epsilon {enough:g}" if enough else f"no epsilon up to {_MOST_EPSILON:g} would do"
+    hours = question.hours
+    if hours and (times := _first(lambda t: replace(question, hours=hours * t), wanted)):
+        yield f"{grade} with --hours {hours * times:g}"
+    if question.averages and len(question.patients) > 1 and _reaches(replace(question, coordinator_adds=True), wanted):
+        yield f"{grade} if all sites trusted one coordinator to add the noise once, which autofed does not offer"
+
+
+def larger(epsilon: float) -> Iterator[float]:
+    """The epsilons that are looked at, to the largest that is proposed."""
+    found = [epsilon * times for times in _TIMES]
+    while found[-1] < _MOST_EPSILON:
+        found.append(2 * found[-1])
+    yield from (one for one in found if one < _MOST_EPSILON)
+    yield _MOST_EPSILON
+
+
+def _first(changed: Callable[[float], Question], wanted: float) -> float | None:
+    """The first factor that reaches a ratio of noise to signal."""
+    return next((times for times in _TIMES if _reaches(changed(times), wanted)), None)
+
+
+def _reaches(question: Question, wanted: float) -> bool:
+    found = question.search()
+    return bool(found) and found[0].whole <= wanted
+
+
+def _with_patients(question: Question, times: float) -> Question:
+    return replace(question, more=times)
+
+
+def _numbers(question: Question) -> str:
+    return ", ".join(str(round(question.more * n)) for n in question.patients.values())

@@ -1,0 +1,294 @@
+"""A private plan: what is searched, what it promises, how it grades itself, and what it refuses."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+
+from autofed import planner, plans, verbs
+from autofed.planner.candidates import LEAST_EXPECTED, WIDTHS, Question, builds
+from autofed.planner.coarser import FEWEST_ACROSS, choices
+from autofed.planner.forecast import SOUND, STRAINED, averaged, grade, step_ratio
+from autofed.planner.private import protect
+from autofed.planner.remedies import larger
+from autofed.plans import Budget, Plan
+from autofed.privacy import accounting, promise
+from autofed.problems import Problems
+from tests.plans_made import SPEED, fingerprint
+
+SITES = ("alpha", "bravo")
+SITES_OF = dict.fromkeys(SITES, 500)
+
+
+def pictures(cases=1000, pixels=3000, edge=128, sites=SITES, **more):
+    """Many patients with one large structure each, in pictures."""
+    data = fingerprint((1, edge, edge), (999.0, 1.0, 1.0), cases, ("red",), 1, sites, **more)
+    held = data.classes["structure_1"]
+    large = held.model_copy(update={"cases": cases, "components": cases, "volume": cases * pixels << 24})
+    return data.model_copy(update={"classes": {**data.classes, "structure_1": large}})
+
+
+def budget(epsilon=8.0, hours=0.5, **more) -> Budget:
+    return Budget(hours=hours, speed=SPEED, epsilon=epsilon, **more)
+
+
+@pytest.fixture(scope="module")
+def made() -> Plan:
+    return planner.make(pictures(), budget())
+
+
+def test_the_plan_fixes_network_and_privacy_and_says_why(made):
+    private, said = made.agreement.privacy, {reason.field: reason for reason in made.reasons}
+    assert private.mechanism == "dp-sgd" and private.epsilon == 8 and private.delta == 1e-5
+    assert made.agreement.training.validate_every == 0 and 0 < made.agreement.training.ema < 1
+    for field in (
+        "agreement.privacy.sampling_rate", "agreement.privacy.patches_per_patient", "agreement.privacy.clip",
+        "agreement.privacy.noise_multiplier", "agreement.training.rounds", "agreement.training.ema",
+        "agreement.training.snapshots", "agreement.average.weights", "local.network.features",
+        "local.training.learning_rate", "local.training.steps_per_round", "agreement.privacy",
+    ):  # fmt: skip
+        assert said[field].why, field
+    assert said["agreement.privacy"].value == planner.forecast(made).grade
+
+
+def test_the_noise_is_the_least_that_keeps_the_promise(made):
+    assert promise.problems(made) == []
+    private = made.agreement.privacy.model_copy(
+        update={"noise_multiplier": made.agreement.privacy.noise_multiplier * 0.999}
+    )
+    louder = made.model_copy(update={"agreement": made.agreement.model_copy(update={"privacy": private})})
+    assert "spend epsilon 8.0" in promise.problems(louder)[0]
+
+
+def test_the_same_plan_is_made_again(made, tmp_path):
+    made.save(tmp_path / "plan.json")
+    assert planner.make(pictures(), plans.load(tmp_path / "plan.json").budget) == made
+
+
+def test_the_hours_are_kept(made):
+    steps = made.agreement.training.rounds * made.local.training.steps_per_round
+    private = made.agreement.privacy
+    passes = {site: private.sampling_rate * n for site, n in made.agreement.patients.items()}
+    seconds = made.budget.seconds_per_step(
+        made.local.network, made.local.training.patch_size, private.patches_per_patient, SITES, passes
+    )
+    assert 0.3 * 1800 < steps * seconds <= 1800
+    planner.check_memory(made)
+
+
+def test_what_is_foretold_is_the_noise_that_the_mechanism_adds(made):
+    told, private = planner.forecast(made), made.agreement.privacy
+    site = told.sites["alpha"]
+    assert site.patients == 500 and site.expected == pytest.approx(private.sampling_rate * 500)
+    assert 7.9 < site.epsilon <= 8 + 1e-6
+    parameters = made.local.network.parameters
+    assert site.ratio == pytest.approx(private.noise_multiplier * math.sqrt(parameters) / site.expected)
+    assert told.ratio == pytest.approx(site.ratio / math.sqrt(2)), "two equal sites"
+    steps = made.agreement.training.rounds * made.local.training.steps_per_round
+    assert told.whole == pytest.approx(told.ratio / math.sqrt(steps) * (30_000 / parameters) ** 0.25)
+
+
+def test_the_ratio_of_a_step_is_that_of_released_noise():
+    """Measured on the mechanism itself: the length of a noise-only step over the clip."""
+    import torch
+
+    from autofed.privacy.dpsgd import DPSGD
+
+    mechanism = DPSGD(50, 0.2, 1, 3.0, 1.5).keyed(bytes(32))
+    step = mechanism.step([], [torch.zeros(100_000)])
+    assert float(step[0].norm()) / 3.0 == pytest.approx(step_ratio(1.5, 100_000, 10.0), rel=0.02)
+
+
+def test_weights_decide_how_much_of_a_sites_noise_is_left():
+    assert averaged({"a": 3.0, "b": 4.0}, {"a": 1.0, "b": 1.0}) == pytest.approx(2.5)
+    assert averaged({"a": 3.0, "b": 400.0}, {"a": 1.0, "b": 0.0}) == 3.0
+
+
+def test_more_patients_and_a_larger_epsilon_make_less_noise():
+    base, patients = _question(pictures(200)), _question(pictures(800))
+    whole = [question.search()[0].whole for question in (base, patients, replace(base, epsilon=20.0))]
+    assert whole[0] > 1.3 * max(whole[1:])
+
+
+def test_grades_are_in_order():
+    assert [grade(whole) for whole in (SOUND, SOUND * 1.01, STRAINED, STRAINED * 1.01)] == [
+        "sound", "strained", "strained", "hopeless",
+    ]  # fmt: skip
+
+
+def test_few_patients_are_refused_with_the_nearest_plan_that_can_be():
+    with pytest.raises(Problems) as error:
+        planner.make(pictures(8), budget())
+    (said,) = error.value.problems
+    assert "with 4, 4 patients is hopeless" in said and "times as many patients" in said
+    assert planner.forecast(planner.make(pictures(8), budget(), even_if_hopeless=True)).grade == "hopeless"
+
+
+def test_what_is_proposed_does_help():
+    question = _question(pictures(40))
+    assert question.search()[0].whole > STRAINED
+    with pytest.raises(Problems) as error:
+        planner.make(pictures(40), budget())
+    times = float(str(error.value).split("with about ")[1].split(" times")[0])
+    better = planner.make(pictures(round(40 * times)), budget(), even_if_hopeless=True)
+    assert planner.forecast(better).whole < 1.1 * STRAINED
+    assert replace(question, more=times).search()[0].whole <= STRAINED
+
+
+def test_a_sound_plan_needs_no_remedy_and_a_strained_one_names_some(made):
+    assert planner.forecast(made).grade == "sound" and planner.remedies(made) == ()
+    strained = planner.make(pictures(100), budget())
+    assert planner.forecast(strained).grade == "strained"
+    assert any("patients" in said for said in planner.remedies(strained))
+
+
+def test_what_a_person_set_badly_is_told_what_the_planner_would_do(made):
+    worse = verbs.change(made, None, {"privacy.sampling_rate": 0.004, "training.rounds": 5, "steps_per_round": 2})
+    assert planner.forecast(worse).grade == "hopeless"
+    assert "as autofed plans it by itself" in planner.remedies(worse)[0]
+    assert next(r.value for r in worse.reasons if r.field == "agreement.privacy") == "hopeless"
+
+
+@pytest.mark.parametrize("delta, said", [(0.01, "a delta of 0.01 allows one of 100 patients"), (None, None)])
+def test_a_delta_that_gives_a_patient_away_is_refused(delta, said):
+    if said is None:
+        assert planner.make(pictures(), budget()).agreement.privacy.delta == accounting.default_delta(500)
+        return
+    with pytest.raises(Problems, match=said):
+        planner.make(pictures(), budget(delta=delta))
+
+
+def test_sites_with_too_few_to_draw_from_are_named_with_all_else_that_is_wrong():
+    data = pictures()
+    lone = data.sites["alpha"].model_copy(update={"patients": 1, "labelled": 1, "cases": 1})
+    data = data.model_copy(update={"sites": {**data.sites, "alpha": lone}})
+    with pytest.raises(Problems) as error:
+        planner.make(data, budget(delta=0.5))
+    assert len(error.value.problems) == 2 and "the site alpha has 1 patient" in str(error.value)
+
+
+def test_no_hours_for_a_single_step_is_said():
+    with pytest.raises(Problems, match="not one private step at every site fits 1e-06 h"):
+        planner.make(pictures(), budget(hours=1e-6))
+
+
+def test_a_coarser_grid_is_taken_only_where_structures_are_large_enough():
+    open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
+    large, small = (list(choices(open_plan, pictures(pixels=pixels))) for pixels in (6000, 20))
+    assert [choice.factor for choice in large][-1] == 4 and [choice.factor for choice in small] == [1]
+    assert all(a.lost < b.lost for a, b in itertools.pairwise(large))
+    width = math.sqrt(4 * 6000 / math.pi)
+    assert large[-1].lost == pytest.approx(3 / width) and width / 4 > FEWEST_ACROSS
+    assert [choice.factor for choice in choices(open_plan)] == [1], "nothing says how large structures are"
+
+
+def test_grid_patch_and_pooling_of_a_coarser_plan_fit_together(made):
+    coarse = next(
+        c for c in choices(planner.make(pictures(), Budget(hours=0.5, speed=SPEED)), pictures()) if c.factor == 2
+    )
+    assert coarse.geometry.spacing_mm == (999.0, 2.0, 2.0) and coarse.geometry.median_shape == (1, 64, 64)
+    assert coarse.shape.patch == (64, 64) and coarse.shape.divisor == (8, 8), "edges of 8 at the deepest stage"
+    assert len(coarse.network(4).features) == len(coarse.shape.strides)
+
+
+def test_all_that_is_searched_fits_memory_and_draws_somebody():
+    question = _question(pictures(30))
+    for candidate in question.search():
+        assert candidate.rate * 15 >= LEAST_EXPECTED and candidate.steps >= 1
+        assert candidate.build.width in WIDTHS
+    assert min(c.foretold for c in question.search()) == question.search()[0].foretold
+
+
+def test_the_accountant_has_the_last_word(made):
+    question = _question(pictures())
+    best = question.best()
+    events = [_event(best)]
+    assert accounting.epsilon(events, 1e-5) <= 8 and best.noise == accounting.calibrate(
+        lambda z: [events[0].model_copy(update={"noise_multiplier": z})], 8, 1e-5
+    )
+    assert best.noise == pytest.approx(accounting.sketched_noise(
+        best.steps, best.rate, accounting.inverse_square(8, 1e-5)), rel=0.1)  # fmt: skip
+
+
+def test_the_census_is_paid_from_the_promise():
+    open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
+    noised = open_plan.change({"privacy.census_noise": 2.4})
+    paid, free = protect(noised, 8.0), protect(open_plan, 8.0)
+    assert paid.agreement.privacy.census_noise == 2.4 and promise.problems(paid) == []
+    assert planner.forecast(paid).whole > planner.forecast(free).whole
+    with pytest.raises(Problems, match="spent on the census"):
+        protect(open_plan.change({"privacy.census_noise": 0.1}), 8.0)
+
+
+def test_trained_weights_keep_grid_and_network():
+    open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
+    kept = protect(open_plan, 8.0, keep_network=True, even_if_hopeless=True)
+    assert kept.local.network == open_plan.local.network and kept.local.geometry == open_plan.local.geometry
+    followed = planner.follow(pictures(), open_plan, "RUN", budget(), even_if_hopeless=True)
+    assert followed.agreement.privacy.promises and followed.local.network == open_plan.local.network
+
+
+def test_trained_weights_keep_a_network_that_was_set_by_hand():
+    open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
+    by_hand = [8, 12, *open_plan.local.network.features[2:]]
+    open_plan = open_plan.change({"network.features": by_hand, "deep_supervision": False})
+    kept = protect(open_plan, 8.0, keep_network=True, even_if_hopeless=True)
+    assert kept.local.network == open_plan.local.network
+
+
+def test_weights_that_do_not_learn_get_no_noise_in_the_search_either():
+    open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
+    half = open_plan.change({"training.trained": "decoder"})
+    (build, *_), (whole, *_) = (list(builds(choices(p), WIDTHS, SITES_OF, p.budget)) for p in (half, open_plan))
+    assert build.learning == build.network.trained_parameters("decoder") < whole.learning == whole.network.parameters
+    made = protect(half, 8.0)
+    why = next(r.why for r in made.reasons if r.field == "local.network.features")
+    assert f", {made.local.network.trained_parameters('decoder')} of which train and get noise" in why
+
+
+def test_sites_take_as_many_steps_as_each_other():
+    open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED)).change({"steps_at": {"alpha": 2000}})
+    made = protect(open_plan, 8.0)
+    assert made.agreement.training.steps_at == {} and made.steps_at("alpha") == made.local.training.steps_per_round
+
+
+@pytest.mark.parametrize("epsilon", [1e-3, 8.0, 70.0])
+def test_every_epsilon_that_is_ruled_out_was_looked_at(epsilon):
+    found = list(larger(epsilon))
+    assert found == sorted(found) and found[-1] == 100 and all(b <= 2 * a for a, b in itertools.pairwise(found))
+
+
+def test_an_open_plan_becomes_private_and_hand_settings_have_the_last_word():
+    open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
+    made = verbs.change(open_plan, None, {}, epsilon=8)
+    assert made.agreement.privacy.mechanism == "dp-sgd" and promise.problems(made) == []
+    fewer = verbs.change(made, None, {"privacy.sampling_rate": 0.5})
+    assert fewer.agreement.privacy.sampling_rate == 0.5 and promise.problems(fewer) == []
+    adaptive = verbs.change(made, None, {"privacy.mechanism": "adp"})
+    assert adaptive.agreement.privacy.mechanism == "adp" and promise.problems(adaptive) == []
+    told = planner.forecast(adaptive)
+    z, share = adaptive.agreement.privacy.noise_multiplier, adaptive.agreement.privacy.quantile_share
+    assert told.sites["alpha"].ratio == pytest.approx(
+        step_ratio(z / math.sqrt(1 - share), adaptive.local.network.parameters, told.sites["alpha"].expected)
+    )
+
+
+def test_a_plan_without_single_patients_gradients_foretells_nothing():
+    open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
+    assert planner.forecast(open_plan) is None and planner.remedies(open_plan) == ()
+    whole = verbs.change(open_plan, None, {"privacy.mechanism": "feddp", "privacy.noise_multiplier": 1.0})
+    assert planner.forecast(whole) is None
+
+
+def _question(data) -> Question:
+    open_plan = planner.make(data, Budget(hours=0.5, speed=SPEED))
+    patients = open_plan.agreement.patients
+    found = tuple(builds(choices(open_plan, data), WIDTHS, patients, open_plan.budget))
+    return Question(found, patients, 8.0, 1e-5, 0.5)
+
+
+def _event(found):
+    from autofed.privacy.events import Event
+
+    return Event(mechanism="", steps=found.steps, noise_multiplier=found.noise, sampling_rate=found.rate)

@@ -1,0 +1,94 @@
+"""Which weights learn: with the decoder alone, the way down stays as it began, and neither clip nor noise sees it."""
+
+import numpy as np
+import pytest
+
+from autofed.exchange import load_groups
+from autofed.fit import fit
+from autofed.network import build, weights_of
+from autofed.plans import Training
+from autofed.privacy.dpsgd import DPSGD
+from autofed.privacy.gaussian import FedDP
+from tests import small_federation as small
+from tests.test_network import PLANS
+
+DECODER = Training(patch_size=(8, 8), batch_size=1, steps_per_round=1, trained="decoder")
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_as_many_learn_as_is_stated_and_all_of_the_way_up_does(name):
+    plan = PLANS[name]
+    sizes = {n: p.numel() for n, p in build(plan).named_parameters()}
+    learning = {n for n in sizes if DECODER.learns(n)}
+    assert {n.split(".")[0] for n in learning} == {"up", "heads"}
+    assert sum(sizes[n] for n in learning) == plan.trained_parameters("decoder") < plan.parameters
+    assert plan.trained_parameters("all") == sum(sizes.values())
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    plan, stores = small.make(tmp_path_factory.mktemp("trained"))
+    return plan.change({"training.trained": "decoder", "training.rounds": 2}), stores
+
+
+def begun(plan):
+    return weights_of(build(plan.local.network, seed=1))
+
+
+def parted(plan, arrays):
+    """Those that learn, and those that do not."""
+    learn = {n: a for n, a in arrays.items() if plan.local.training.learns(n)}
+    return learn, {n: a for n, a in arrays.items() if n not in learn}
+
+
+CASES = [(a, "none" if a == "pooled" else "dp-sgd") for a in [*small.sharing(), "local"]]
+CASES += [("fedavg", "adp"), ("fedavg", "feddp"), ("fedavg", "none")]
+
+
+@pytest.mark.parametrize(("algorithm", "mechanism"), CASES)
+def test_the_way_down_ends_as_it_began_to_the_bit(ground, tmp_path, algorithm, mechanism):
+    """With rounded messages, momentum, an average over rounds and the coordinator's own step."""
+    more = {"training.ema": 0.8, "training.momentum": 0.9, "wire": "int8"} | (
+        {"server.optimiser": "adam"} if algorithm == "fedavg" else {}
+    )
+    plan = ground[0].change(more) if mechanism == "none" else small.private(ground[0], mechanism, **more)
+    state = small.train((plan, ground[1]), tmp_path, algorithm)
+    models = [f for f in (state.shared.get("weights"), state.kept.get("mean")) if f]
+    learn, still = parted(plan, begun(plan))
+    for path in tmp_path.glob("sites/*/memory/round_00002.safetensors"):
+        groups = load_groups(path)[0]
+        assert all(not array.any() for array in parted(plan, groups.get("control", {}))[1].values())
+        if algorithm == "local":
+            models += [groups["weights"], groups["mean"]]
+    assert models
+    for model in models:
+        assert all(np.array_equal(model[n], still[n]) for n in still)
+        assert any(not np.array_equal(model[n], learn[n]) for n in learn)
+
+
+def test_a_site_of_its_own_normalisation_keeps_the_way_down_too(ground, tmp_path):
+    plan = ground[0]
+    small.train(ground, tmp_path, "fedbn")
+    _, still = parted(plan, begun(plan))
+    for path in tmp_path.glob("sites/*/memory/round_00002.safetensors"):
+        assert all(np.array_equal(load_groups(path)[0]["weights"][n], still[n]) for n in still)
+
+
+def test_noise_is_on_what_learns_alone_and_as_long_as_that_is_many(ground):
+    """A step that draws nobody is noise alone, as long as the root of the number of what learns, times zC/(qn)."""
+    plan, stores = ground
+    plain = {"training.momentum": 0.0, "weight_decay": 0.0, "gradient_clip": 1e6, "learning_rate": 1.0}
+    local = plan.change(plain).local
+    mechanism = DPSGD(3, 1e-9, 1, 1.0, 1e-9).keyed(b"2" * 32)  # q n = 3e-9, so that a step is N(0, 1/9)
+    fitted = fit(begun(plan), stores["bravo"], local, mechanism, steps=1, rate=lambda _: 1.0, seed=(1,))
+    learn, still = parted(plan, fitted.update(begun(plan)))
+    assert not any(a.any() for a in still.values())
+    noise = np.concatenate([a.ravel() for a in learn.values()])
+    assert len(noise) == plan.local.network.trained_parameters("decoder")
+    assert np.linalg.norm(noise) == pytest.approx(np.sqrt(len(noise)) / 3, rel=0.1)
+
+
+def test_the_noise_on_an_update_leaves_out_what_does_not_learn():
+    update = {"down.w": np.full(300, 5.0, np.float32), "up.w": np.zeros(300, np.float32)}
+    (found,) = FedDP(1.0, 2.0, 1, DECODER.frozen).keyed(b"3" * 32).release({"update": update}).values()
+    assert not found["down.w"].any() and found["up.w"].std() == pytest.approx(2, rel=0.2)
