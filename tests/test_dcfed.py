@@ -9,14 +9,17 @@ import pytest
 import autofed
 from autofed import algorithms, privacy
 from autofed.algorithms import Setup
+from autofed.algorithms.dcfed import DCFed
+from autofed.algorithms.fedavg import FedAvg
 from autofed.exchange import Failure, Release, Request, from_bytes, load_groups
 from autofed.federation import metrics, rounds
 from autofed.federation.answers import OWN, View
 from autofed.federation.flower.transport import _misfits
 from autofed.federation.inprocess import InProcess
 from autofed.federation.premises import Introduction, Premises
-from autofed.federation.site import Site
+from autofed.federation.site import Site, privacy_problems
 from autofed.images import read_labels
+from autofed.planner.forecast import forecast
 from autofed.plans import Algorithm
 from autofed.prepared import UNKNOWN, differences, find_public, open_public, public_digests
 from autofed.privacy import promise
@@ -199,6 +202,36 @@ def test_a_mechanism_whose_models_are_not_private_lets_no_answer_leave(ground, t
     with pytest.raises(Problems, match="dcfed releases answers, and feddp has no protection for it"):
         train((private(ground[0], "feddp"), ground[1]), tmp_path, "dcfed")
     assert "answers" not in privacy.find(private(ground[0], "feddp")).release({"answers": {}})
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_answers_leave_only_if_the_algorithm_says_what_made_them(ground, tmp_path, ear, monkeypatch, stated):
+    """Another algorithm could put whatever it knows of its patients into a group of that name."""
+    honest = FedAvg.local
+
+    def telling(self, site, request):
+        return {**honest(self, site, request), "answers": {"of": np.arange(300, dtype=np.uint8)}}
+
+    monkeypatch.setattr(FedAvg, "local", telling)
+    monkeypatch.setattr(FedAvg, "answers_as_trained", stated, raising=False)
+    train((private(ground[0], "dp-sgd"), ground[1]), tmp_path, "fedavg", transport=ear, **SEEDED)
+    assert {frozenset(from_bytes(data).arrays) for data in ear.up} == {frozenset({"update", *["answers"] * stated})}
+
+
+def test_an_algorithm_that_does_not_say_so_cannot_be_private(ground, monkeypatch):
+    plan, _ = labelled((with_algorithm(private(ground[0], "dp-sgd"), "dcfed"), ground[1]))
+    chosen = algorithms.make(plan.agreement.algorithm)
+    assert privacy_problems(plan, chosen) == []
+    monkeypatch.setattr(DCFed, "answers_as_trained", False)
+    assert "dcfed releases answers" in privacy_problems(plan, chosen)[0]
+
+
+def test_a_forecast_does_not_average_the_noise_of_sites_that_share_no_weights(ground):
+    wholes = {
+        name: forecast(with_algorithm(private(ground[0], "dp-sgd"), name)).ratio
+        for name in ("fedavg", "local", "dcfed")
+    }
+    assert wholes["dcfed"] == wholes["local"] > wholes["fedavg"]
 
 
 # --- the course of a training
@@ -389,7 +422,7 @@ def test_a_site_that_holds_other_public_images_does_not_take_part(ground, tmp_pa
 
 # --- through the verbs
 
-SMALL = {"training.batch_size": 4, "steps_per_round": 6, "training.rounds": 5, "learning_rate": 0.05,
+SMALL = {"training.batch_size": 4, "steps_per_round": 6, "training.rounds": 3, "learning_rate": 0.05,
          "network.features": [8, 16, 16], "patch_size": [32, 32], "network.strides": [[1, 1], [2, 2], [2, 2]],
          "network.kernels": [[3, 3]] * 3, "training.momentum": 0.9}  # fmt: skip
 PICTURES = {"dimension": 2, "labels": TUMOUR, "shape": (40, 48)}
@@ -467,11 +500,11 @@ def test_every_site_and_the_student_predict(pictures, trained):
 
 
 def test_a_run_that_was_cut_off_goes_on_without_naming_the_images_again(pictures, tmp_path, monkeypatch):
-    whole = pictures.train(tmp_path / "whole")
+    whole = pictures.train(tmp_path / "whole", settings=OPEN)
     with monkeypatch.context() as patch:
         patch.setattr("autofed.verbs.coordinator.train_student", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            pictures.train(tmp_path / "cut")
+            pictures.train(tmp_path / "cut", settings=OPEN)
     again = autofed.train(
         tmp_path / "cut" / "plan.json", pictures.root / "work", tmp_path / "cut", resume=True, device="cpu"
     )
@@ -536,3 +569,11 @@ def test_a_private_run_hands_each_site_its_better_model_and_the_world_the_studen
     assert same(found, own["mean"]) and not same(found, teacher["mean"])  # a private plan takes moving averages
     assert "private mechanism trained" in exchanges.of_run(run)[-1]
     assert "loss" not in (run.rounds_folder / "metrics.jsonl").read_text()
+    kept = tmp_path / "weights.safetensors"
+    shutil.copy(folder / OWN / last, kept)
+    for init in (folder / OWN / last, kept):
+        with pytest.raises(Problems, match="for its site alone"):
+            pictures.train(tmp_path / "next", "fedavg", init=init)
+    with pytest.raises(Problems, match="is what a site remembers"):
+        pictures.train(tmp_path / "next", "fedavg", plan=made, simulation=True, init=folder / "memory" / last)
+    assert not (tmp_path / "next" / "run.json").exists()

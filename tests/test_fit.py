@@ -111,6 +111,15 @@ def test_public_cases_weigh_what_they_are_said_to_and_have_the_clip_of_their_own
     assert way(500.0) == pytest.approx(0.01 * 500 * 1e-3, rel=1e-2)
 
 
+def test_public_cases_teach_what_the_patients_do(ground):
+    """With the decoder alone, the way down stays as it began for both."""
+    weights = weights_of(build(ground[0].local.network, seed=1))
+    parts = {"trained": "decoder", "weight_decay": 0}
+    fitted = train(ground, _Recording(batch_size=1), 2, weights=weights, beside=beside(ground), **parts)
+    moved = {n.split(".")[0] for n in weights if not np.array_equal(fitted.weights[n], weights[n])}
+    assert moved == {"up", "heads"}
+
+
 def test_a_zero_learning_rate_at_the_end_of_the_schedule(ground):
     """The last step of a training that is over moves nothing: (1 - t)^0.9 is 0 at t = 1."""
     weights = weights_of(build(ground[0].local.network, seed=1))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -175,3 +178,15 @@ def test_bytes_that_do_not_fit_are_refused(change, shapes, says):
     values = wire.encode({"a": np.zeros(900, np.uint8)}, wire.DEFLATED)["values"]
     with pytest.raises(Problems, match=says):
         wire.decode({"values": change(values)}, {"a": shapes}, wire.DEFLATED)
+
+
+def test_no_more_is_inflated_than_the_shapes_hold():
+    """However much was deflated: 64 MB are 64 kB."""
+    values = np.frombuffer(zlib.compress(bytes(1 << 26)), np.uint8)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Problems, match="its shapes hold 900"):
+            wire.decode({"values": values}, {"a": [900]}, wire.DEFLATED)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

@@ -100,8 +100,8 @@ class SiteView(Protocol):
 class Algorithm(Protocol):
     """One way of learning together.
 
-    What else it may state, as a class variable: `gathers`, `personal`, `released`, `from_rest` and `labels_public`; and
-    a method `misfits` (see the functions below).
+    What else it may state, as a class variable: `gathers`, `personal`, `released`, `from_rest`, `labels_public` and
+    `answers_as_trained`; and a method `misfits` (see the functions below).
     """
 
     def start(self, setup: Setup) -> ServerState:
@@ -183,6 +183,18 @@ def is_from_rest(algorithm: Algorithm) -> bool:
 def is_labelling(algorithm: Algorithm | type) -> bool:
     """Whether labels of public images travel and no weights: then sites may have networks and grids of their own."""
     return getattr(algorithm, "labels_public", False)
+
+
+ANSWERS = "answers"
+"""The group of a release with what a site's models say of public images."""
+
+
+def answers_as_trained(algorithm: Algorithm) -> bool:
+    """Whether its answers are made by weights of `SiteView.fit` alone, as a private mechanism trained them.
+
+    Only then do they leave a site with such a mechanism: nothing else about them bounds what they tell of a patient.
+    """
+    return getattr(algorithm, "answers_as_trained", False)
 
 
 def misfits(algorithm: Algorithm, arrays: Groups, shared: Groups) -> list[str]:

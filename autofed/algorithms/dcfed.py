@@ -12,13 +12,13 @@ from typing import ClassVar
 import numpy as np
 
 from autofed import pseudo
-from autofed.algorithms import NOTES, Average, Setup, SiteView
+from autofed.algorithms import ANSWERS, NOTES, Average, Setup, SiteView
 from autofed.exchange import Arrays, Groups, Release, Request, ServerState
 from autofed.labels import Labels
 from autofed.prepared import UNKNOWN, Maps
 from autofed.problems import refuse
 
-ANSWERS, AGREED = "answers", "agreed"
+AGREED = "agreed"
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class DCFed:
 
     personal: ClassVar[bool] = True
     labels_public: ClassVar[bool] = True
+    answers_as_trained: ClassVar[bool] = True
     released: ClassVar[Mapping[str, str]] = {ANSWERS: ANSWERS}
 
     begin: float = 0.2

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from autofed.validation import SHARE, case_dice, patch_dice
 
 OWN = "own"
 """In a site's folder: the model that a private training leaves to the site alone. No answer is made of it."""
+
+ALONE = "for_the_site_alone"
+"""In the header of its files, by which a copy is known too."""
 
 
 class Hospital(Protocol):
@@ -127,7 +130,7 @@ class View:
         The patients' gradients are bare here. So its weights are in no memory that an answer is made of; what goes
         wrong is for the site's log alone, since a failure that crosses the door would tell of it.
         """
-        site, own = self._site, Memory(self._site.folder / OWN)
+        site, own = self._site, Memory(self._site.folder / OWN, {ALONE: True})
         if not self._mechanism.private or own.path(self._round).is_file():
             return
         try:
@@ -218,9 +221,13 @@ class View:
 
 @dataclass(frozen=True)
 class Memory:
-    """What a site keeps of its rounds, and the best model of its own; `folder` is the site's in this run."""
+    """What a site keeps of its rounds, and the best model of its own; `folder` is the site's in this run.
+
+    `words` are in the header of each round.
+    """
 
     folder: Path
+    words: Mapping[str, Any] = field(default_factory=dict)
 
     def path(self, round: int) -> Path:
         """Where the arrays of a round are."""
@@ -246,7 +253,7 @@ class Memory:
         if rounds.ema and "weights" in groups:
             past = (self.recall(since) or {}).get("mean")
             groups = {**groups, "mean": moving_average(past, groups["weights"], rounds.ema, round)}
-        save_groups(self.path(round), groups)
+        save_groups(self.path(round), groups, self.words)
         for path in self.folder.glob("round_*.safetensors"):
             if int(path.stem.split("_")[1]) not in {round, since, *rounds.snapshots}:
                 path.unlink()

@@ -175,7 +175,9 @@ class Site:
 
     def _compute(self, request: Request, guard: Guard) -> Groups:
         if request.question == TRAIN:
-            return self.algorithm.local(View(self, request, cast(Mechanism, guard)), request)
+            draft = self.algorithm.local(View(self, request, cast(Mechanism, guard)), request)
+            kept = guard.private and not algorithms.answers_as_trained(self.algorithm)
+            return {group: found for group, found in draft.items() if not (kept and group == algorithms.ANSWERS)}
         return validate(self, request) if request.question == VALIDATE else verify(self, request)
 
     def _read(self, data: bytes) -> Request:
@@ -264,7 +266,8 @@ def privacy_problems(plan: Plan, algorithm: algorithms.Algorithm) -> list[str]:
             f"the layer {layer} couples patients, so {mechanism.name} cannot bound each; plan another network"
             for layer in coupling_layers(build(plan.local.network))
         ]
-    unprotected = sorted(set(algorithms.released(algorithm)) - set(mechanism.protects)) if mechanism.private else []
+    protected = set(mechanism.protects) - (set() if algorithms.answers_as_trained(algorithm) else {algorithms.ANSWERS})
+    unprotected = sorted(set(algorithms.released(algorithm)) - protected) if mechanism.private else []
     if unprotected:
         found = f"{plan.agreement.algorithm.name} releases {', '.join(unprotected)}"
         problems.append(f"{found}, and {mechanism.name} has no protection for it; write dp-sgd, or another algorithm")

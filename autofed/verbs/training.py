@@ -180,7 +180,8 @@ def _begin(
         learned = learn(init)
         start, origin = learned.weights, learned.words()
     elif init is not None:
-        refuse("--init", [*_leaks(init, folds), *_uncounted(coordinator, init, work)])
+        kept = starts.kept_at_a_site(init, made)
+        refuse("--init", [*_leaks(init, folds), *_uncounted(coordinator, init, work), *kept])
         given = read_weights(init)
         load_weights(build(made.local.network), given, f"--init {init}")
         start, origin = given, {"init": str(init)}
