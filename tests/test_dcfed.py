@@ -472,6 +472,7 @@ def trained(pictures, tmp_path_factory):
     return pictures.train(tmp_path_factory.mktemp("runs") / "run", plan=pictures.plan.change({"training.rounds": 12}))
 
 
+@pytest.mark.slow
 def test_a_site_with_wrong_labels_does_not_pull_the_others_down_and_is_reported(pictures, trained, tmp_path):
     longer = pictures.plan.change({"training.rounds": 12})
     alone = pictures.train(tmp_path / "local", "local", plan=longer)
@@ -492,6 +493,7 @@ def test_a_site_that_saw_something_else_before_it_learned_from_the_others_is_nam
     assert "alpha 0.10 at first, 0.00 in the end, charlie 0.80 at first" in listed and "charlie sees something" in named
 
 
+@pytest.mark.slow
 def test_every_site_and_the_student_predict(pictures, trained):
     assert trained.models() == ["alpha", "bravo", "charlie", "student"]
     assert pictures.dice(trained, "student") > 0.6
@@ -499,6 +501,7 @@ def test_every_site_and_the_student_predict(pictures, trained):
         trained.members()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_goes_on_without_naming_the_images_again(pictures, tmp_path, monkeypatch):
     whole = pictures.train(tmp_path / "whole", settings=OPEN)
     with monkeypatch.context() as patch:
@@ -520,6 +523,7 @@ def interrupted(*_):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_sites_with_networks_and_grids_of_their_own(pictures, tmp_path):
     coarse = pictures.plan.change({
         "network.features": [8, 12], "network.strides": [[1, 1], [2, 2]], "network.kernels": [[3, 3]] * 2,
@@ -536,6 +540,7 @@ def test_sites_with_networks_and_grids_of_their_own(pictures, tmp_path):
         pictures.train(tmp_path / "other", site_plans={"nobody": coarse})
 
 
+@pytest.mark.slow
 def test_where_every_label_is_gated_away_the_sites_train_alone_and_there_is_no_student(pictures, tmp_path, caplog):
     run = pictures.train(tmp_path / "run", settings={"confidence": 1.0, "doubt": 0.0})
     assert run.models() == ["alpha", "bravo", "charlie"] and "there is no student" in caplog.text
