@@ -140,7 +140,7 @@ def plan(
     ] = None,
     delta: Annotated[float | None, typer.Option(help="How likely it may be broken; default 1e-5 or less.")] = None,
     even_if_hopeless: Annotated[
-        bool, typer.Option("--even-if-hopeless", help="Write a private plan also if nothing would be learned by it.")
+        bool, typer.Option("--even-if-hopeless", help="Write a private plan also if hardly anything would be learned.")
     ] = False,
     share_scores: Annotated[
         bool, typer.Option("--share-scores", help="Sites tell held-out patients' scores, with noise and charged.")

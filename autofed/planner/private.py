@@ -32,8 +32,8 @@ def protect(
 
     The promise pays for the noised fingerprints that the open plan rests on, if it does. Coarser grids are looked at
     where the `fingerprint` says how large the structures are. With `keep_network` grid and network stay, as where
-    trained weights are to be used. `Problems` if it cannot be, or if nothing would be learned, unless that is wanted
-    (`even_if_hopeless`); it names the nearest plan that can.
+    trained weights are to be used. `Problems` if it cannot be, or if hardly anything would be learned, unless that is
+    wanted (`even_if_hopeless`); it names the nearest plan that can.
     """
     delta = delta or accounting.default_delta(max(plan.agreement.patients.values()))
     refuse("--epsilon", promise_problems(plan, delta))
@@ -93,7 +93,7 @@ def graded(plan: Plan) -> Plan:
         return plan.unsaid("agreement.privacy")
     why = (
         f"the noise of all steps is {told.whole:.2g} times as long as what patients can say, of one averaged step "
-        f"{told.ratio:.3g} times; up to {SOUND:g} is sound, above {STRAINED:g} nothing is learned"
+        f"{told.ratio:.3g} times; up to {SOUND:g} is sound, above {STRAINED:g} hopeless"
     )
     return plan.said("agreement.privacy", told.grade, why)
 

@@ -38,13 +38,14 @@ def question_of(plan: Plan) -> Question:
 
 
 def hopeless(question: Question, found: Candidate) -> str:
-    """Why nothing would be learned, and what could be."""
+    """Why too little would be learned, and what would help."""
     patients = _numbers(question)
     said = "; or ".join(_remedies(question, found.whole))
     return (
         f"epsilon {question.epsilon:g} at delta {question.delta:g} with {patients} patients is hopeless: in the best "
         f"plan ({described(found)}) the noise of all steps is {found.whole:.2g} times as long as what patients can "
-        f"say, and above {STRAINED:g} nothing worth having was ever learned. What would help: {said}"
+        f"say; above {STRAINED:g} little was learned that one threshold or one map does not tell. What would help: "
+        f"{said}"
     )
 
 

@@ -109,7 +109,7 @@ def plan(
     preset was made for. `settings` maps fields of the plan to values set by hand. `like` is a run or a plan whose
     weights shall go on being trained at these sites: then grid, network and recipe are those of that plan, and so is
     the `algorithm` unless one is named; else the planner chooses it. `epsilon` and `delta` are the promise to every
-    patient: network, steps and privacy parameters are planned for it, and refused where nothing would be learned,
+    patient: network, steps and privacy parameters are planned for it, and refused where hardly anything would be,
     unless that is wanted (`even_if_hopeless`). Where the settings name a mechanism, it is only calibrated (see
     `change`). With `private_census` the folders are counted under noise, charged to the sites' ledgers in `work` (those
     of a `simulation` count for nobody). Where noised fingerprints do not tell enough, the plan `prior` does. `Problems`
