@@ -34,8 +34,8 @@ from autofed.problems import Problems, refuse
 _SPACING_TOLERANCE = 1e-3
 _DIRECTION_TOLERANCE = 1e-2
 
-RESERVED_SITES = ("pooled", "global")
-"""What all sites' data together and their common model are called; no site may take these names."""
+RESERVED_SITES = ("pooled", "global", "public", "student")
+"""What all sites' data together, models without a site, and public images are called; no site may take these names."""
 
 Source = TypeVar("Source")
 Found = TypeVar("Found")
@@ -226,7 +226,7 @@ def open_datasets(folders: Iterable[Path | str]) -> list[Dataset]:
 def site_name_problem(name: str) -> str | None:
     """What is wrong with the name of a site, or None. It names folders, so it must not lead out of them or hide."""
     if name.lower() in RESERVED_SITES:
-        return f"no site may be called {name!r}, which stands for all sites together; give its folder another name"
+        return f"no site may be called {name!r}, which stands for what no single site has; give its folder another name"
     if not re.fullmatch(r"\w(?:[\w .-]{0,62}\w)?", name):
         return (
             f"the site is called {name!r}; expected up to 64 letters, digits, underscores, hyphens, dots and spaces, "

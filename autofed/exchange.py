@@ -3,7 +3,8 @@
 A message is a safetensors block (arrays with a declared dtype, shape and size; never pickle) whose header carries the
 few words around them as JSON. Arrays come in named groups, since one clip cannot suit weights and counts alike. Their
 order survives the journey and the same message is always the same bytes, so that sums come out alike everywhere.
-A group may travel in fewer bytes (see `wire`): `precisions` of a message names it, and it arrives as float32.
+A group may travel in fewer bytes (see `wire`): `precisions` of a message names it, and it arrives as float32. Groups of
+uint8 are deflated on their way, which nobody notices.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def pack(groups: Groups, words: Mapping[str, Any], precisions: Mapping[str, str]
     flat: dict[str, np.ndarray] = {}
     around: dict[str, Any] = {}
     for group, arrays in groups.items():
-        precision = (precisions or {}).get(group)
+        precision = (precisions or {}).get(group) or (wire.DEFLATED if wire.are_bytes(arrays) else None)
         sent = wire.encode(arrays, precision) if precision else arrays
         flat |= {f"{group}/{name}": _plain(array) for name, array in sent.items()}
         around[group] = {"precision": precision, "shapes": wire.shapes_of(arrays)} if precision else list(arrays)
@@ -150,7 +151,7 @@ def _unpack(data: bytes) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, An
     strange = [*flat, *(n for arrays in groups.values() for n, a in arrays.items() if a.dtype not in _DTYPES)]
     refuse("a message", [f"the array {name!r} has no place or no kind that travels" for name in strange])
     read = {g: wire.decode(groups[g], shapes, precision) for g, (precision, shapes) in coded.items()}
-    return groups | read, words, {g: precision for g, (precision, _) in coded.items()}
+    return groups | read, words, {g: precision for g, (precision, _) in coded.items() if precision != wire.DEFLATED}
 
 
 def _coded(said: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -14,12 +14,30 @@ from autofed import batches
 from autofed.devices import arithmetic, compiled, loss_scales, place, ready, sent
 from autofed.exchange import Arrays
 from autofed.labels import Labels
-from autofed.loss import make_loss
+from autofed.loss import Loss, make_loss
 from autofed.network import build, load_weights, weights_of
 from autofed.plans import Local, Network, Training
 from autofed.prepared import Store
 from autofed.privacy import Mechanism
+from autofed.privacy.none import NoPrivacy
 from autofed.solver import reach
+
+Feed = Callable[..., Iterator[list[batches.Patches]]]
+
+_PUBLIC = 0x9B11C
+"""Sets the draws of public cases apart from those of patients."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is learned beside the patients: public cases with labels that were agreed on, and how much they weigh.
+
+    Its gradient is added to what the mechanism made of the patients' steps, and no patient has a part in it.
+    """
+
+    store: Store
+    labels: Labels
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -51,6 +69,7 @@ def fit(
     seed: Sequence[int],
     proximal: float = 0.0,
     correction: Arrays | None = None,
+    beside: Beside | None = None,
     momentum: Arrays | None = None,
     labels: Labels | None = None,
     device: str = "cpu",
@@ -60,8 +79,9 @@ def fit(
     """Train from `weights` for so many steps on a site's patients.
 
     `rate` gives the share of the plan's learning rate when so much of these steps is done, from 0 to 1. To what the
-    mechanism and the clip make of each gradient are added `proximal` times the way from `weights` so far (FedProx) and
-    the `correction` (SCAFFOLD): neither depends on a patient. The optimiser goes on with `momentum`, or starts anew,
+    mechanism and the clip make of each gradient are added `proximal` times the way from `weights` so far (FedProx), the
+    `correction` (SCAFFOLD), and the gradient of as many patches of what is learned `beside` (DCFed), bounded by the
+    same clip: none of them depends on a patient. The optimiser goes on with `momentum`, or starts anew,
     since momentum of weights that have since been averaged points elsewhere. `labels` say what the values
     of the site's label maps mean (see `make_loss`). Patches are made by the `feeder`, which may serve many trainings,
     or by one thread for this one.
@@ -72,16 +92,19 @@ def fit(
     named = learner.named
     parameters = list(named.values())
     optimiser = _optimiser(named, local, momentum or {})
+    feed = batches.stream if feeder is None else feeder.stream
     pull = _Pull(named, proximal, correction or {})
+    lesson = _Lesson(learner, beside, local.training, feed, seed, steps) if beside and beside.weight else None
     draws = islice(mechanism.sampler(list(store.patients), seed), steps)
     losses, rates = [], [local.training.learning_rate * rate(step / steps) for step in range(steps)]
-    feed = batches.stream if feeder is None else feeder.stream
     for step, groups in enumerate(feed(store, draws, local.training, seed)):
         _set_rate(optimiser, rates[step])
         found: list[float] = []
         gradients = (learner.gradient(group, found) for group in groups)
         _apply(parameters, mechanism.step(gradients, parameters), local.training.gradient_clip)
         pull.add()
+        if lesson:
+            lesson.add()
         optimiser.step()
         losses += [float(np.mean(found))] if found else []  # an empty draw has no loss
         on_step()
@@ -105,11 +128,16 @@ class Learner:
         for parameter in self.named.values():
             parameter.requires_grad_(True)
         self._forward = compiled(self.module, training.compile, device)
-        self._loss = make_loss(training, len(module.heads), labels)
+        self.resolutions = len(module.heads)
+        self._loss = make_loss(training, self.resolutions, labels)
         self._network, self._training, self._device = network, training, device
 
-    def gradient(self, patches: batches.Patches, losses: list[float]) -> list[torch.Tensor]:
+    def gradient(
+        self, patches: batches.Patches, losses: list[float], measure: Loss | None = None
+    ) -> list[torch.Tensor]:
         """The gradient of the mean loss over some patches, one tensor for each of `named`; the loss goes to `losses`.
+
+        `measure` is another loss than that of the patients.
 
         Where float16 overflows, the pass is taken again with a smaller scale, so that no step is lost. If it overflows
         with all of them, which means in the network itself, the gradient is zero and there is no loss: a private
@@ -119,18 +147,20 @@ class Learner:
         label = sent(patches.label, self._device)
         scales = loss_scales(self._training.precision)
         for scale in scales:
-            loss, found = self._pass(image, label, scale)
+            loss, found = self._pass(image, label, scale, measure or self._loss)
             if len(scales) == 1 or all(bool(part.isfinite().all()) for part in found):
                 losses.append(loss)
                 return found
         return [torch.zeros_like(p) for p in self.named.values()]
 
-    def _pass(self, image: torch.Tensor, label: torch.Tensor, scale: float) -> tuple[float, list[torch.Tensor]]:
+    def _pass(
+        self, image: torch.Tensor, label: torch.Tensor, scale: float, measure: Loss
+    ) -> tuple[float, list[torch.Tensor]]:
         """The loss, and its gradient, computed of `scale` times the loss."""
         self.module.zero_grad(set_to_none=True)
         with arithmetic(self._training.precision, self._device):
             outputs = self._forward(image)
-        value = self._loss([logits.float() for logits in outputs], label)
+        value = measure([logits.float() for logits in outputs], label)
         (value * scale).backward()
         found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.named.values()]
         for part in found if scale != 1 else []:
@@ -153,6 +183,30 @@ class _Pull:
             parameter.grad.add_(parameter.detach() - start, alpha=self._proximal)  # type: ignore[union-attr]
         for parameter, part in zip(self._parameters, self._correction, strict=False):
             parameter.grad.add_(part)  # type: ignore[union-attr]
+
+
+class _Lesson:
+    """What public cases with agreed labels add to every gradient (`Beside`)."""
+
+    def __init__(
+        self, learner: Learner, beside: Beside, training: Training, feed: Feed, seed: Sequence[int], steps: int
+    ):
+        own = (*seed, _PUBLIC)
+        draws = islice(NoPrivacy(training.batch_size).sampler(sorted(beside.store.patients), own), steps)
+        self._patches = feed(beside.store, draws, training, own)
+        self._measure = make_loss(training, learner.resolutions, beside.labels)
+        self._learner, self._weight, self._clip = learner, beside.weight, training.gradient_clip
+
+    def add(self) -> None:
+        """Add the gradient of the next patches to that of the parameters, without changing what they have so far."""
+        parameters = list(self._learner.named.values())
+        before = [p.grad for p in parameters]
+        (group,) = next(self._patches)
+        found = self._learner.gradient(group, [], self._measure)
+        length = torch.sqrt(sum((part.square().sum() for part in found), torch.zeros((), device=found[0].device)))
+        share = self._weight * float(torch.clamp(self._clip / (length + 1e-6), max=1.0))
+        for parameter, gradient, part in zip(parameters, before, found, strict=True):
+            parameter.grad = gradient.add_(part, alpha=share) if gradient is not None else part.mul_(share)
 
 
 def _optimiser(named: Mapping[str, nn.Parameter], local: Local, momentum: Arrays) -> torch.optim.Optimizer:

@@ -147,6 +147,21 @@ class Predictor:
         return self._networks[key]
 
 
+def asked(
+    networks: Sequence[UNet], image: np.ndarray, way: WayBack, plan: Plan, device: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """What networks and their mirrored views say together of a prepared image, on the grid of its file.
+
+    Mean probabilities (K, Z, Y, X), float16, and the entropy of the mean (Z, Y, X), float32 in [0, 1].
+    """
+    labels = Labels.of(plan.agreement)
+    ensemble = Ensemble(is_regions=labels.is_regions)
+    for network in networks:
+        for found in views(network.eval(), image, plan, plan.inference.mirror_axes, device):
+            ensemble.add(found)
+    return _whole(ensemble.mean.cpu().numpy(), way, labels), _restored(ensemble.entropy, way)
+
+
 def _of_what_was_taught(probabilities: torch.Tensor, labels: Labels) -> torch.Tensor:
     """Probabilities (K, *grid) in which what was never annotated is nowhere: that of a class is the background's."""
     unknown = list(labels.unknown_channels)

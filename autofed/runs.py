@@ -1,7 +1,8 @@
 """A run on disk: its plan, its identity, its folds, and the models that can be taken from it.
 
 RUN/{plan.json, run.json, fold_<k>/{metrics.jsonl, round_<r>/, best.safetensors, validation.json},
-sites/<site>/fold_<k>/{site.log, memory/, releases/, validation.json}}; the fold "all" holds nobody out.
+sites/<site>/{plan.json, fold_<k>/{site.log, memory/, own/, releases/, validation.json}}}; the fold "all" holds nobody
+out, and a site has a plan.json if its network is not the run's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pydantic import Field
 from autofed import plans
 from autofed.exchange import Arrays, load_groups, peek, save_groups
 from autofed.federation import metrics, states
+from autofed.federation.answers import OWN
 from autofed.files import Record, is_part, read_json
 from autofed.inference import Member
 from autofed.plans import Plan
@@ -24,7 +26,8 @@ from autofed.postprocessing import Postprocessing
 from autofed.problems import Problems, refuse
 from autofed.splits import ALL
 
-GLOBAL = "global"
+GLOBAL, STUDENT = "global", "student"
+"""The common model, and that trained on agreed labels at the coordinator; others are of the site of that name."""
 
 VALIDATION = "validation.json"
 """In a fold's folder: the scores of whole held-out cases, by site and structure."""
@@ -41,12 +44,14 @@ _BEGINNING = ("plan.json", _START, _PUBLIC, _LEDGERS)
 class Identity(Record):
     """Names a run: `id` goes into every request, so that a site knows a question it has answered before.
 
-    A `simulation` charges ledgers of its own and leaves those of the sites alone.
+    A `simulation` charges ledgers of its own and leaves those of the sites alone. `public` is the folder of the public
+    images, if the sites label any.
     """
 
     id: str = Field(default_factory=lambda: uuid.uuid4().hex)
     sites: tuple[str, ...]
     simulation: bool = False
+    public: str = ""
 
 
 class Run:
@@ -67,6 +72,15 @@ class Run:
     def site_folder(self, site: str, fold: str = ALL) -> Path:
         """What belongs to a site in a fold of this run."""
         return self.folder / "sites" / site / f"fold_{fold}"
+
+    def student_path(self, fold: str) -> Path:
+        """Where the student of a fold is, if there is one."""
+        return self.fold_folder(fold) / "student.safetensors"
+
+    def site_plan(self, site: str) -> Plan:
+        """The plan that a site followed: its own copy if it left one, with a network of its own perhaps."""
+        path = self.folder / "sites" / site / "plan.json"
+        return plans.load(path) if path.is_file() else self.plan()
 
     @property
     def ledgers_folder(self) -> Path:
@@ -134,10 +148,11 @@ class Run:
         return max(states.saved_rounds(self.fold_folder(fold)), default=0)
 
     def models(self) -> list[str]:
-        """The models that can be predicted with: "global" if there is a common one, and sites with one of their own."""
+        """The models that can be predicted with: "global" and "student" if there are such, and sites with their own."""
         common = any(states.has_model(self.fold_folder(f), self.finished(f)) for f in self.folds())
         own = {p.parent.parent.name for p in self.folder.glob("sites/*/fold_*/memory") if _own_models(p)}
-        return [*([GLOBAL] if common else []), *sorted(own)]
+        taught = any(self.student_path(f).is_file() for f in self.folds())
+        return [*([GLOBAL] if common else []), *sorted(own), *([STUDENT] if taught else [])]
 
     def members(self, model: str | None = None, folds: Sequence[str] = ()) -> list[Member]:
         """The ensemble of a model: of every fold its best round by held-out patients, or else its snapshots.
@@ -157,11 +172,16 @@ class Run:
         ]
         refuse(str(self.folder), problems)
         ended = [fold for fold in there if self.finished(fold) == plan.agreement.training.rounds] or there
+        if wanted == STUDENT:
+            ended = [fold for fold in ended if self.student_path(fold).is_file()]
         chosen = list(folds) or ([ALL] if ALL in ended else ended)
         return [member for fold in chosen for member in self._members(wanted, fold, plan)]
 
     def _members(self, model: str, fold: str, plan: Plan) -> list[Member]:
         name = f"{self.folder.name}/{model}" + ("" if fold == ALL else f" fold {fold}")
+        if model == STUDENT:
+            return [Member(name, plan, partial(read_file, self.student_path(fold)))]
+        plan = plan if model == GLOBAL else self.site_plan(model)
         best = states.best_path(self.fold_folder(fold) if model == GLOBAL else self._memory(model, fold))
         taught = () if GLOBAL in self.models() else plan.agreement.annotated.get(model, ())
         if best.is_file():
@@ -179,7 +199,9 @@ class Run:
         return {int(p.stem.removeprefix("round_")): partial(read_file, p) for p in found}
 
     def _memory(self, site: str, fold: str) -> Path:
-        return self.site_folder(site, fold) / "memory"
+        """Where a site's models are: apart from what it answered with, if a private training left it one of its own."""
+        own = self.site_folder(site, fold) / OWN
+        return own if own.is_dir() else self.site_folder(site, fold) / "memory"
 
     def held_out(self, fold: str) -> dict[str, float]:
         """Mean Dice of each structure over the held-out cases of all sites; nothing before they were scored.

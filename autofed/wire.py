@@ -5,10 +5,13 @@ read as q max|x| / 127, so that nothing is off by more than max|x| / 254. "bfloa
 (8 exponent bits, 7 of the fraction), rounded to nearest, ties to even. Both are exact rules of IEEE arithmetic: the
 same numbers are the same bytes, and mean the same numbers, on every machine. What rounding loses is not lost if its
 sender adds it to what it sends next (Seide et al., Interspeech 2014): see `federation.deltas`.
+
+Bytes (uint8: pseudo-labels) lose nothing: they travel "deflated" by zlib, whatever the plan says of weights.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -29,6 +32,18 @@ _SMALLEST = np.finfo(np.float32).tiny
 """Below this a scale has too few digits to divide by: such values are sent as 0."""
 
 
+DEFLATED = "deflated"
+"""The form of groups of bytes; nobody needs to know of it, since what arrives is what was sent."""
+
+_MOST_INFLATED = 1032
+"""So many bytes zlib makes of one at most: what claims to be more is not read."""
+
+
+def are_bytes(arrays: Arrays) -> bool:
+    """Whether a group is of bytes throughout, and of more than one block."""
+    return all(a.dtype == np.uint8 for a in arrays.values()) and sum(a.size for a in arrays.values()) > BLOCK
+
+
 def worth(arrays: Arrays) -> bool:
     """Whether a group gains by it: float32 throughout, and more values than one block."""
     return all(a.dtype == np.float32 for a in arrays.values()) and sum(a.size for a in arrays.values()) > BLOCK
@@ -38,8 +53,11 @@ def encode(arrays: Arrays, precision: str) -> dict[str, np.ndarray]:
     """The values of float32 arrays in their order as one flat array, and what it takes to read it.
 
     "int8": `values` (n,) int8 and `scales` (blocks,) float32; "bfloat16": `values` (n,) int16, the bits. `Problems` if
-    an array is not float32, or holds NaN or infinity.
+    an array is not float32, or holds NaN or infinity. "deflated": `values` (n,) uint8, of arrays of uint8.
     """
+    if precision == DEFLATED:
+        every = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays.values())
+        return {"values": np.frombuffer(zlib.compress(every), np.uint8)}
     refuse("a message", [
         f"the array {name!r} {what}, which does not travel as {precision}; expected finite float32"
         for name, array in arrays.items()
@@ -52,7 +70,9 @@ def encode(arrays: Arrays, precision: str) -> dict[str, np.ndarray]:
 
 
 def decode(parts: Arrays, shapes: Mapping[str, Any], precision: str) -> dict[str, np.ndarray]:
-    """The float32 arrays of these shapes that were encoded; `Problems` if they do not fit the parts to the value."""
+    """The arrays of these shapes that were encoded; `Problems` if they do not fit the parts to the value."""
+    if precision == DEFLATED:
+        return _inflated(parts, shapes)
     form = _form(precision)
     if {name: a.dtype for name, a in parts.items()} != form.parts or any(a.ndim != 1 for a in parts.values()):
         expected = " and ".join(f"{name} of {dtype}" for name, dtype in form.parts.items())
@@ -69,7 +89,7 @@ def decode(parts: Arrays, shapes: Mapping[str, Any], precision: str) -> dict[str
 
 def parts_of(precision: Any) -> list[str]:
     """The names of the flat arrays that a group in this precision consists of; `Problems` if there is no such one."""
-    return list(_form(precision).parts)
+    return ["values"] if precision == DEFLATED else list(_form(precision).parts)
 
 
 def shapes_of(arrays: Arrays) -> dict[str, list[int]]:
@@ -80,6 +100,21 @@ def shapes_of(arrays: Arrays) -> dict[str, list[int]]:
 def rounded(arrays: Arrays, precision: str) -> dict[str, np.ndarray]:
     """What arrives of these arrays."""
     return decode(encode(arrays, precision), shapes_of(arrays), precision)
+
+
+def _inflated(parts: Arrays, shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Arrays of bytes; never more of them than their shapes hold, and than so many bytes can be made of."""
+    sizes, values = _sizes(shapes), parts["values"]
+    expected, engine = sum(sizes), zlib.decompressobj()
+    try:
+        if values.dtype != np.uint8 or values.ndim != 1 or expected > _MOST_INFLATED * values.size:
+            raise zlib.error("it is too short for its shapes")
+        flat = engine.decompress(values.tobytes(), expected + 1)
+    except zlib.error as error:
+        raise Problems("a message", [f"a group of bytes cannot be read ({error})"]) from None
+    if len(flat) != expected or not engine.eof:
+        raise Problems("a message", [f"a group of bytes is cut short or too long; its shapes hold {expected}"])
+    return _unflatten(np.frombuffer(flat, np.uint8).copy(), shapes, sizes)
 
 
 def _sizes(shapes: Mapping[str, Any]) -> list[int]:

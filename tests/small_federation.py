@@ -13,7 +13,7 @@ from autofed.federation import states
 from autofed.federation.inprocess import InProcess
 from autofed.federation.site import Site
 from autofed.network import build, weights_of
-from autofed.prepared import open_store, pool, preprocess
+from autofed.prepared import find_public, open_public, open_store, pool, preprocess, public_digests
 from autofed.privacy import promise
 from tests.plans_made import small_plan
 from tests.synthetic import make_site
@@ -29,7 +29,23 @@ def make(root):
     for name, cases in CASES.items():
         preprocess(open_dataset(make_site(root / name, cases=cases)), plan.local, root / "work")
         stores[name] = open_store(root / "work", name, plan.local)
+    make_site(root / "public", cases=2, shape=(14, 16, 15))
     return plan.change({"agreement.patients": CASES}), stores
+
+
+OPEN = {"begin": 0.0, "weight": 1.0, "ramp": 0.0, "confidence": 0.5, "doubt": 1.0, "share": 0.0, "settled": 0.0}
+"""Gates that let nearly everything through: in three rounds of a step nobody is sure of anything."""
+
+
+def labelled(ground, settings=OPEN):
+    """The plan agreed on the public images of a ground, with every gate open, and the images."""
+    plan, stores = ground
+    plan = plan.change({"algorithm.settings": settings})
+    work = next(iter(next(iter(stores.values())).folders.values())).parents[2]
+    folder = work.parent / "public"
+    found = public_digests(find_public(folder, 1))
+    plan = plan.model_copy(update={"agreement": plan.agreement.model_copy(update={"public_images": found})})
+    return plan, open_public(folder, plan, work)
 
 
 PRIVATE = {
@@ -74,12 +90,18 @@ def sites_of(plan, stores, folder, run_id, **options):
     ]
 
 
-def train(ground, folder, name="fedavg", *, state=None, turned=False, transport=None, run_id="r", **options):
+def train(
+    ground, folder, name="fedavg", *, state=None, turned=False, transport=None, run_id="r", settings=None, **options
+):
     plan, stores = ground
     plan = with_algorithm(plan, name)
+    grids = {}
+    if algorithms.is_labelling(algorithms.find(name)):
+        plan, public = labelled((plan, stores), OPEN if settings is None else settings)
+        grids, options = public.grids, {**options, "public": public}
     sites = sites_of(plan, dict(reversed(stores.items())) if turned else stores, folder, run_id, **options)
     chosen = algorithms.make(plan.agreement.algorithm)
-    state = state or chosen.start(Setup(plan, weights_of(build(plan.local.network, seed=1))))
+    state = state or chosen.start(Setup(plan, weights_of(build(plan.local.network, seed=1)), grids))
     names = tuple(s.name for s in sites)
     door = (transport or InProcess)(sites)
     return loop.run(loop.Course(chosen, privacy.find(plan), plan, door, folder / "rounds", run_id, names), state)

@@ -211,7 +211,7 @@ def test_every_algorithm_ends_nearly_where_it_ends_in_float32(ground, tmp_path, 
         made = with_wire(ground, precision)
         ends[precision] = train(made, tmp_path / precision, name).shared.get("weights", {})
         coded = list(tmp_path.glob(f"{precision}/sites/*/wire/round_00002.safetensors"))
-        assert len(coded) == (precision != "float32") * {"local": 0, "pooled": 1}.get(name, 2)
+        assert len(coded) == (precision != "float32") * {"local": 0, "dcfed": 0, "pooled": 1}.get(name, 2)
     assert not list(tmp_path.glob("float32/sites/*/wire")) and bool(ends["int8"]) == (name in sharing())
     start = _first_weights(made[0])
     for precision in CODED if ends["int8"] else ():

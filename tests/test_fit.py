@@ -1,13 +1,14 @@
 """The training loop takes the mechanism's step, follows the schedule, and learns."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 import torch
 
 from autofed.case import open_dataset
-from autofed.fit import fit
+from autofed.fit import Beside, fit
+from autofed.labels import Labels
 from autofed.loss import make_loss
 from autofed.network import build, weights_of
 from autofed.prepared import open_store, preprocess
@@ -29,11 +30,12 @@ def poly(begun, share):
     return lambda done: (1 - begun - share * done) ** 0.9
 
 
-def train(ground, mechanism=None, steps=4, seed=(1,), begun=0.0, share=1.0, weights=None, **settings):
+def train(ground, mechanism=None, steps=4, seed=(1,), begun=0.0, share=1.0, weights=None, beside=None, **settings):
     plan, store = ground
     local = plan.change(settings).local if settings else plan.local
     weights = weights or weights_of(build(local.network, seed=1))
-    return fit(weights, store, local, mechanism or NoPrivacy(2), steps=steps, rate=poly(begun, share), seed=seed)
+    rate, chosen = poly(begun, share), mechanism or NoPrivacy(2)
+    return fit(weights, store, local, chosen, steps=steps, rate=rate, seed=seed, beside=beside)
 
 
 def test_the_same_seed_gives_the_same_weights_to_the_bit(ground):
@@ -77,6 +79,45 @@ def test_the_mechanism_draws_and_takes_every_step(ground):
     fitted = train(ground, mechanism, steps=3, weights=weights, weight_decay=0)
     assert mechanism.seen == [2, 2, 2]  # one backward pass for each group of the draw
     assert all(np.array_equal(fitted.weights[n], weights[n]) for n in weights)
+
+
+def beside(ground, weight=1.0):
+    """The site's own cases as if they were public ones."""
+    plan, store = ground
+    return Beside(store, replace(Labels.of(plan.agreement), ignore=255), weight)
+
+
+def test_public_cases_are_learned_outside_of_the_mechanism(ground):
+    """It sees as many gradients as without them, and what it makes of these has no part in theirs."""
+    weights = weights_of(build(ground[0].local.network, seed=1))
+    mechanism = _Recording(batch_size=1)
+    fitted = train(ground, mechanism, steps=3, weights=weights, weight_decay=0, beside=beside(ground))
+    assert mechanism.seen == [2, 2, 2]
+    assert all(not np.array_equal(fitted.weights[n], weights[n]) for n in weights if weights[n].ndim > 1)
+    plain, same_draws = train(ground), train(ground, beside=beside(ground, 0.0))
+    assert all(np.array_equal(plain.weights[n], same_draws.weights[n]) for n in weights)
+
+
+def test_public_cases_weigh_what_they_are_said_to_and_have_the_clip_of_their_own(ground):
+    """One step of plain descent from rest goes weight times the clipped gradient."""
+    weights = weights_of(build(ground[0].local.network, seed=1))
+    plain = {"learning_rate": 0.01, "training.momentum": 0, "weight_decay": 0, "gradient_clip": 1e-3}
+
+    def way(weight):
+        fitted = train(ground, _Recording(batch_size=1), 1, weights=weights, beside=beside(ground, weight), **plain)
+        return sum(float(((fitted.weights[n] - weights[n]) ** 2).sum()) for n in weights) ** 0.5
+
+    assert way(1000.0) == pytest.approx(0.01 * 1000 * 1e-3, rel=1e-2)
+    assert way(500.0) == pytest.approx(0.01 * 500 * 1e-3, rel=1e-2)
+
+
+def test_public_cases_teach_what_the_patients_do(ground):
+    """With the decoder alone, the way down stays as it began for both."""
+    weights = weights_of(build(ground[0].local.network, seed=1))
+    parts = {"trained": "decoder", "weight_decay": 0}
+    fitted = train(ground, _Recording(batch_size=1), 2, weights=weights, beside=beside(ground), **parts)
+    moved = {n.split(".")[0] for n in weights if not np.array_equal(fitted.weights[n], weights[n])}
+    assert moved == {"up", "heads"}
 
 
 def test_a_zero_learning_rate_at_the_end_of_the_schedule(ground):

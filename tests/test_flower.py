@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,12 +20,13 @@ from autofed.exchange import Failure, Request, from_bytes, load_groups, to_bytes
 from autofed.federation.flower.answers import client_app
 from autofed.federation.flower.records import packed, unpacked
 from autofed.federation.flower.transport import OverFlower
-from autofed.federation.premises import Premises, request_name
+from autofed.federation.premises import Premises, open_public_of, request_name
 from autofed.privacy.ledger import PrivacyLedger
 from autofed.problems import Problems
 from autofed.runs import Identity, Run
 from autofed.verbs import hospitals
 from autofed.verbs.coordinator import Coordinator
+from autofed.verbs.labelling import with_public
 from tests.loopback import CONNECTION, Network
 from tests.plans_made import small_plan
 from tests.small_federation import PRIVATE, private
@@ -101,6 +103,7 @@ class Ground:
         self.root = root
         sites = [make_site(root / "raw" / name, cases=cases) for name, cases in CASES.items()]
         self.plan = small_plan(labels=TUMOUR, cases=4).change({"agreement.patients": CASES})
+        make_site(root / "public", cases=2, shape=(14, 16, 15))
         self.plan.save(root / "plan.json")
         autofed.preprocess(self.plan, sites, root / "work")
         for site in sites:
@@ -112,10 +115,14 @@ class Ground:
 
     def node(self, folder, name):
         return {"site": name, "work": str(self.root / name / "work"), "plan": str(folder / "agreed.json"),
-                "memory": str(folder / name), "device": "cpu"}  # fmt: skip
+                "memory": str(folder / name), "device": "cpu", "public": str(self.root / "public")}  # fmt: skip
 
     def with_algorithm(self, name):
-        return self.plan.change({"algorithm.name": name}) if name != "fedavg" else self.plan
+        plan = self.plan.change({"algorithm.name": name}) if name != "fedavg" else self.plan
+        return with_public(plan, (), self.root / "public")
+
+    def public(self, name):
+        return self.root / "public" if algorithms.is_labelling(algorithms.find(name)) else None
 
 
 @pytest.fixture(scope="module")
@@ -129,13 +136,15 @@ def reach(nodes, plan, name="0" * 32, **wanted):
 
 def lead(run, plan, nodes, fold="all"):
     """A training over the grid, in the folder of a run."""
-    identity = run.identity() if run.exists else Identity(sites=tuple(CASES))
+    pictures = nodes[0]["public"]
+    identity = run.identity() if run.exists else Identity(sites=tuple(CASES), public=pictures)
     if not run.exists:
         run.begin(plan, identity, None)
     transport = reach(nodes, plan, request_name(identity.id, fold))
     transport.meet(holding_out=fold != "all")
     chosen = algorithms.make(plan.agreement.algorithm)
-    Coordinator(run, plan, chosen, identity).train(fold, transport)
+    public = open_public_of(plan, Path(pictures), run.folder)
+    Coordinator(run, plan, chosen, identity, public).train(fold, transport)
     return transport
 
 
@@ -156,7 +165,7 @@ def same(a, b):
 @pytest.mark.parametrize("name", SHARED)
 def test_every_algorithm_ends_as_on_one_machine(ground, tmp_path, name):
     plan = ground.with_algorithm(name)
-    here = autofed.train(plan, ground.root / "work", tmp_path / "here", device="cpu")
+    here = autofed.train(plan, ground.root / "work", tmp_path / "here", device="cpu", public=ground.public(name))
     there = Run(tmp_path / "there")
     lead(there, plan, ground.nodes(tmp_path, plan))
     pairs = [(there.rounds_folder, here.rounds_folder)]

@@ -92,8 +92,10 @@ def test_an_algorithm_that_shares_no_weights_leaves_nothing_to_step_with(name):
     made = algorithms.make(Algorithm(name=name))
     server.refuse_idle(Server(), made, name)
     for chosen in OPTIMISERS:
-        if name == "local":
-            with pytest.raises(Problems, match=f"local shares no weights.*{chosen.optimiser} and rate {chosen.rate:g}"):
+        if name in ("local", "dcfed"):
+            with pytest.raises(
+                Problems, match=f"{name} shares no weights.*{chosen.optimiser} and rate {chosen.rate:g}"
+            ):
                 server.refuse_idle(chosen, made, name)
         else:
             server.refuse_idle(chosen, made, name)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from autofed import wire
+from autofed import exchange, wire
 from autofed.problems import Problems
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -144,3 +147,46 @@ def test_what_gains_by_it():
     large, small = np.ones(300, np.float32), np.ones(200, np.float32)
     assert wire.worth({"a": large}) and wire.worth({"a": small, "b": small})
     assert not wire.worth({"a": small}) and not wire.worth({}) and not wire.worth({"a": large, "n": np.ones(3)})
+
+
+def test_bytes_arrive_as_they_were_in_fewer():
+    maps = {"a": np.zeros((1, 40, 40), np.uint8), "b": np.arange(300, dtype=np.uint8).reshape(3, 100)}
+    maps["a"][0, 10:20, 5:9] = 255
+    parts = wire.encode(maps, wire.DEFLATED)
+    assert alike(wire.decode(parts, wire.shapes_of(maps), wire.DEFLATED), maps)
+    assert parts["values"].size < 0.3 * sum(array.size for array in maps.values())
+    assert wire.are_bytes(maps) and not wire.are_bytes({**maps, "c": np.ones(3, np.float32)})
+    assert not wire.are_bytes({"a": np.ones(9, np.uint8)}) and not wire.are_bytes({})
+    message = exchange.pack({"labels": maps, "n": {"n": np.ones(2)}}, {"kind": "x"})
+    assert len(message) < 900
+    groups, _, precisions = exchange._unpack(message)
+    assert alike(groups["labels"], maps) and precisions == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "shapes", "says"),
+    [
+        (lambda v: v[:-3], [900], "cut short or too long"),
+        (lambda v: v, [899], "cut short or too long"),
+        (lambda v: v, [901], "cut short or too long"),
+        (lambda v: v, [2**30, 2**30], "too short for its shapes"),
+        (lambda v: v.astype(np.int16), [900], "too short"),
+        (lambda v: v[::-1].copy(), [900], "cannot be read"),
+    ],
+)
+def test_bytes_that_do_not_fit_are_refused(change, shapes, says):
+    values = wire.encode({"a": np.zeros(900, np.uint8)}, wire.DEFLATED)["values"]
+    with pytest.raises(Problems, match=says):
+        wire.decode({"values": change(values)}, {"a": shapes}, wire.DEFLATED)
+
+
+def test_no_more_is_inflated_than_the_shapes_hold():
+    """However much was deflated: 64 MB are 64 kB."""
+    values = np.frombuffer(zlib.compress(bytes(1 << 26)), np.uint8)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Problems, match="its shapes hold 900"):
+            wire.decode({"values": values}, {"a": [900]}, wire.DEFLATED)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from autofed.exchange import Arrays, Groups, Release, Request, ServerState
 from autofed.fit import Fitted
 from autofed.plans import Algorithm as Choice
 from autofed.plans import Plan
+from autofed.prepared import Maps
 from autofed.problems import Problems, refuse
 
 Average = Callable[[Sequence[Release], str], dict[str, np.ndarray]]
@@ -29,10 +30,14 @@ _PARTS = ("start", "local", "merge")
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run begins with: the plan, and the weights that everyone starts from."""
+    """What a run begins with: the plan, and the weights that everyone starts from.
+
+    `grids` are the shapes (Z, Y, X) of the public images, by name, where there are any.
+    """
 
     plan: Plan
     weights: Arrays
+    grids: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
 class SiteView(Protocol):
@@ -48,10 +53,34 @@ class SiteView(Protocol):
         """The names of the weights that belong to normalisation layers."""
         ...
 
-    def fit(self, weights: Arrays, *, proximal: float = 0.0, correction: Arrays | None = None) -> Fitted:
+    def start(self) -> Arrays:
+        """Weights of the site's own network to start from, which no other site has."""
+        ...
+
+    def fit(
+        self,
+        weights: Arrays,
+        *,
+        proximal: float = 0.0,
+        correction: Arrays | None = None,
+        agreed: Maps | None = None,
+        weight: float = 0.0,
+    ) -> Fitted:
         """Train from `weights` on the site's patients, for as many steps as the plan gives it in a round; once a round.
 
-        `proximal` times the way from `weights` so far and the `correction` are added to every step's gradient.
+        `proximal` times the way from `weights` so far and the `correction` are added to every step's gradient, and
+        `weight` times that of public images with the labels `agreed` on.
+        """
+        ...
+
+    def label(self, members: Sequence[Arrays]) -> dict[str, np.ndarray]:
+        """What an ensemble says of every public image (`pseudo.write`)."""
+        ...
+
+    def fit_apart(self, agreed: Maps, weight: float) -> None:
+        """Where a private mechanism trains what `fit` gives: train a better model without it, for the site alone.
+
+        It gives nothing back and raises nothing, so that nothing that leaves can depend on it.
         """
         ...
 
@@ -71,8 +100,8 @@ class SiteView(Protocol):
 class Algorithm(Protocol):
     """One way of learning together.
 
-    What else it may state, as a class variable: `gathers`, `personal`, `released` and `from_rest` (see the functions
-    below).
+    What else it may state, as a class variable: `gathers`, `personal`, `released`, `from_rest`, `labels_public` and
+    `answers_as_trained`; and a method `misfits` (see the functions below).
     """
 
     def start(self, setup: Setup) -> ServerState:
@@ -149,6 +178,33 @@ def released(algorithm: Algorithm) -> Mapping[str, str]:
 def is_from_rest(algorithm: Algorithm) -> bool:
     """Whether it counts a site's way in a round from rest, so that momentum of earlier rounds would be miscounted."""
     return getattr(algorithm, "from_rest", False)
+
+
+def is_labelling(algorithm: Algorithm | type) -> bool:
+    """Whether labels of public images travel and no weights: then sites may have networks and grids of their own."""
+    return getattr(algorithm, "labels_public", False)
+
+
+ANSWERS = "answers"
+"""The group of a release with what a site's models say of public images."""
+
+
+def answers_as_trained(algorithm: Algorithm) -> bool:
+    """Whether its answers are made by weights of `SiteView.fit` alone, as a private mechanism trained them.
+
+    Only then do they leave a site with such a mechanism: nothing else about them bounds what they tell of a patient.
+    """
+    return getattr(algorithm, "answers_as_trained", False)
+
+
+def misfits(algorithm: Algorithm, arrays: Groups, shared: Groups) -> list[str]:
+    """What an algorithm itself finds wrong with a site's answer; such a site is left out of the round."""
+    check = getattr(algorithm, "misfits", None)
+    return check(arrays, shared) if check else []
+
+
+NOTES = "notes"
+"""The group of a merged state's `kept` with numbers for the line of the round: "name", or "name/site"."""
 
 
 def site_weights(plan: Plan) -> Mapping[str, float]:

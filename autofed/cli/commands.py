@@ -210,7 +210,14 @@ def train(
     ] = None,
     algorithm: Annotated[
         str | None,
-        typer.Option(help="Instead of the plan's: fedavg, fedprox, fednova, scaffold, fedbn, local, pooled."),
+        typer.Option(help="Instead of the plan's: fedavg, fedprox, fednova, scaffold, fedbn, dcfed, local, pooled."),
+    ] = None,
+    public: Annotated[
+        Path | None, typer.Option(help="With dcfed: a folder of public images, the same at every site.")
+    ] = None,
+    site_plan: Annotated[
+        list[str] | None,
+        typer.Option(help="With dcfed: SITE=plan.json, a plan with another network or grid; once for each such site."),
     ] = None,
     rounds: Annotated[int | None, typer.Option(help="Instead of the plan's.")] = None,
     fold: Annotated[
@@ -233,7 +240,7 @@ def train(
 ) -> None:
     """Train over all sites, round by round."""
     from autofed import verbs
-    from autofed.verbs import ledgers
+    from autofed.verbs import exchanges, ledgers
 
     with terminal.progress() as progress:
         run = verbs.train(
@@ -241,6 +248,8 @@ def train(
             work,
             output,
             algorithm=algorithm,
+            public=public,
+            site_plans=_by_site(site_plan or []),
             rounds=rounds,
             folds=fold or ["all"],
             workers=workers,
@@ -262,9 +271,20 @@ def train(
         scores = [f"{name} {terminal.number(dice)}" for name, dice in run.held_out(trained).items()]
         if scores:
             typer.echo(f"fold {trained}: Dice of the held-out cases: {', '.join(scores)}")
-    for line in ledgers.of_run(run, work):
+    for line in (*exchanges.of_run(run), *ledgers.of_run(run, work)):
         typer.echo(line)
-    typer.echo(f"next: autofed predict {output} -i IMAGES -o OUT")
+    chosen = "" if "global" in run.models() else " --model MODEL"
+    typer.echo(f"next: autofed predict {output} -i IMAGES -o OUT{chosen}")
+
+
+def _by_site(assignments: list[str]) -> dict[str, Path]:
+    found = {}
+    for assignment in assignments:
+        site, equals, path = assignment.partition("=")
+        if not (site and equals and path):
+            raise typer.BadParameter(f"{assignment!r} is not of the form SITE=plan.json", param_hint="--site-plan")
+        found[site] = Path(path)
+    return found
 
 
 @app.command()
@@ -277,6 +297,7 @@ def site(
     key: Annotated[Path | None, typer.Option(help="This site's private key, which the coordinator registered.")] = None,
     ca: Annotated[Path | None, typer.Option(help="The certificate that the SuperLink's is signed with.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Without --key and --ca, to try it out.")] = False,
+    public: Annotated[Path | None, typer.Option(help="The public images, if the plan agrees on any.")] = None,
     device: DeviceOption = Device.auto,
 ) -> None:
     """Take part, as one hospital, in trainings that are led elsewhere; runs until it is ended."""
@@ -285,7 +306,7 @@ def site(
     if insecure == bool(key and ca) or (insecure and (key or ca)):
         raise typer.BadParameter("give both --key and --ca, or --insecure alone")
     hospitals.attend(
-        name, plan, work, memory, superlink, key=key, authority=ca, device=device.value,
+        name, plan, work, memory, superlink, key=key, authority=ca, public=public, device=device.value,
         say=lambda line: typer.echo(line, err=True),
     )  # fmt: skip
 
@@ -295,7 +316,9 @@ def predict(
     runs: Annotated[list[Path], typer.Argument(help="One or more RUNs, whose models vote together.")],
     images: Annotated[Path, typer.Option("-i", "--images", help="A folder of scans, or one file.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="OUT: labels, uncertainty maps, pictures.")],
-    model: Annotated[str | None, typer.Option(help="global (the default), or a SITE with a model of its own.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="global (the default), a SITE with a model of its own, or student.")
+    ] = None,
     fold: Annotated[
         list[str] | None, typer.Option(help="Only these folds; by default that of all patients, or else every one.")
     ] = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -47,12 +47,14 @@ def accept(
     released: Mapping[str, str],
     labels: Labels,
     adapts: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    misfits: Callable[[Groups, Groups], list[str]] = lambda arrays, shared: [],
 ) -> Answers:
     """Part the answers to a request into those that count and those that do not; a silent site is left out, too.
 
     `released` are the groups that each must hold, and the shared group that each must look like
     (see `algorithms.released`); scores must be of structures among the `labels`. What the mechanism `adapts` to must be
-    there in these shapes, since the next round's depends on it. What comes from nobody who was asked
+    there in these shapes, since the next round's depends on it. `misfits` is what the algorithm itself has against an
+    answer's arrays. What comes from nobody who was asked
     counts nowhere.
     """
     releases, left_out = [], {}
@@ -60,6 +62,7 @@ def accept(
         try:
             release = _release(answers, site, request, released, labels)
             refuse(site, _without_adaptation(release.arrays, adapts))
+            refuse(site, misfits(release.arrays, request.shared))
             releases.append(release)
         except Problems as error:
             left_out[site] = "; ".join(error.problems)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,15 +15,24 @@ from autofed.batches import Feeder
 from autofed.exchange import Arrays, Groups, Request, load_groups, save_groups
 from autofed.federation.selection import best_of, moving_average
 from autofed.files import digest, read_json, write_json
-from autofed.fit import Fitted, fit
+from autofed.fit import Beside, Fitted, fit
+from autofed.inference import asked
 from autofed.labels import Labels
-from autofed.network import normalisation
+from autofed.network import build, load_weights, normalisation, weights_of
 from autofed.plans import Plan, Rounds
-from autofed.prepared import Store
+from autofed.prepared import Maps, PublicImages, Store
 from autofed.privacy import Mechanism
+from autofed.privacy.none import NoPrivacy
 from autofed.privacy.shared_scores import OF_PATIENTS
+from autofed.pseudo import write
 from autofed.solver import reach
 from autofed.validation import SHARE, case_dice, patch_dice
+
+OWN = "own"
+"""In a site's folder: the model that a private training leaves to the site alone. No answer is made of it."""
+
+ALONE = "for_the_site_alone"
+"""In the header of its files, by which a copy is known too."""
 
 
 class Hospital(Protocol):
@@ -40,14 +49,18 @@ class Hospital(Protocol):
     steps: int
     device: str
     feeder: Feeder | None
+    public: PublicImages | None
     on_step: Callable[[], None]
+
+    def log(self, request: Request, error: Exception) -> None:
+        """Write to the site's own log."""
 
 
 class View:
     """The site as an algorithm sees it in one round."""
 
     def __init__(self, site: Hospital, request: Request, mechanism: Mechanism):
-        self._site = site
+        self._site, self._request = site, request
         self._round, self._since = request.round, request.since
         self._mechanism = mechanism
         self._charged_steps = site.steps
@@ -63,33 +76,115 @@ class View:
         """The names of the weights of normalisation layers."""
         return normalisation(self._site.plan.local.network)
 
-    def fit(self, weights: Arrays, *, proximal: float = 0.0, correction: Arrays | None = None) -> Fitted:
+    def start(self) -> Arrays:
+        """Weights of the site's own network to start from, which no other site has."""
+        seed = digest([self._site.plan.local.training.seed, self._site.stream])
+        return weights_of(build(self._site.plan.local.network, seed=int(seed[:8], 16)))
+
+    def fit(
+        self,
+        weights: Arrays,
+        *,
+        proximal: float = 0.0,
+        correction: Arrays | None = None,
+        agreed: Maps | None = None,
+        weight: float = 0.0,
+    ) -> Fitted:
         """Train, once in the round, for the steps that it was charged for; a private mechanism keeps losses here."""
-        site, steps = self._site, self._charged_steps
-        if not steps:
+        if not self._charged_steps:
             raise RuntimeError("the steps that this round was charged for have been taken")
         self._charged_steps = 0
-        rounds, before = site.plan.agreement.training, self._round - 1
-        keeps = site.plan.local.training.keep_momentum and not is_from_rest(site.algorithm)
-        fitted = fit(
+        keeps = self._site.plan.local.training.keep_momentum and not is_from_rest(self._site.algorithm)
+        fitted = self._fit(
             weights,
-            site.store,
-            site.plan.local,
             self._mechanism,
-            steps=steps,
-            rate=lambda done: rounds.rate_at(before + done),
-            seed=(site.plan.local.training.seed, _number(site.stream), self._round),
             proximal=proximal,
             correction=correction,
+            beside=self._beside(agreed or {}, weight),
             momentum=(self.memory() or {}).get("momentum") if keeps else None,
-            labels=Labels.of(site.plan.agreement).with_annotated(site.store.annotated),
-            device=site.device,
-            feeder=site.feeder,
-            on_step=site.on_step,
+            on_step=self._site.on_step,
         )
         if keeps:
             self.remember({"momentum": fitted.momentum})
         return self._without_losses(fitted) if self._mechanism.private else fitted
+
+    def label(self, members: Sequence[Arrays]) -> dict[str, np.ndarray]:
+        """What an ensemble and its mirrored views say of every public image; `ArithmeticError` if it is no number."""
+        site, public = self._site, self._site.public
+        if public is None:
+            return {}
+        networks = [build(site.plan.local.network).to(site.device) for _ in members]
+        for network, weights in zip(networks, members, strict=True):
+            load_weights(network, weights)
+        answers = {}
+        for name in sorted(public.folders):
+            found = asked(networks, public.image(name), public.way_back(name), site.plan, site.device)
+            if not all(np.isfinite(part).all() for part in found):
+                raise ArithmeticError(f"what the model says of {name} holds NaN or infinite values")
+            answers[name] = write(*found, is_regions=public.labels.is_regions)
+        return answers
+
+    def fit_apart(self, agreed: Maps, weight: float) -> None:
+        """Train a model of the site's own, for as many steps as `fit`, where that is private; see `SiteView`.
+
+        The patients' gradients are bare here. So its weights are in no memory that an answer is made of; what goes
+        wrong is for the site's log alone, since a failure that crosses the door would tell of it.
+        """
+        site, own = self._site, Memory(self._site.folder / OWN, {ALONE: True})
+        if not self._mechanism.private or own.path(self._round).is_file():
+            return
+        try:
+            before = own.recall(own.latest(self._since)) or {"weights": self.start()}
+            fitted = self._fit(
+                before["weights"],
+                NoPrivacy(site.plan.local.training.batch_size),
+                beside=self._beside(agreed, weight),
+                momentum=before.get("momentum"),
+            )
+            kept = {"momentum": fitted.momentum} if site.plan.local.training.keep_momentum else {}
+            own.keep(self._round, {"weights": fitted.weights, **kept}, self._since, site.plan.agreement.training)
+        except Exception as error:
+            site.log(self._request, error)
+
+    def _beside(self, agreed: Maps, weight: float) -> Beside | None:
+        """What is learned from public images in this round, if there is anything."""
+        public = self._site.public
+        if not weight or not public or not agreed:
+            return None
+        store = public.labelled(agreed, self._site.folder / "public")
+        return Beside(store, public.labels, weight) if store.patients else None
+
+    def _fit(
+        self,
+        weights: Arrays,
+        mechanism: Mechanism,
+        *,
+        proximal: float = 0.0,
+        correction: Arrays | None = None,
+        beside: Beside | None = None,
+        momentum: Arrays | None = None,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Fitted:
+        """The steps of this round, by the plan's rates."""
+        site = self._site
+        rounds, before = site.plan.agreement.training, self._round - 1
+        return fit(
+            weights,
+            site.store,
+            site.plan.local,
+            mechanism,
+            steps=site.steps,
+            rate=lambda done: rounds.rate_at(before + done),
+            seed=(site.plan.local.training.seed, _number(site.stream), self._round),
+            proximal=proximal,
+            correction=correction,
+            beside=beside,
+            momentum=momentum,
+            labels=Labels.of(site.plan.agreement).with_annotated(site.store.annotated),
+            device=site.device,
+            feeder=site.feeder,
+            on_step=on_step,
+        )
 
     def _without_losses(self, fitted: Fitted) -> Fitted:
         """Losses are of patients: the site may look at its own, and nothing that an algorithm makes can hold them."""
@@ -126,9 +221,13 @@ class View:
 
 @dataclass(frozen=True)
 class Memory:
-    """What a site keeps of its rounds, and the best model of its own; `folder` is the site's in this run."""
+    """What a site keeps of its rounds, and the best model of its own; `folder` is the site's in this run.
+
+    `words` are in the header of each round.
+    """
 
     folder: Path
+    words: Mapping[str, Any] = field(default_factory=dict)
 
     def path(self, round: int) -> Path:
         """Where the arrays of a round are."""
@@ -138,6 +237,11 @@ class Memory:
     def best(self) -> Path:
         """The model of the site's own that scored best on the patients that it held out."""
         return self.folder / "best.safetensors"
+
+    def latest(self, round: int) -> int:
+        """The last round up to this one of which there is something; 0 if there is none."""
+        known = (int(path.stem.split("_")[1]) for path in self.folder.glob("round_*.safetensors"))
+        return max((found for found in known if found <= round), default=0)
 
     def recall(self, round: int) -> Groups | None:
         """The groups of a round, or None."""
@@ -149,7 +253,7 @@ class Memory:
         if rounds.ema and "weights" in groups:
             past = (self.recall(since) or {}).get("mean")
             groups = {**groups, "mean": moving_average(past, groups["weights"], rounds.ema, round)}
-        save_groups(self.path(round), groups)
+        save_groups(self.path(round), groups, self.words)
         for path in self.folder.glob("round_*.safetensors"):
             if int(path.stem.split("_")[1]) not in {round, since, *rounds.snapshots}:
                 path.unlink()

@@ -37,7 +37,8 @@ class Meter:
 def note(folder: Path, line: Mapping[str, Any]) -> None:
     """Append what is known of a round: `seconds`, what the `sites` said, and the `bytes` of the training's question.
 
-    `left_out` says of the sites that did not count in it why they did not, if there are any.
+    `left_out` says of the sites that did not count in it why they did not, if there are any, and `notes` are numbers
+    that the algorithm left.
     """
     lines = [*read(folder), line]
     write_bytes(_path(folder), "".join(json.dumps(line) + "\n" for line in lines).encode())
@@ -68,6 +69,18 @@ def scores(folder: Path) -> dict[int, float]:
 def means(arrays: Arrays) -> dict[str, float]:
     """The mean of each array that holds a number."""
     return {name: float(np.mean(values)) for name, values in arrays.items() if values.size}
+
+
+def with_notes(line: Mapping[str, Any], notes: Arrays) -> dict[str, Any]:
+    """The line with numbers that an algorithm left: "name/site" among what the site said, others under `notes`."""
+    found = {name: round(value, 6) for name, value in means(notes).items()}
+    sites = {site: dict(said) for site, said in line["sites"].items()}
+    for name, value in found.items():
+        what, _, site = name.partition("/")
+        if site:
+            sites.setdefault(site, {})[what] = value
+    general = {name: value for name, value in found.items() if "/" not in name}
+    return {**line, "sites": sites, **({"notes": general} if general else {})}
 
 
 def _path(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from autofed.exchange import Failure, Request, from_bytes, to_bytes
 from autofed.files import Record, read_json, write_json
 from autofed.labels import Labels
 from autofed.plans import Plan
-from autofed.prepared import Store, open_store
+from autofed.prepared import PublicImages, Store, open_public, open_store
 from autofed.privacy import promise
 from autofed.problems import Problems, refuse
 from autofed.splits import ALL, Split, split
@@ -41,6 +41,21 @@ def open_data(work: Path, site: str, plan: Plan) -> Store:
         problems.append(f"{site} annotated other structures than the plan says; plan and preprocess again")
     refuse(str(work / site), problems)
     return store
+
+
+def open_public_of(plan: Plan, folder: Path | None, work: Path) -> PublicImages | None:
+    """The public images that the plan's algorithm labels, prepared in WORK/public; None if it labels none.
+
+    `Problems` names how they differ from those agreed on, and what is missing.
+    """
+    from autofed import algorithms
+
+    if not plan.agreement.public_images or not algorithms.is_labelling(algorithms.find(plan.agreement.algorithm.name)):
+        return None
+    if folder is None:
+        found = f"the plan agrees on {len(plan.agreement.public_images)} public images"
+        raise Problems("--public", [f"{found}; name the folder that holds them"])
+    return open_public(folder, plan, work)
 
 
 def part(work: Path, site: str, plan: Plan, store: Store, fold: str) -> Split:
@@ -120,7 +135,8 @@ class Premises(Record):
     """Where a site on a machine of its own finds what it needs.
 
     `work` holds its prepared data, `plan` is the plan that it agreed to, and `memory` the folder for what it keeps of
-    runs: MEMORY/<run>/fold_<k>/{site.log, memory/, releases/, split.json}.
+    runs: MEMORY/<run>/{plan.json, fold_<k>/{site.log, memory/, releases/, split.json}}. `public` holds the public
+    images, if the algorithm labels them.
     """
 
     site: str
@@ -128,12 +144,14 @@ class Premises(Record):
     plan: Path
     memory: Path
     device: str = "auto"
+    public: Path | None = None
 
     def check(self) -> None:
         """`Problems` if the site could take part in no training by its plan."""
         plan = self._agreed()
         refuse(str(self.plan), promise.problems(plan, {self.site: plan.steps_at(self.site)}))
         open_data(self.work, self.site, plan)
+        open_public_of(plan, self.public, self.work)
 
     def introduce(self, name: str) -> Introduction:
         """Whether the site can take part in the training of this name; why not is in its own log."""
@@ -142,6 +160,7 @@ class Premises(Record):
             refuse(name, promise.problems(plan, {self.site: plan.steps_at(self.site)}))
             fold, _ = self._place(name)
             _, parted = self._data(plan, name)
+            open_public_of(plan, self.public, self.work)
         except Exception as error:  # only that it cannot take part may be said
             self._log(error)
             return Introduction(site=self.site)
@@ -179,7 +198,10 @@ class Premises(Record):
         site = Site(
             self.site, store.only(parted.train), plan, folder, {self.site: ledger_path(self.work, self.site)}, run=name,
             held=store.only(parted.validation), stream=stream_name(self.site, fold), device=pick_device(self.device),
+            public=open_public_of(plan, self.public, self.work),
         )  # fmt: skip
+        if site.public is not None:  # then its own part of the plan may be another than the run's
+            plan.save(folder.parent / "plan.json")
         return site, parted
 
     def _agreed(self) -> Plan:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from autofed.algorithms import Algorithm, Average, is_personal, released, site_weights
+from autofed.algorithms import NOTES, Algorithm, Average, is_personal, misfits, released, site_weights
 from autofed.exchange import Arrays, Groups, Release, Request, ServerState, to_bytes
 from autofed.federation import metrics, server, states
 from autofed.federation.acceptance import Answers, accept
@@ -78,7 +78,9 @@ class Course:
         whole = {s: to_bytes(sent.request(self.run, round, question, r, anew=True)) for s, r in again.items()}
         answers |= self.transport(whole) if whole else {}
         adapts = self.mechanism.adapts if question == TRAIN else {}
-        return accept(answers, sites, request, _released(self, question), Labels.of(self.plan.agreement), adapts)
+        checks = (partial(misfits, self.algorithm),) if question == TRAIN else ()
+        labels = Labels.of(self.plan.agreement)
+        return accept(answers, sites, request, _released(self, question), labels, adapts, *checks)
 
 
 def _released(course: Course, question: str) -> Mapping[str, str]:
@@ -115,6 +117,7 @@ def _round(course: Course, state: ServerState) -> ServerState:
     state = replace(state, kept=sent.keep(state.kept))
     line = {"round": state.round, "seconds": time.monotonic() - begin, "sites": _losses(answers.releases),
             "bytes": meter.traffic}  # fmt: skip
+    line = metrics.with_notes(line, state.kept.get(NOTES, {}))
     states.save(
         course.folder, state, course.plan, {**line, **({"left_out": answers.left_out} if answers.left_out else {})}
     )

@@ -22,7 +22,7 @@ from autofed.files import write_bytes
 from autofed.network import build, coupling_layers
 from autofed.plans import Plan
 from autofed.postprocessing import RULES
-from autofed.prepared import Store
+from autofed.prepared import PublicImages, Store
 from autofed.privacy import ADAPTATION, Guard, Mechanism, accounting, promise
 from autofed.privacy.chance import SECRET_BYTES
 from autofed.privacy.events import Event
@@ -48,8 +48,8 @@ class Site:
     noise that it was charged for. `noise_seed` makes that repeatable in tests, and then the ledger says that nothing
     is protected. `ledgers` maps the hospitals whose data this is to their ledgers: one, except where a simulation pools
     them; in a `simulation` they say that they count for no hospital.
-    `feeder` makes the patches. `trusted` are the algorithms outside autofed that this
-    site allows a plan to name.
+    `feeder` makes the patches, `public` are the public images if the algorithm labels them. `trusted` are the
+    algorithms outside autofed that this site allows a plan to name.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Site:
         stream: str = "",
         device: str = "cpu",
         feeder: Feeder | None = None,
+        public: PublicImages | None = None,
         trusted: Collection[str] = (),
         noise_seed: int | None = None,
         simulation: bool = False,
@@ -79,6 +80,7 @@ class Site:
         self.memory = Memory(self.folder / "memory")
         self.device = device
         self.feeder = feeder
+        self.public = public
         self.on_step = on_step
         self.run = run
         self.steps = sum(plan.steps_at(site) for site in ledgers)
@@ -99,7 +101,7 @@ class Site:
                 return self._answer(request, self._release_path(request, data))
         except Exception as error:  # whatever went wrong inside, only a code may cross the door
             with contextlib.suppress(OSError):  # a full disk takes no log either
-                self._log(request, error)
+                self.log(request, error)
             return to_bytes(Failure(request.run, request.round, self.name, _code(error)))
 
     def _answer(self, request: Request, path: Path) -> bytes:
@@ -173,7 +175,9 @@ class Site:
 
     def _compute(self, request: Request, guard: Guard) -> Groups:
         if request.question == TRAIN:
-            return self.algorithm.local(View(self, request, cast(Mechanism, guard)), request)
+            draft = self.algorithm.local(View(self, request, cast(Mechanism, guard)), request)
+            kept = guard.private and not algorithms.answers_as_trained(self.algorithm)
+            return {group: found for group, found in draft.items() if not (kept and group == algorithms.ANSWERS)}
         return validate(self, request) if request.question == VALIDATE else verify(self, request)
 
     def _read(self, data: bytes) -> Request:
@@ -230,7 +234,8 @@ class Site:
             if _round_of(old.name) < _round_of(path.name):
                 old.unlink()
 
-    def _log(self, request: Request, error: Exception) -> None:
+    def log(self, request: Request, error: Exception) -> None:
+        """Write what went wrong to the site's own log, which nobody else reads."""
         self.folder.mkdir(parents=True, exist_ok=True)
         log = logging.FileHandler(self.folder / "site.log")
         log.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -261,7 +266,8 @@ def privacy_problems(plan: Plan, algorithm: algorithms.Algorithm) -> list[str]:
             f"the layer {layer} couples patients, so {mechanism.name} cannot bound each; plan another network"
             for layer in coupling_layers(build(plan.local.network))
         ]
-    unprotected = sorted(set(algorithms.released(algorithm)) - set(mechanism.protects)) if mechanism.private else []
+    protected = set(mechanism.protects) - (set() if algorithms.answers_as_trained(algorithm) else {algorithms.ANSWERS})
+    unprotected = sorted(set(algorithms.released(algorithm)) - protected) if mechanism.private else []
     if unprotected:
         found = f"{plan.agreement.algorithm.name} releases {', '.join(unprotected)}"
         problems.append(f"{found}, and {mechanism.name} has no protection for it; write dp-sgd, or another algorithm")

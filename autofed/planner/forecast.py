@@ -81,7 +81,7 @@ def weights_of(plan: Plan) -> dict[str, float]:
 
 def averages(plan: Plan) -> bool:
     """Whether the sites' updates are averaged, and their noise with them."""
-    return plan.agreement.algorithm.name != "local"
+    return plan.agreement.algorithm.name not in ("local", "dcfed")
 
 
 def trained(plan: Plan) -> int:

@@ -68,8 +68,7 @@ def prepare(case: Case, geometry: Geometry, intensity: Intensity) -> Prepared:
     coarse = _coarse_axis(spacing, geometry)
     label = None
     if case.label is not None:
-        label = case.label[box].astype(np.int16).transpose(order)
-        label = np.ascontiguousarray(resample_labels(label, grid, coarse_axis=coarse))
+        label = _label_on_grid(case.label[box], order, grid, coarse)
     image = np.empty((len(cropped), *grid), np.float32)
     for part, voxels, channel in zip(image, cropped, intensity.channels, strict=True):
         part[...] = resample(
@@ -89,6 +88,11 @@ def prepare(case: Case, geometry: Geometry, intensity: Intensity) -> Prepared:
         affine=file.affine,
     )
     return Prepared(image, label, way_back)
+
+
+def prepare_label(label: np.ndarray, way: WayBack) -> np.ndarray:
+    """A label map (Z, Y, X) on the grid that its image came onto before, int16."""
+    return _label_on_grid(label[_slices(way)], way.transpose, way.grid, way.coarse_axis)
 
 
 def restore(values: np.ndarray, way: WayBack, fill: float = 0.0) -> np.ndarray:
@@ -153,6 +157,11 @@ def normalise(voxels: np.ndarray, channel: Channel, mask: np.ndarray | None, abo
         case "nonorm":
             pass
     return values
+
+
+def _label_on_grid(cropped: np.ndarray, order: Sequence[int], grid: Sequence[int], coarse: int | None) -> np.ndarray:
+    turned = cropped.astype(np.int16).transpose(order)
+    return np.ascontiguousarray(resample_labels(turned, grid, coarse_axis=coarse))
 
 
 def _filled(image: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from autofed.files import Record, digest, whole_folder, write_json
 from autofed.labels import ClassOrder, Labels, Structures, Values, mask
 from autofed.parallel import Progress, each, silent
 from autofed.plans import Local
-from autofed.prepared.cases import prepare
+from autofed.prepared.cases import Prepared, prepare
 from autofed.problems import Problems
 
 if TYPE_CHECKING:
@@ -57,12 +57,14 @@ class Index(Record):
 class Store:
     """The prepared data of one site (or, for the pooled baseline, of several).
 
-    `annotated` are the structures that were annotated there; none stand for all of them.
+    `annotated` are the structures that were annotated there; none stand for all of them. `label_folders` are those of
+    cases whose label map does not lie beside the image.
     """
 
     folders: Mapping[str, Path]
     patients: Mapping[str, tuple[str, ...]]
     annotated: tuple[str, ...] = ()
+    label_folders: Mapping[str, Path] = field(default_factory=dict, kw_only=True)
 
     def image(self, case: str) -> blosc2.NDArray:
         """The image (C, *grid), on disk; indexing reads only the part asked for."""
@@ -70,7 +72,7 @@ class Store:
 
     def label(self, case: str) -> blosc2.NDArray:
         """The label map (*grid), on disk."""
-        return _open(self.folders[case] / "label.b2nd")
+        return _open(self.label_folders.get(case, self.folders[case]) / "label.b2nd")
 
     def only(self, patients: Collection[str]) -> Store:
         """The same data with some of the patients alone."""
@@ -87,7 +89,7 @@ class Store:
         With an ignore label, the key ANNOTATED holds voxels that were annotated, whatever they are.
         """
         if case not in self._locations:
-            with np.load(self.folders[case] / "locations.npz") as found:
+            with np.load(self.label_folders.get(case, self.folders[case]) / "locations.npz") as found:
                 self._locations[case] = {int(value): found[value] for value in found.files}
         return self._locations[case]
 
@@ -189,13 +191,22 @@ def _prepare_one(local: Local, folder: Path, dataset: Dataset) -> None:
     (case,) = dataset.cases
     ready = prepare(dataset.read(case), local.geometry, local.intensity)
     with whole_folder(folder / case) as part:
-        _write(part / "image.b2nd", ready.image)
+        write_image(part, ready)
         if ready.label is not None:
-            _write(part / "label.b2nd", ready.label)
-            labels = Labels.of(dataset).with_annotated(dataset.annotated)
-            locations: dict[str, Any] = dict(_find_locations(ready.label, labels))
-            np.savez(part / "locations.npz", **locations)
-        write_json(part / "case.json", ready.way_back.model_dump(mode="json"))
+            write_label(part, ready.label, Labels.of(dataset).with_annotated(dataset.annotated))
+
+
+def write_image(folder: Path, ready: Prepared) -> None:
+    """Write a prepared image and its way back."""
+    _write(folder / "image.b2nd", ready.image)
+    write_json(folder / "case.json", ready.way_back.model_dump(mode="json"))
+
+
+def write_label(folder: Path, label: np.ndarray, labels: Labels) -> None:
+    """Write a label map on the plan's grid, and where its structures are."""
+    _write(folder / "label.b2nd", label)
+    locations: dict[str, Any] = dict(_find_locations(label, labels))
+    np.savez(folder / "locations.npz", **locations)
 
 
 def _open(path: Path) -> blosc2.NDArray:

@@ -25,7 +25,8 @@ class DPSGD:
     patients, q n, never by the drawn one. So a patient who is replaced by nothing changes the sum by C at most, and
     that is what `cost` says. A gradient that is not finite counts as zero.
 
-    What is made of such steps alone may leave as it is: updates and control variates. Losses may not.
+    What is made of such steps alone may leave as it is: updates, control variates, and answers: what the model says of
+    public images. Losses may not.
     """
 
     patients: int
@@ -39,7 +40,7 @@ class DPSGD:
     name = "dp-sgd"
     private = True
     adapts: ClassVar[Mapping[str, tuple[int, ...]]] = {}
-    protects = ("update", "control")
+    protects = ("update", "control", "answers")
 
     def keyed(self, secret: bytes) -> Self:
         """The same mechanism for one answer."""

@@ -17,7 +17,9 @@ from autofed.report.predictions import Predicted, read_folder
 from autofed.report.tables import ranked
 from autofed.report.template import CAUTION, GLOSSARY, document, section
 from autofed.report.training import curves
+from autofed.runs import Run
 from autofed.scores import CaseScores, Report, find_references
+from autofed.verbs import exchanges
 
 _GROUP = 4
 """So many cases are shown of the worst, the middle and the best."""
@@ -116,6 +118,8 @@ def _training(runs: Sequence[Path]) -> str:
         for path in sorted(run.glob("fold_*/metrics.jsonl"))
         if (picture := curves(path)) is not None
     ]
+    known = [run for run in map(Run, runs) if run.exists]
+    parts += [f"<p class=caption>{escape(line)}.</p>" for run in known for line in exchanges.of_run(run)]
     return section("Training", *parts) if parts else ""
 
 

@@ -19,19 +19,26 @@ from autofed.labels import Labels
 from autofed.network import build, weights_of
 from autofed.plans import Plan
 from autofed.postprocessing import RULES, decide
+from autofed.prepared import PublicImages
 from autofed.problems import Problems
 from autofed.runs import FEWEST, VALIDATION, Identity, Run
 from autofed.splits import ALL
+from autofed.verbs.student import train_student
 
 
 @dataclass(frozen=True)
 class Coordinator:
-    """A run as the coordinator sees it: its folder, its plan, and no patient."""
+    """A run as the coordinator sees it: its folder, its plan, and no patient.
+
+    Where sites label `public` images, the coordinator has them too, and trains a student on a `device` of its own.
+    """
 
     run: Run
     plan: Plan
     algorithm: Algorithm
     identity: Identity
+    public: PublicImages | None = None
+    device: str = "cpu"
 
     def train(self, fold: str, transport: rounds.Transport, begin: Callable[[int], None] = lambda _: None) -> None:
         """Train a fold to its end, from where it is, then score its model on whole held-out cases.
@@ -63,6 +70,8 @@ class Coordinator:
         state = states.load(folder, saved[-1]) if saved else self.algorithm.start(self._setup(fold))
         begin(state.round)
         state = rounds.run(course, state)
+        if self.public is not None and algorithms.is_labelling(self.algorithm):
+            train_student(self.plan, state, self.public, self.run.student_path(fold), self.device)
         if course.holds_out:
             self._verify(course, state)
             if not self.plan.agreement.privacy.promises:  # which chooses nothing by scores
@@ -82,7 +91,8 @@ class Coordinator:
         given = self.run.start()
         seed = self.plan.local.training.seed
         seed = seed if fold == ALL else int(digest([seed, fold])[:8], 16)
-        return algorithms.Setup(self.plan, given or weights_of(build(self.plan.local.network, seed=seed)))
+        grids = self.public.grids if self.public else {}
+        return algorithms.Setup(self.plan, given or weights_of(build(self.plan.local.network, seed=seed)), grids)
 
     def _decide(self) -> None:
         """Decide what is done to predictions from the held-out cases of all folds so far."""

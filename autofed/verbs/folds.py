@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from autofed.federation.inprocess import InProcess
 from autofed.federation.premises import (
     keep_split,
     ledger_path,
+    open_public_of,
     part,
     request_name,
     run_of,
@@ -34,8 +35,9 @@ POOLED = "pooled"
 class StepCounter:
     """Tells the progress how many of all steps of all sites and folds are done."""
 
-    def __init__(self, made: Plan, folds: int, progress: Progress):
-        self.per_round = sum(made.steps_at(site) for site in made.agreement.patients)
+    def __init__(self, made: Plan, folds: int, progress: Progress, plans: Mapping[str, Plan] | None = None):
+        own = plans or {}
+        self.per_round = sum(own.get(site, made).steps_at(site) for site in made.agreement.patients)
         self.per_fold = self.per_round * made.agreement.training.rounds
         self.total = self.per_fold * folds
         self.progress = progress
@@ -55,7 +57,7 @@ class StepCounter:
 
 @dataclass(frozen=True)
 class Folds:
-    """All that the trainings of a run share."""
+    """All that the trainings of a run share. `plans` are those of sites whose network or grid is not the run's."""
 
     coordinator: Coordinator
     stores: Mapping[str, Store]
@@ -65,6 +67,8 @@ class Folds:
     trusted: tuple[str, ...]
     counter: StepCounter
     simulation: bool = False
+    public: Path | None = None
+    plans: Mapping[str, Plan] = field(default_factory=dict)
 
     def check(self, folds: Sequence[str]) -> None:
         """`Problems` if patients cannot be held out as asked for or changed sides, or if a site cannot take part."""
@@ -111,7 +115,7 @@ class Folds:
     def _steps(self) -> dict[str, int]:
         """The steps in a round that each patient of a site may take part in."""
         plan = self.coordinator.plan
-        own = {site: plan.steps_at(site) for site in plan.agreement.patients}
+        own = {site: self._plan(site).steps_at(site) for site in plan.agreement.patients}
         return {POOLED: sum(own.values())} if algorithms.gathers(self.coordinator.algorithm) else own
 
     def _cannot_be_pooled(self) -> list[str]:
@@ -123,6 +127,9 @@ class Folds:
         name = self.coordinator.plan.agreement.algorithm.name
         return [f"{name} trains on all sites' patches at once, but they annotated other structures ({shown}); name an "
                 "algorithm that trains at each site, or plan without these sites"]  # fmt: skip
+
+    def _plan(self, site: str) -> Plan:
+        return self.plans.get(site, self.coordinator.plan)
 
     def _folder(self, site: str, fold: str) -> Path:
         return self.coordinator.run.site_folder(site, fold)
@@ -148,8 +155,8 @@ class Folds:
 
     def _site(self, name: str, fold: str, train: Store, held: Store, ledgers: Mapping[str, Path]) -> Site:
         return Site(
-            name, train, self.coordinator.plan, self._folder(name, fold), ledgers,
+            name, train, self._plan(name), self._folder(name, fold), ledgers,
             run=request_name(self.coordinator.identity.id, fold), held=held, stream=stream_name(name, fold),
             device=self.device, feeder=self.feeder, trusted=self.trusted, on_step=self.counter,
-            simulation=self.simulation,
+            public=open_public_of(self._plan(name), self.public, self.work), simulation=self.simulation,
         )  # fmt: skip

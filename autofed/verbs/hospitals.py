@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from autofed import __version__, algorithms
+from autofed.devices import pick_device
 from autofed.federation import states
 from autofed.federation.flower import commands, node
 from autofed.federation.flower.transport import OverFlower, serve
-from autofed.federation.premises import Premises, request_name
+from autofed.federation.premises import Premises, open_public_of, request_name
 from autofed.files import PathLike
 from autofed.parallel import Progress
 from autofed.plans import Plan
@@ -58,7 +59,10 @@ def _lead(config: Mapping[str, Any], reach: Callable[[Plan, str], OverFlower], s
         where = "the SuperLink finds no run there; run `autofed train --connection` on the machine of the SuperLink"
         raise Problems(str(run.folder), [where])
     plan, identity = run.plan(), run.identity()
-    coordinator = Coordinator(run, plan, algorithms.make(plan.agreement.algorithm), identity)
+    public = open_public_of(plan, Path(identity.public) if identity.public else None, run.folder)
+    coordinator = Coordinator(
+        run, plan, algorithms.make(plan.agreement.algorithm), identity, public, pick_device("auto")
+    )
     begun = bool(states.saved_rounds(run.fold_folder(fold)))
     sites = reach(plan, request_name(identity.id, fold))
     sites.meet(least=plan.agreement.faults.least_sites if begun else None, holding_out=fold != ALL)
@@ -91,13 +95,15 @@ def attend(
     key: PathLike | None = None,
     authority: PathLike | None = None,
     device: str = "auto",
+    public: PathLike | None = None,
     say: Say = lambda _: None,
 ) -> None:
     """Take part as a site in every run by its plan that the SuperLink at HOST:PORT leads, until this process is ended.
 
-    `work` and `memory` are its own folders, `key` and `authority` files. `Problems` before that if it could not.
+    `work` and `memory` are its own folders, `key` and `authority` files; `public` holds the images that all
+    sites label, if the plan agrees on any. `Problems` before that if it could not.
     """
-    places = {"work": work, "plan": plan, "memory": memory}
+    places = {"work": work, "plan": plan, "memory": memory, **({"public": public} if public else {})}
     premises = Premises(site=site, device=device, **{name: Path(path).resolve() for name, path in places.items()})
     premises.check()
     mine, root = (None if path is None else Path(path).resolve() for path in (key, authority))

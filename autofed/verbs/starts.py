@@ -11,6 +11,7 @@ from autofed import pretraining
 from autofed.case import Dataset
 from autofed.devices import pick_device
 from autofed.exchange import peek
+from autofed.federation.answers import ALONE
 from autofed.files import file_digest
 from autofed.parallel import Progress
 from autofed.plans import Plan
@@ -40,6 +41,21 @@ def _of_weights(path: Path) -> list[str]:
         peek(path)
     except Problems as error:
         return [f"{problem}; {_EXPECTED}" for problem in error.problems]
+    return []
+
+
+def kept_at_a_site(init: Path, plan: Plan) -> list[str]:
+    """Why no training, or no private one, may begin with a file of weights that a site keeps for itself."""
+    path = init.resolve()
+    if not path.is_file():
+        return []
+    if peek(path)[1].get(ALONE):
+        return [f"{init} was trained without noise beside a private training, for its site alone, and whatever starts "
+                "from it tells of that site's patients; start from other weights"]  # fmt: skip
+    inside = any(folder.name == "sites" and Run(folder.parent).exists for folder in path.parents)
+    if inside and plan.agreement.privacy.promises:
+        return [f"{init} is what a site remembers, and no ledger knows what a private training that starts from it "
+                "tells; start from the common model of a run, or from weights of other patients"]  # fmt: skip
     return []
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from autofed import algorithms, plans
 from autofed.batches import Feeder, Workers
 from autofed.devices import pick_device
 from autofed.exchange import Arrays
-from autofed.federation.premises import ledger_path, open_data, run_of, workers_for
+from autofed.federation.premises import ledger_path, open_data, open_public_of, run_of, workers_for
 from autofed.federation.server import refuse_idle
 from autofed.files import PathLike
 from autofed.network import build, load_weights
@@ -27,6 +27,7 @@ from autofed.splits import ALL, FOLDS
 from autofed.verbs import starts
 from autofed.verbs.coordinator import Coordinator
 from autofed.verbs.folds import POOLED, Folds, StepCounter
+from autofed.verbs.labelling import own_plans, public_folder, with_public
 
 CROSS_VALIDATION = "cv"
 
@@ -37,6 +38,8 @@ def train(
     run: PathLike,
     *,
     algorithm: str | None = None,
+    public: PathLike | None = None,
+    site_plans: Mapping[str, PathLike | Plan] | None = None,
     rounds: int | None = None,
     folds: Sequence[str] = (ALL,),
     init: PathLike | None = None,
@@ -59,11 +62,16 @@ def train(
     before any training if the plan, the prepared data and the run do not fit each other, or if the plan's privacy is
     not what it promises. In a `simulation` the sites' own ledgers are left alone: the run has its own, marked as such.
 
+    `public` is a folder of public images for an algorithm that labels them; the plan agrees on them by digest. With
+    such an algorithm sites may have `site_plans`, with networks and grids of their own.
+
     With `connection`, the name of a SuperLink in Flower's configuration, the sites are on machines of their own and
     `work` is None; `say` is told what the SuperLink says.
     """
     folder, trusted = Run(run), (algorithm,) if algorithm and not connection else ()
     made = _with_choices(plan if isinstance(plan, Plan) else plans.load(plan), algorithm, None)
+    shown = public_folder(folder, public)
+    made = with_public(made, trusted, shown, folder)
     extended = resume and folder.exists and rounds is not None
     made = _extended(folder, made, rounds or 0) if extended else _with_choices(made, None, rounds)
     chosen, wanted = algorithms.make(made.agreement.algorithm, trusted), _numbered(folds)
@@ -71,10 +79,15 @@ def train(
     gathers = algorithms.gathers(chosen)
     here = (device, workers, simulation)
     refuse("train", _misplaced(connection, work, gathers=gathers, folds=wanted, here=here))
-    stores = {} if work is None else _stores(Path(work), made)
+    own = own_plans(folder, made, site_plans or {}, is_labelling=algorithms.is_labelling(chosen))
+    refuse("train", _misplaced_labels(chosen, made, public, init, own, connection))
+    stores = {} if work is None else _stores(Path(work), made, own)
     _refuse_other_run(folder, folder.plan() if extended else made, resume, init, simulation)
     names = (POOLED,) if gathers else tuple(sorted(made.agreement.patients))
-    coordinator = Coordinator(folder, made, chosen, _identity(folder, names, simulation))
+    identity = _identity(folder, names, simulation, shown)
+    picked = "cpu" if work is None else pick_device(device)
+    pictures = None if work is None else open_public_of(made, shown, Path(work))
+    coordinator = Coordinator(folder, made, chosen, identity, pictures, picked)
     train_fold: Callable[[str], None]
     until_the_end: AbstractContextManager = nullcontext()
     if work is None:
@@ -82,14 +95,15 @@ def train(
 
         train_fold = partial(hospitals.submit, coordinator, connection=str(connection), say=say, progress=progress)
     else:
-        picked = pick_device(device)
         feeder = until_the_end = Feeder(workers_for(made, picked) if workers is None else workers)
-        counter = StepCounter(made, len(wanted), progress)
-        course = Folds(coordinator, stores, Path(work), picked, feeder, trusted, counter, simulation)
+        counter = StepCounter(made, len(wanted), progress, own)
+        course = Folds(coordinator, stores, Path(work), picked, feeder, trusted, counter, simulation, shown, own)
         course.check(wanted)
         train_fold = course.train
     learn = partial(starts.learn, folder, made, stores, device=device, progress=progress)
     _begin(coordinator, None if init is None else Path(init), wanted, work, learn, extended=extended)
+    for site, its in own.items():
+        its.save(folder.folder / "sites" / site / "plan.json")
     with until_the_end:
         for fold in wanted:
             train_fold(fold)
@@ -119,8 +133,32 @@ def _misplaced(
     return problems
 
 
-def _identity(folder: Run, sites: tuple[str, ...], simulation: bool) -> Identity:
-    return folder.identity() if folder.exists else Identity(sites=sites, simulation=simulation)
+def _misplaced_labels(
+    chosen: algorithms.Algorithm,
+    made: Plan,
+    public: PathLike | None,
+    init: PathLike | None,
+    own: Mapping[str, Plan],
+    connection: str | None,
+) -> list[str]:
+    """What is asked for that does not go with an algorithm that labels public images, or goes with no other."""
+    name = made.agreement.algorithm.name
+    if not algorithms.is_labelling(chosen):
+        asked = [("--public", public), ("--site-plan", own)]
+        return [f"{option} is for sites that label public images; {name} shares weights" for option, given in asked
+                if given]  # fmt: skip
+    problems = []
+    if init is not None:
+        problems.append(f"with {name} every site starts from weights of its own, which no other has; leave --init out")
+    if own and connection is not None:
+        problems.append("over --connection every site has its own copy of the plan; leave --site-plan out")
+    return problems
+
+
+def _identity(folder: Run, sites: tuple[str, ...], simulation: bool, public: Path | None) -> Identity:
+    if folder.exists:
+        return folder.identity()
+    return Identity(sites=sites, simulation=simulation, public="" if public is None else str(public.resolve()))
 
 
 def _begin(
@@ -142,7 +180,8 @@ def _begin(
         learned = learn(init)
         start, origin = learned.weights, learned.words()
     elif init is not None:
-        refuse("--init", [*_leaks(init, folds), *_uncounted(coordinator, init, work)])
+        kept = starts.kept_at_a_site(init, made)
+        refuse("--init", [*_leaks(init, folds), *_uncounted(coordinator, init, work), *kept])
         given = read_weights(init)
         load_weights(build(made.local.network), given, f"--init {init}")
         start, origin = given, {"init": str(init)}
@@ -235,11 +274,15 @@ def _without_length(made: Plan) -> Plan:
     return made.without_reasons().model_copy(update={"agreement": agreement})
 
 
-def _stores(work: Path, made: Plan) -> dict[str, Store]:
+def _stores(work: Path, made: Plan, own: Mapping[str, Plan]) -> dict[str, Store]:
     """The prepared data of every site of the plan; all that is missing is named at once."""
     sites = sorted(made.agreement.patients)
     return dict(
-        zip(sites, gathered("the prepared data", [partial(open_data, work, s, made) for s in sites]), strict=True)
+        zip(
+            sites,
+            gathered("the prepared data", [partial(open_data, work, s, own.get(s, made)) for s in sites]),
+            strict=True,
+        )
     )
 
 

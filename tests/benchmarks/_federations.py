@@ -37,7 +37,7 @@ from autofed.files import read_json, write_json
 from autofed.inference import Predictor
 from autofed.prepared import open_store
 from autofed.problems import Problems, refuse
-from autofed.runs import GLOBAL, Run
+from autofed.runs import GLOBAL, STUDENT, Run
 from autofed.scores import find_references, score_case
 from autofed.splits import ALL, split
 
@@ -196,7 +196,7 @@ class Bench:
             run = verbs.train(made, work, folder / "run", folds=[self.fold(experiment.federation)],
                               init=self.start(experiment, made),
                               device=self.device, simulation=True,
-                              resume=(folder / "run" / "run.json").is_file())  # fmt: skip
+                              resume=(folder / "run" / "run.json").is_file(), **self.options(experiment))  # fmt: skip
         complete(run, self.fold(experiment.federation))
         trained = time.monotonic()
         scored = self._score(experiment, run, made)
@@ -211,6 +211,11 @@ class Bench:
     def start(self, experiment: Experiment, made: plans.Plan) -> Path | None:
         """A file of weights to start a new run from; none."""
         return None
+
+    def options(self, experiment: Experiment) -> dict[str, Any]:
+        """What else the training of an experiment is told: where the public images are, if its sites label them."""
+        labels = algorithms.is_labelling(algorithms.find(experiment.algorithm))
+        return {"public": self.data / experiment.federation / "public"} if labels else {}
 
     def plan_of(self, experiment: Experiment) -> plans.Plan:
         """The federation's plan with what is the experiment's own."""
@@ -274,7 +279,7 @@ class Result:
     def models(self, where: str) -> list[tuple[str, Mapping[str, Any]]]:
         """On "test" the sites' own models, or else the common one; on "held_out" the sites."""
         found = self.content[where]
-        return [(w, cases) for w, cases in found.items() if w != GLOBAL or len(found) == 1]
+        return [(w, cases) for w, cases in found.items() if w not in (GLOBAL, STUDENT) or len(found) == 1]
 
     def dice(self, where: str) -> float:
         """Mean over the models, or over the sites."""
@@ -289,6 +294,12 @@ class Result:
         """The share of test cases with a Dice and no HD95: the structure is in only one of the two maps."""
         rows = [s for _, cases in self.models("test") for s in cases.values() if s[0] is not None]
         return sum(s[1] is None for s in rows) / len(rows)
+
+    @property
+    def student(self) -> float | None:
+        """Dice on the test set of a student that was trained on agreed labels alone."""
+        rows = self.content["test"].get(STUDENT, {}).values()
+        return float(np.mean([s[0] for s in rows if s[0] is not None])) if rows else None
 
     @property
     def common(self) -> float | None:

@@ -12,7 +12,7 @@ from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
-from autofed import __version__
+from autofed import __version__, algorithms
 from autofed.federation.flower.records import Words, packed, unpacked
 from autofed.federation.premises import Introduction
 from autofed.plans import Plan
@@ -207,11 +207,12 @@ def _misfits(said: Introduction, plan: Plan) -> list[str]:
     if not said.agreement:
         return [f"{said.site} cannot take part; why is in its own site.log and on the terminal of its SuperNode"]
     problems = []
+    free = algorithms.is_labelling(algorithms.find(plan.agreement.algorithm.name))  # to have networks of their own
     for name, theirs, ours in (
         ("agreement", said.agreement, plan.agreement.digest()),
         ("local part", said.local, plan.local.digest()),
     ):
-        if theirs != ours:
+        if theirs != ours and not (free and name == "local part"):
             found = f"{said.site} has agreed to a plan with another {name} ({theirs[:12]}, the run's is {ours[:12]})"
             problems.append(f"{found}; hand it the plan.json inside the run, to be read and put where its plan is")
     return problems

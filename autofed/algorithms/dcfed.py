@@ -1,0 +1,162 @@
+"""DCFed: pseudo-labels travel and weights do not, in the manner of JBHI 2025, doi 10.1109/JBHI.2025.3622934.
+
+Its code and settings are not public: what is ours is written down in docs/decisions/0011-pseudo-labels.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from autofed import pseudo
+from autofed.algorithms import ANSWERS, NOTES, Average, Setup, SiteView
+from autofed.exchange import Arrays, Groups, Release, Request, ServerState
+from autofed.labels import Labels
+from autofed.prepared import UNKNOWN, Maps
+from autofed.problems import refuse
+
+AGREED = "agreed"
+
+
+@dataclass(frozen=True)
+class DCFed:
+    """Sites label public images for each other; weights never travel, and networks may differ.
+
+    In rounds fixed beforehand a site's ensemble (its model, and those of the last rounds that asked) says what it sees
+    in every public image and how sure it is. The coordinator puts that together, keeps what is sure, and all learn from
+    it beside their own patients. `begin` is the share of the rounds before the first answers, `exchanges` how often
+    they are asked for at most, `members` the ensemble. `weight` is that of the agreed labels beside the patients, grown
+    over the share `ramp` of the rounds. `temperature` is that of the uncertainty and `trust` that of the agreement in
+    a site's weight (`pseudo.fuse`, `pseudo.trusts`); `confidence`, `doubt` and `share` are the gates (`pseudo.Gates`).
+    When a smaller share of labels than `settled` changes, nobody is asked again, and the rounds go on with what is
+    agreed.
+    """
+
+    personal: ClassVar[bool] = True
+    labels_public: ClassVar[bool] = True
+    answers_as_trained: ClassVar[bool] = True
+    released: ClassVar[Mapping[str, str]] = {ANSWERS: ANSWERS}
+
+    begin: float = 0.2
+    exchanges: int = 8
+    members: int = 3
+    weight: float = 1.0
+    ramp: float = 0.3
+    temperature: float = 0.3
+    trust: float = 0.1
+    confidence: float = 0.75
+    doubt: float = 0.85
+    share: float = 0.5
+    settled: float = 0.02
+
+    def __post_init__(self) -> None:
+        shares = ("begin", "ramp", "confidence", "doubt", "share", "settled")
+        wrong = [name for name in shares if not 0 <= getattr(self, name) <= 1]
+        found = [f"{name} is {getattr(self, name)}; expected 0 to 1" for name in wrong]
+        found += [f"{name} is {getattr(self, name)}; expected 1 or more" for name in ("exchanges", "members")
+                  if getattr(self, name) < 1]  # fmt: skip
+        found += [f"{name} is {getattr(self, name)}; expected more than 0" for name in ("temperature", "trust")
+                  if getattr(self, name) <= 0]  # fmt: skip
+        found += [f"weight is {self.weight}; expected 0 or more"] if self.weight < 0 else []
+        refuse("agreement.algorithm.settings", found)
+
+    def start(self, setup: Setup) -> ServerState:
+        """Nothing is known of any public image."""
+        agreement = setup.plan.agreement
+        kept = {
+            "course": {"rounds": np.array([agreement.training.rounds]), "settled": np.array([0])},
+            "labels": {
+                "order": np.array(agreement.regions_class_order, np.int64),
+                "structures": np.array([len(Labels.of(agreement).structures)]),
+            },
+        }
+        agreed = {name: np.full(grid, UNKNOWN, np.uint8) for name, grid in sorted(setup.grids.items())}
+        return ServerState(0, {AGREED: agreed, "course": self._course(1, kept)}, kept)
+
+    def local(self, site: SiteView, request: Request) -> Groups:
+        """Learn from patients and agreed labels; if asked, say what is in the public images."""
+        agreed, course = request.shared[AGREED], request.shared["course"]
+        weight, asks = float(course["weight"][0]), bool(course["asks"][0])
+        own = site.memory() or {"weights": site.start()}
+        fitted = site.fit(own["weights"], agreed=agreed, weight=weight)
+        past = [own[f"past_{i}"] for i in range(1, self.members) if f"past_{i}" in own]
+        model = own.get("mean", fitted.weights)  # with `training.ema`: the moving average up to the round before
+        members = [model, *past][: self.members]
+        shelf = members if asks else past
+        site.remember({"weights": fitted.weights, **{f"past_{i}": past for i, past in enumerate(shelf, 1)}})
+        answers = site.label(members) if asks else {}
+        site.fit_apart(agreed, weight)
+        return {ANSWERS: answers, "metrics": {"loss": fitted.losses}}
+
+    def misfits(self, arrays: Groups, shared: Groups) -> list[str]:
+        """An answer holds every public image on its own grid, or nothing if nothing was asked."""
+        course, maps = shared["course"], shared[AGREED]
+        found = {name: (array.dtype, array.shape) for name, array in arrays[ANSWERS].items()}
+        deep = int(course["structures"][0]) + 1
+        expected = {name: (array.dtype, (deep, *array.shape)) for name, array in maps.items() if course["asks"][0]}
+        if found != expected:
+            return ["answered with labels of other images, structures or grids than it was asked for"]
+        return []
+
+    def merge(self, state: ServerState, releases: Sequence[Release], average: Average) -> ServerState:
+        """Agree anew on labels if there are answers. `average` has no part: every voxel has weights of its own."""
+        settled = int(state.kept["course"]["settled"][0])
+        agreed, notes = state.shared[AGREED], dict[str, float]()
+        answers = {release.site: release.arrays[ANSWERS] for release in releases if release.arrays[ANSWERS]}
+        if answers:
+            agreed, notes = self._agree(answers, tuple(state.kept["labels"]["order"].tolist()))
+            change = pseudo.changed(state.shared[AGREED], agreed)
+            settled = int(change < self.settled and pseudo.kept(agreed)[0] > 0)
+            notes |= {"changed": change, "settled": float(settled)}
+        kept = {
+            **state.kept,
+            "course": {**state.kept["course"], "settled": np.array([settled])},
+            NOTES: {name: np.array([value]) for name, value in notes.items()},
+        }
+        shared = {AGREED: agreed, "course": self._course(state.round + 2, kept)}
+        return replace(state, round=state.round + 1, shared=shared, kept=kept)
+
+    def _course(self, round: int, kept: Groups) -> Arrays:
+        """What a round is like: whether sites are asked for labels, of how much, and what the agreed ones weigh."""
+        rounds, settled = (int(kept["course"][name][0]) for name in ("rounds", "settled"))
+        first = max(1, _up(self.begin * rounds))
+        every = max(1, (rounds - first) // self.exchanges)
+        asks = not settled and round >= first and (round - first) % every == 0
+        grown = (round - first) / max(1.0, self.ramp * rounds)
+        weight = self.weight * pseudo.ramp(grown) if round > first else 0.0
+        return {
+            "asks": np.array([asks], np.uint8),
+            "weight": np.array([weight], np.float32),
+            "structures": kept["labels"]["structures"],
+        }
+
+    def _agree(self, answers: Mapping[str, Arrays], order: tuple[int, ...]) -> tuple[Maps, dict[str, float]]:
+        """The labels that pass the gates, and how far each site is from the whole; image by image."""
+        sites, regions = sorted(answers), bool(order)
+        images, gates = list(answers[sites[0]]), pseudo.Gates(self.confidence, self.doubt, self.share)
+        between = pseudo.Overlaps()
+        for name in images:
+            between.add([pseudo.shown(answers[site][name], is_regions=regions) for site in sites])
+        trust = dict(zip(sites, pseudo.trusts(between.dice(), self.trust).tolist(), strict=True))
+        agreed, beside = {}, pseudo.Overlaps()
+        for name in images:
+            said = {site: answers[site][name] for site in sites}
+            fused = pseudo.fuse(said, trust, self.temperature, is_regions=regions)
+            agreed[name] = pseudo.gated(fused, order, gates)
+            together = pseudo.write(fused, np.zeros(fused.shape[1:]), is_regions=regions)
+            beside.add([pseudo.shown(found, is_regions=regions) for found in (together, *said.values())])
+        pictures, voxels = pseudo.kept(agreed)
+        disagreement = dict(zip(sites, (1 - beside.dice()[0, 1:]).tolist(), strict=True))
+        return agreed, {
+            "kept_images": pictures, "kept_voxels": voxels,
+            **{f"trust/{site}": value for site, value in trust.items()},
+            **{f"disagreement/{site}": value for site, value in disagreement.items()},
+        }  # fmt: skip
+
+
+def _up(value: float) -> int:
+    """The next whole number, of a product that rounding may have put a hair above one."""
+    return int(np.ceil(value - 1e-9))

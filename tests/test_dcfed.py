@@ -1,0 +1,584 @@
+"""DCFed: only labels travel, a private teacher alone answers, and a site that errs does not spoil the others."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import autofed
+from autofed import algorithms, privacy
+from autofed.algorithms import Setup
+from autofed.algorithms.dcfed import DCFed
+from autofed.algorithms.fedavg import FedAvg
+from autofed.exchange import Failure, Release, Request, from_bytes, load_groups
+from autofed.federation import metrics, rounds
+from autofed.federation.answers import OWN, View
+from autofed.federation.flower.transport import _misfits
+from autofed.federation.inprocess import InProcess
+from autofed.federation.premises import Introduction, Premises
+from autofed.federation.site import Site, privacy_problems
+from autofed.images import read_labels
+from autofed.planner.forecast import forecast
+from autofed.plans import Algorithm
+from autofed.prepared import UNKNOWN, differences, find_public, open_public, public_digests
+from autofed.privacy import promise
+from autofed.privacy.ledger import PrivacyLedger
+from autofed.problems import Problems
+from autofed.report.pages import _training
+from autofed.verbs import exchanges
+from tests import small_federation
+from tests.small_federation import CASES, OPEN, labelled, private, same, train, with_algorithm
+from tests.synthetic import TUMOUR, make_site
+
+SEEDED = {"noise_seed": 1, "simulation": True}
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    return small_federation.make(tmp_path_factory.mktemp("federation"))
+
+
+@pytest.fixture
+def ear():
+    """A transport that keeps what travelled."""
+
+    class Ear(InProcess):
+        down, up = [], []
+
+        def __call__(self, requests):
+            answers = super().__call__(requests)
+            Ear.down += requests.values()
+            Ear.up += answers.values()
+            return answers
+
+    return Ear
+
+
+def memories(folder, kind="memory"):
+    return {path.parent.parent.name: load_groups(path)[0] for path in folder.glob(f"sites/*/{kind}/round_00003.*")}
+
+
+# --- what travels
+
+
+def test_only_bytes_about_public_images_travel(ground, tmp_path, ear):
+    state = train(ground, tmp_path, "dcfed", transport=ear)
+    names = set(state.shared["agreed"])
+    for request in map(from_bytes, ear.down):
+        assert set(request.shared) == {"agreed", "course"} and set(request.shared["agreed"]) == names
+        assert {array.dtype for array in request.shared["agreed"].values()} == {np.dtype("uint8")}
+        assert sum(array.size for array in request.shared["course"].values()) == 3
+    for release in map(from_bytes, ear.up):
+        assert set(release.arrays) == {"answers", "metrics"} and set(release.arrays["metrics"]) == {"loss"}
+        for name, said in release.arrays["answers"].items():
+            assert said.dtype == np.uint8 and said.shape == (2, *state.shared["agreed"][name].shape)
+    raw = sum(array.nbytes for release in map(from_bytes, ear.up) for array in release.arrays["answers"].values())
+    assert sum(map(len, ear.up)) < raw  # deflated, though nothing has been learned yet
+
+
+def test_sites_learn_from_the_agreed_labels_and_each_keeps_its_own_network(ground, tmp_path):
+    train(ground, tmp_path / "together", "dcfed")
+    plan, stores = ground
+    deaf = plan.change({"algorithm.name": "dcfed"})
+    alone = {"weight": 0.0}
+    state = train((deaf, stores), tmp_path / "alone", "dcfed", settings=OPEN | alone)
+    assert any((found != UNKNOWN).any() for found in state.shared["agreed"].values())
+    together, alone = (memories(tmp_path / folder) for folder in ("together", "alone"))
+    assert set(together) == set(CASES)
+    for site in CASES:
+        assert not same(together[site]["weights"], alone[site]["weights"])
+    assert not same(together["alpha"]["weights"], together["bravo"]["weights"])
+    assert {"weights", "past_1", "past_2"} <= set(together["alpha"])
+
+
+# --- privacy: the release is a function of the private teacher alone
+
+
+def private_bytes(ground, folder, ear):
+    train((private(ground[0], "dp-sgd"), ground[1]), folder, "dcfed", transport=ear, **SEEDED)
+    found, ear.up, ear.down = (ear.up, ear.down), [], []
+    return found
+
+
+def never(self, agreed, weight):
+    """No model apart."""
+
+
+def other_data(self, agreed, weight):
+    """The model apart learns from other patients, and for more steps."""
+    site = self._site
+    before, store, steps = self._mechanism, site.store, site.steps
+    site.store, site.steps = site.store.only(sorted(site.store.patients)[:1]), 3
+    try:
+        whole(self, agreed, weight)
+    finally:
+        assert self._mechanism is before
+        site.store, site.steps = store, steps
+
+
+def full_disk(self, *_):
+    raise OSError("the disk is full")
+
+
+whole = View.fit_apart
+
+
+@pytest.mark.parametrize("apart", [never, other_data])
+def test_no_byte_depends_on_the_model_that_was_trained_without_the_mechanism(ground, tmp_path, ear, monkeypatch, apart):
+    expected = private_bytes(ground, tmp_path / "one", ear)
+    first = memories(tmp_path / "one", OWN)
+    assert set(first) == set(CASES)
+    with monkeypatch.context() as patch:
+        patch.setattr(View, "fit_apart", apart)
+        assert private_bytes(ground, tmp_path / "two", ear) == expected
+    second = memories(tmp_path / "two", OWN)
+    assert not any(same(first[site]["weights"], second[site]["weights"]) for site in second)
+
+
+def test_what_goes_wrong_in_the_model_apart_is_for_the_sites_log_alone(ground, tmp_path, ear, monkeypatch):
+    expected = private_bytes(ground, tmp_path / "one", ear)
+    with monkeypatch.context() as patch:
+        patch.setattr(View, "_fit", failing_without_mechanism(View._fit))
+        assert private_bytes(ground, tmp_path / "two", ear) == expected
+    assert "the disk is full" in (tmp_path / "two" / "sites" / "alpha" / "site.log").read_text()
+    assert not any("past" in group for found in memories(tmp_path / "one", OWN).values() for group in found)
+
+
+def failing_without_mechanism(fit):
+    def half(self, weights, mechanism, **options):
+        if not mechanism.private:
+            full_disk(self)
+        return fit(self, weights, mechanism, **options)
+
+    return half
+
+
+def test_rubbish_where_the_model_apart_is_kept_changes_no_byte(ground, tmp_path, ear):
+    expected = private_bytes(ground, tmp_path / "one", ear)
+    for site in CASES:
+        folder = tmp_path / "two" / "sites" / site / OWN
+        folder.mkdir(parents=True)
+        for round in range(4):
+            (folder / f"round_{round:05d}.safetensors").write_bytes(b"rubbish")
+        (folder / "best.safetensors").write_bytes(b"rubbish")
+    assert private_bytes(ground, tmp_path / "two", ear) == expected
+
+
+def test_the_secret_noise_decides_what_the_teacher_says(ground, tmp_path, ear):
+    """Else the tests above would hold of answers that depend on nothing."""
+    expected = private_bytes(ground, tmp_path / "one", ear)
+    plan = private(ground[0], "dp-sgd")
+    train((plan, ground[1]), tmp_path / "two", "dcfed", transport=ear, noise_seed=2, simulation=True)
+    assert ear.up != expected[0]
+    assert all(set(from_bytes(data).arrays) == {"answers"} for data in ear.up)  # no loss, and nothing else
+
+
+def test_the_model_apart_is_no_dp_model_and_the_teacher_is(ground, tmp_path):
+    train((private(ground[0], "dp-sgd"), ground[1]), tmp_path, "dcfed", **SEEDED)
+    teachers, own = memories(tmp_path), memories(tmp_path, OWN)
+    assert all(not same(teachers[site]["weights"], own[site]["weights"]) for site in CASES)
+    assert json.loads((tmp_path / "sites/alpha/losses.json").read_text()).keys() == {"1", "2", "3"}
+
+
+@pytest.mark.parametrize("exchanges_wanted", [1, 8])
+def test_the_ledger_knows_the_private_steps_and_nothing_else(ground, tmp_path, exchanges_wanted):
+    """However often sites answer, and however much they learn from public images."""
+    plan = private(ground[0], "dp-sgd")
+    train((plan, ground[1]), tmp_path, "dcfed", settings=OPEN | {"exchanges": exchanges_wanted}, **SEEDED)
+    for site in CASES:
+        ledger = PrivacyLedger.existing(tmp_path / site / "ledger.jsonl")
+        events = [event for charge in ledger.charges() for event in charge.events]
+        assert [(e.mechanism, e.steps) for e in events] == [("dp-sgd", 1)] * 3
+        assert [charge.question for charge in ledger.charges()] == ["train"] * 3
+        stated = plan.agreement.privacy
+        planned = promise.planned(plan, plan.steps_at(site))
+        assert sum(e.steps for e in events) == sum(e.steps for e in planned)
+        assert privacy.accounting.epsilon(events, stated.delta) <= stated.epsilon
+
+
+def test_a_mechanism_whose_models_are_not_private_lets_no_answer_leave(ground, tmp_path):
+    """FedDP noises what leaves of a round, and trains without it: its model is no private teacher."""
+    with pytest.raises(Problems, match="dcfed releases answers, and feddp has no protection for it"):
+        train((private(ground[0], "feddp"), ground[1]), tmp_path, "dcfed")
+    assert "answers" not in privacy.find(private(ground[0], "feddp")).release({"answers": {}})
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_answers_leave_only_if_the_algorithm_says_what_made_them(ground, tmp_path, ear, monkeypatch, stated):
+    """Another algorithm could put whatever it knows of its patients into a group of that name."""
+    honest = FedAvg.local
+
+    def telling(self, site, request):
+        return {**honest(self, site, request), "answers": {"of": np.arange(300, dtype=np.uint8)}}
+
+    monkeypatch.setattr(FedAvg, "local", telling)
+    monkeypatch.setattr(FedAvg, "answers_as_trained", stated, raising=False)
+    train((private(ground[0], "dp-sgd"), ground[1]), tmp_path, "fedavg", transport=ear, **SEEDED)
+    assert {frozenset(from_bytes(data).arrays) for data in ear.up} == {frozenset({"update", *["answers"] * stated})}
+
+
+def test_an_algorithm_that_does_not_say_so_cannot_be_private(ground, monkeypatch):
+    plan, _ = labelled((with_algorithm(private(ground[0], "dp-sgd"), "dcfed"), ground[1]))
+    chosen = algorithms.make(plan.agreement.algorithm)
+    assert privacy_problems(plan, chosen) == []
+    monkeypatch.setattr(DCFed, "answers_as_trained", False)
+    assert "dcfed releases answers" in privacy_problems(plan, chosen)[0]
+
+
+def test_a_forecast_does_not_average_the_noise_of_sites_that_share_no_weights(ground):
+    wholes = {
+        name: forecast(with_algorithm(private(ground[0], "dp-sgd"), name)).ratio
+        for name in ("fedavg", "local", "dcfed")
+    }
+    assert wholes["dcfed"] == wholes["local"] > wholes["fedavg"]
+
+
+# --- the course of a training
+
+
+def state_of(ground, **settings):
+    plan, public = labelled(with_dcfed(ground), settings)
+    chosen = algorithms.make(plan.agreement.algorithm)
+    return plan, chosen, chosen.start(Setup(plan, {"w": np.zeros(3, np.float32)}, public.grids))
+
+
+def with_dcfed(ground):
+    return with_algorithm(ground[0], "dcfed"), ground[1]
+
+
+def answers_of(state, value):
+    return {n: np.full((2, *grid.shape), value, np.uint8) for n, grid in state.shared["agreed"].items()}
+
+
+def walk(ground, answer, rounds=12, **settings):
+    """(asks, weight) of every round, where sites answer the same as long as they are asked."""
+    made = ground[0].change({"training.rounds": rounds}), ground[1]
+    _, chosen, state = state_of(made, **settings)
+    seen = []
+    for round in range(1, rounds + 1):
+        course = state.shared["course"]
+        seen.append((bool(course["asks"][0]), float(course["weight"][0])))
+        groups = {"answers": answers_of(state, answer) if seen[-1][0] else {}, "metrics": {}}
+        assert chosen.misfits(groups, state.shared) == []
+        state = chosen.merge(state, [Release("r", round, site, groups) for site in CASES], None)
+    return seen, state
+
+
+def test_sites_are_asked_in_rounds_fixed_beforehand_and_the_weight_ramps_up(ground):
+    seen, _ = walk(ground, 128, begin=0.25, exchanges=3, ramp=0.5, weight=2.0)
+    assert [round for round, (asks, _) in enumerate(seen, 1) if asks] == [3, 6, 9, 12]
+    weights = [weight for _, weight in seen]
+    assert weights[:3] == [0, 0, 0] and weights == sorted(weights) and weights[-1] == 2.0
+    assert weights[3] == pytest.approx(2 * np.exp(-5 * (1 - 1 / 6) ** 2))
+
+
+def test_nobody_is_asked_again_when_the_labels_have_settled(ground):
+    seen, state = walk(ground, 0, begin=0.25, exchanges=10, settled=0.02)
+    asked = [round for round, (asks, _) in enumerate(seen, 1) if asks]
+    assert asked == [3, 4]  # the first answers change everything, the second nothing
+    assert seen[-1][1] == 1.0 and all((found == 0).all() for found in state.shared["agreed"].values())
+
+
+def test_where_every_gate_is_shut_nothing_is_agreed_and_nothing_settles(ground):
+    seen, state = walk(ground, 128, begin=0.25, exchanges=10)
+    assert sum(asks for asks, _ in seen) == 10
+    assert all((found == UNKNOWN).all() for found in state.shared["agreed"].values())
+
+
+@pytest.mark.parametrize("spoil", ["other names", "other grid", "other depth", "other dtype", "nothing"])
+def test_a_site_that_answers_something_else_is_left_out_and_named(ground, tmp_path, spoil):
+    _, chosen, state = state_of(ground, **OPEN)
+    answers = answers_of(state, 0)
+    first = sorted(answers)[0]
+    match spoil:
+        case "other names":
+            answers["strange"] = answers.pop(first)
+        case "other grid":
+            answers[first] = answers[first][:, :-1]
+        case "other depth":
+            answers = {name: np.concatenate([array, array]) for name, array in answers.items()}
+        case "other dtype":
+            answers[first] = answers[first].astype(np.float32)
+        case "nothing":
+            answers = {}
+    found = chosen.misfits({"answers": answers}, state.shared)
+    assert found == ["answered with labels of other images, structures or grids than it was asked for"]
+
+    class Spoiling(InProcess):
+        def __call__(self, requests):
+            sent = super().__call__(requests)
+            release = from_bytes(sent["alpha"])
+            arrays = {**release.arrays, "answers": answers}
+            return {**sent, "alpha": autofed.exchange.to_bytes(Release("r", release.round, "alpha", arrays))}
+
+    train((ground[0].change({"faults.least_sites": 1}), ground[1]), tmp_path, "dcfed", transport=Spoiling)
+    assert all("labels of other images" in line["left_out"]["alpha"] for line in metrics.read(tmp_path / "rounds"))
+
+
+@pytest.mark.parametrize("settings", [{"confidence": 2}, {"temperature": 0}, {"members": 0}, {"weight": -1}])
+def test_settings_that_cannot_be_are_refused(settings):
+    with pytest.raises(Problems, match=f"{next(iter(settings))} is"):
+        algorithms.make(Algorithm(name="dcfed", settings=settings))
+
+
+def test_labels_that_are_none_of_the_public_images_are_a_bad_request(ground, tmp_path):
+    plan, public = labelled(with_dcfed(ground))
+    ledgers = {"alpha": tmp_path / "ledger.jsonl"}
+    site = Site("alpha", ground[1]["alpha"], plan, tmp_path / "site", ledgers, run="r", public=public)
+    shared = algorithms.make(plan.agreement.algorithm).start(Setup(plan, {}, public.grids)).shared
+    course = {**shared["course"], "weight": np.ones(1, np.float32)}
+    shared = {"agreed": {"../alpha_000": np.zeros((1, 2, 2), np.uint8)}, "course": course}
+    answer = from_bytes(site.answer(autofed.exchange.to_bytes(Request("r", 1, "train", shared))))
+    assert isinstance(answer, Failure) and answer.code == "bad-request"
+    assert "is none of the public images" in (tmp_path / "site" / "site.log").read_text()
+
+
+# --- public images
+
+
+def test_public_images_are_agreed_on_by_content_and_differences_are_named(tmp_path, make_site):
+    folder = make_site("public", cases=3)
+    agreed = public_digests(find_public(folder, 1))
+    assert agreed == public_digests(find_public(folder / "imagesTr", 1))  # with or without a dataset around
+    first, second, third = sorted((folder / "imagesTr").iterdir())
+    shutil.copy(first, folder / "imagesTr" / "more_0000.nii.gz")
+    shutil.copy(first, second)
+    third.unlink()
+    assert differences(agreed, agreed) == []
+    found = differences(agreed, public_digests(find_public(folder, 1)))
+    assert [line.split(" is ")[0] for line in found] == ["public_002", "more", "public_001"]
+    assert ["not here" in found[0], "not agreed on" in found[1], "other content" in found[2]] == [True] * 3
+
+
+def test_public_images_of_any_size_come_onto_the_grid_and_back(ground, tmp_path):
+    """Smaller and larger than the patch, which is 16 voxels wide."""
+    for name, shape in (("small", (5, 6, 7)), ("large", (20, 14, 18))):
+        make_site(tmp_path / name, cases=1, shape=shape)
+        shutil.copytree(tmp_path / name / "imagesTr", tmp_path / "public" / "imagesTr", dirs_exist_ok=True)
+    plan = agreed_on(with_algorithm(ground[0], "dcfed").change({"algorithm.settings": OPEN}), tmp_path / "public")
+    public = open_public(tmp_path / "public", plan, tmp_path / "work")
+    assert public.grids == {"large_000": (20, 14, 18), "small_000": (5, 6, 7)}
+    maps = {name: np.zeros(grid, np.uint8) for name, grid in public.grids.items()}
+    maps["small_000"][1:4, 2:5, 2:5] = 1
+    maps["large_000"][:] = UNKNOWN
+    store = public.labelled(maps, tmp_path / "labels")
+    assert list(store.patients) == ["small_000"] and set(np.unique(store.label("small_000")[:])) == {0, 1}
+    work, stores = tmp_path / "sites", ground[1]
+    chosen = algorithms.make(plan.agreement.algorithm)
+    sites = [Site(n, s, plan, work / n, {n: work / f"{n}.jsonl"}, run="r", public=public) for n, s in stores.items()]
+    state = chosen.start(Setup(plan, {}, public.grids))
+    course = rounds.Course(chosen, privacy.find(plan), plan, InProcess(sites), tmp_path / "rounds", "r", tuple(CASES))
+    end = rounds.run(course, state)
+    assert all((found != UNKNOWN).any() for found in end.shared["agreed"].values())
+    assert not any("left_out" in line for line in metrics.read(tmp_path / "rounds"))
+
+
+def agreed_on(plan, folder):
+    found = public_digests(find_public(folder, len(plan.agreement.channels)))
+    return plan.model_copy(update={"agreement": plan.agreement.model_copy(update={"public_images": found})})
+
+
+def test_what_cannot_be_labelled_is_refused_by_name(ground, tmp_path):
+    plan = with_algorithm(ground[0], "dcfed")
+    make_site(tmp_path / "flat", cases=1, dimension=2, ending=".nii.gz")
+    with pytest.raises(Problems, match="flat_000: the image has 1 slices, the plan is 3D"):
+        open_public(tmp_path / "flat", agreed_on(plan, tmp_path / "flat"), tmp_path / "work")
+    with pytest.raises(Problems, match="found 2 channels, but the plan has 1"):
+        make_site(tmp_path / "two", cases=1, channels=("a", "b"))
+        find_public(tmp_path / "two", 1)
+    with pytest.raises(Problems, match="no images were found"):
+        (tmp_path / "empty").mkdir()
+        find_public(tmp_path / "empty", 1)
+
+
+# --- between machines
+
+
+def test_a_site_may_have_another_network_but_no_other_agreement(ground):
+    for name, free in (("dcfed", True), ("fedavg", False)):
+        plan = with_algorithm(ground[0], name)
+        said = Introduction(site="alpha", agreement=plan.agreement.digest(), local="of its own")
+        assert bool(_misfits(said, plan)) == (not free)
+        assert _misfits(said.model_copy(update={"agreement": "another"}), plan)
+
+
+def test_a_site_that_holds_other_public_images_does_not_take_part(ground, tmp_path):
+    plan, _ = labelled(with_dcfed(ground))
+    work = next(iter(ground[1]["alpha"].folders.values())).parents[2]
+    plan.save(tmp_path / "plan.json")
+    shutil.copytree(work.parent / "public", tmp_path / "public")
+    place = {"site": "alpha", "work": work, "plan": tmp_path / "plan.json", "memory": tmp_path / "memory"}
+    Premises(**place, public=tmp_path / "public").check()
+    assert Premises(**place, public=tmp_path / "public").introduce("0" * 32).agreement
+    with pytest.raises(Problems, match="agrees on 2 public images; name the folder"):
+        Premises(**place).check()
+    next((tmp_path / "public" / "imagesTr").iterdir()).unlink()
+    with pytest.raises(Problems, match="public_000 is agreed on but not here"):
+        Premises(**place, public=tmp_path / "public").check()
+    assert Premises(**place, public=tmp_path / "public").introduce("0" * 32).agreement == ""
+    assert "public_000 is agreed on" in (tmp_path / "memory" / "site.log").read_text()
+
+
+# --- through the verbs
+
+SMALL = {"training.batch_size": 4, "steps_per_round": 6, "training.rounds": 3, "learning_rate": 0.05,
+         "network.features": [8, 16, 16], "patch_size": [32, 32], "network.strides": [[1, 1], [2, 2], [2, 2]],
+         "network.kernels": [[3, 3]] * 3, "training.momentum": 0.9}  # fmt: skip
+PICTURES = {"dimension": 2, "labels": TUMOUR, "shape": (40, 48)}
+LEARNING = {"begin": 0.3, "exchanges": 4, "confidence": 0.6, "doubt": 1.0, "share": 0.3}
+
+
+class Federation:
+    """Three sites of which the last drew its outlines on other pictures, a public folder, a test set, and a plan."""
+
+    def __init__(self, root):
+        self.root, self.names = root, ("alpha", "bravo", "charlie")
+        self.sites = [make_site(root / "raw" / name, cases=5, **PICTURES) for name in self.names]
+        self.public = make_site(root / "public", cases=6, seed=3, **PICTURES)
+        self.test = make_site(root / "test", cases=6, part="Ts", seed=4, **PICTURES)
+        self.shuffle(self.sites[-1] / "labelsTr")
+        self.plan = autofed.plan(self.sites, hours=0.01, device="cpu", settings=SMALL)
+        autofed.preprocess(self.plan, self.sites, root / "work")
+
+    def shuffle(self, folder):
+        """Every picture gets the outline of another one, upside down."""
+        files = sorted(folder.iterdir())
+        maps = [read_labels(file) for file in files]
+        for file, (label, geometry) in zip(files, maps[1:] + maps[:1], strict=True):
+            autofed.images.write(file, np.ascontiguousarray(label[:, ::-1, ::-1]).astype(np.uint8), geometry)
+
+    def train(self, folder, name="dcfed", plan=None, **options):
+        made = (plan or self.plan).change({"algorithm.name": name})
+        if name == "dcfed":
+            made = made.change({"algorithm.settings": LEARNING | options.pop("settings", {})})
+            options = {"public": self.public, **options}
+        return autofed.train(made, self.root / "work", folder, device="cpu", **options)
+
+    def dice(self, run, model):
+        """On the test set."""
+        out = run.folder.parent / f"{run.folder.name}_{model}"
+        autofed.predict(run.folder, self.test / "imagesTs", out, model=model, mirroring=False, device="cpu")
+        return autofed.evaluate(out, self.test / "labelsTs").mean.dice
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return Federation(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="module")
+def trained(pictures, tmp_path_factory):
+    return pictures.train(tmp_path_factory.mktemp("runs") / "run", plan=pictures.plan.change({"training.rounds": 12}))
+
+
+@pytest.mark.slow
+def test_a_site_with_wrong_labels_does_not_pull_the_others_down_and_is_reported(pictures, trained, tmp_path):
+    longer = pictures.plan.change({"training.rounds": 12})
+    alone = pictures.train(tmp_path / "local", "local", plan=longer)
+    for site in ("alpha", "bravo"):
+        assert pictures.dice(trained, site) >= pictures.dice(alone, site) - 0.02
+    last = [line for line in metrics.read(trained.rounds_folder) if "notes" in line][-1]["sites"]
+    honest = [last[site] for site in ("alpha", "bravo")]
+    assert last["charlie"]["disagreement"] > max(said["disagreement"] for said in honest)
+    assert last["charlie"]["trust"] < min(said["trust"] for said in honest) == 1
+    said = "\n".join(exchanges.of_run(trained))
+    assert "against those of all: alpha" in said and "weights would have been" in said
+    assert "pseudo-labels are no formal guarantee" in said and said.splitlines()[-1] in _training([trained.folder])
+
+
+def test_a_site_that_saw_something_else_before_it_learned_from_the_others_is_named():
+    lines = [{"sites": {"alpha": {"disagreement": a}, "charlie": {"disagreement": c}}} for a, c in ((0.1, 0.8), (0, 0))]
+    listed, named = exchanges._disagreement("all", lines)
+    assert "alpha 0.10 at first, 0.00 in the end, charlie 0.80 at first" in listed and "charlie sees something" in named
+
+
+@pytest.mark.slow
+def test_every_site_and_the_student_predict(pictures, trained):
+    assert trained.models() == ["alpha", "bravo", "charlie", "student"]
+    assert pictures.dice(trained, "student") > 0.6
+    with pytest.raises(Problems, match="choose --model from: alpha, bravo, charlie, student"):
+        trained.members()
+
+
+@pytest.mark.slow
+def test_a_run_that_was_cut_off_goes_on_without_naming_the_images_again(pictures, tmp_path, monkeypatch):
+    whole = pictures.train(tmp_path / "whole", settings=OPEN)
+    with monkeypatch.context() as patch:
+        patch.setattr("autofed.verbs.coordinator.train_student", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pictures.train(tmp_path / "cut", settings=OPEN)
+    again = autofed.train(
+        tmp_path / "cut" / "plan.json", pictures.root / "work", tmp_path / "cut", resume=True, device="cpu"
+    )
+    student = [load_groups(run.student_path("all"))[0]["weights"] for run in (whole, again)]
+    with pytest.raises(Problems, match="test_000, test_001, test_002, test_003, test_004 and 1 more are here but not"):
+        autofed.train(
+            again.plan(), pictures.root / "work", again.folder, resume=True, public=pictures.test / "imagesTs"
+        )
+    assert same(*student) and again.models() == whole.models()
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_sites_with_networks_and_grids_of_their_own(pictures, tmp_path):
+    coarse = pictures.plan.change({
+        "network.features": [8, 12], "network.strides": [[1, 1], [2, 2]], "network.kernels": [[3, 3]] * 2,
+        "geometry.spacing_mm": [999.0, 2.0, 2.0], "patch_size": [16, 20],
+    })  # fmt: skip
+    autofed.preprocess(coarse, pictures.sites[:1], pictures.root / "work")
+    run = pictures.train(tmp_path / "run", site_plans={"alpha": coarse})
+    assert run.site_plan("alpha").local == coarse.local != run.site_plan("bravo").local
+    assert len(run.members("alpha")[0].read()) < len(run.members("bravo")[0].read())
+    label, _ = read_labels(next((pictures.test / "labelsTs").iterdir()))
+    assert pictures.dice(run, "alpha") is not None
+    assert read_labels(next((tmp_path / "run_alpha").glob("*_000.png")))[0].shape == label.shape
+    with pytest.raises(Problems, match="nobody is no site of the plan"):
+        pictures.train(tmp_path / "other", site_plans={"nobody": coarse})
+
+
+@pytest.mark.slow
+def test_where_every_label_is_gated_away_the_sites_train_alone_and_there_is_no_student(pictures, tmp_path, caplog):
+    run = pictures.train(tmp_path / "run", settings={"confidence": 1.0, "doubt": 0.0})
+    assert run.models() == ["alpha", "bravo", "charlie"] and "there is no student" in caplog.text
+    assert "labels of 0 % of the public images" in "\n".join(exchanges.of_run(run))
+
+
+def test_what_is_asked_for_must_fit(pictures, tmp_path):
+    with pytest.raises(Problems, match="name a folder that holds them"):
+        pictures.train(tmp_path / "run", public=None)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Problems, match="no images were found"):
+        pictures.train(tmp_path / "run", public=tmp_path / "empty")
+    with pytest.raises(Problems, match="--public is for sites that label public images; fedavg shares weights"):
+        pictures.train(tmp_path / "run", "fedavg", public=pictures.public)
+    with pytest.raises(Problems, match="weights of its own, which no other has; leave --init out"):
+        pictures.train(tmp_path / "run", init=tmp_path)
+    other = agreed_on(pictures.plan, pictures.test / "imagesTs")
+    with pytest.raises(Problems, match="agreed on but not here"):
+        pictures.train(tmp_path / "run", plan=other)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_private_run_hands_each_site_its_better_model_and_the_world_the_student(pictures, tmp_path):
+    made = pictures.plan.change({"privacy.mechanism": "dp-sgd", "training.rounds": 3, "sampling_rate": 0.5})
+    made = made.change(promise.settled(made, None, None, noise_is_given=True))
+    run = pictures.train(tmp_path / "run", plan=made, simulation=True, settings=OPEN)
+    assert set(run.models()) >= {"alpha", "bravo", "charlie"}
+    folder, last = run.site_folder("alpha"), "round_00003.safetensors"
+    own, teacher = (load_groups(folder / kind / last)[0] for kind in (OWN, "memory"))
+    found = run.members("alpha")[-1].read()
+    assert same(found, own["mean"]) and not same(found, teacher["mean"])  # a private plan takes moving averages
+    assert "private mechanism trained" in exchanges.of_run(run)[-1]
+    assert "loss" not in (run.rounds_folder / "metrics.jsonl").read_text()
+    kept = tmp_path / "weights.safetensors"
+    shutil.copy(folder / OWN / last, kept)
+    for init in (folder / OWN / last, kept):
+        with pytest.raises(Problems, match="for its site alone"):
+            pictures.train(tmp_path / "next", "fedavg", init=init)
+    with pytest.raises(Problems, match="is what a site remembers"):
+        pictures.train(tmp_path / "next", "fedavg", plan=made, simulation=True, init=folder / "memory" / last)
+    assert not (tmp_path / "next" / "run.json").exists()
