@@ -175,7 +175,7 @@ def test_a_full_disk_crosses_the_door_as_a_code_even_if_the_log_finds_no_room(si
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("autofed.federation.site.write_bytes", full)
-    monkeypatch.setattr(site, "_log", full)
+    monkeypatch.setattr(site, "log", full)
     assert from_bytes(site.answer(ask(site))).code == "disk-full"
 
 
