@@ -167,7 +167,13 @@ class Dataset:
 def open_dataset(folder: Path | str, *, headers: bool = True) -> Dataset:
     """Read a site's folder and check it as far as names and `headers` go; `Problems` names everything at once."""
     folder = Path(folder).resolve()
-    description, channels, ending = _describe(folder)
+    if not (folder / "dataset.json").is_file():
+        refuse(str(folder), [_no_dataset(folder)])
+    description = read_json(folder / "dataset.json")
+    problems = _description_problems(description)
+    refuse(str(folder / "dataset.json"), problems)
+    ending = str(description["file_ending"]).lower()
+    channels = tuple(str(v) for _, v in sorted(_channel_names(description).items(), key=lambda kv: int(kv[0])))
     cases, problems = _find_cases(folder, ending)
     problems += _number_problems(description, cases)
     patients = description.get("patients", {})
@@ -180,29 +186,6 @@ def open_dataset(folder: Path | str, *, headers: bool = True) -> Dataset:
     problems = [*([name_problem] if name_problem else []), *problems, *(_header_problems(dataset) if headers else [])]
     refuse(str(folder), problems)
     return dataset
-
-
-def open_unlabelled(folder: Path | str) -> Dataset:
-    """Read a folder of images whose labels, if there are any, are not looked at, and check it as far as headers go.
-
-    `Problems` names everything at once.
-    """
-    folder = Path(folder).resolve()
-    description, channels, ending = _describe(folder)
-    cases, problems = _find_scans(folder, ending)
-    dataset = Dataset(folder, channels, canonical(description["labels"]), cases)
-    refuse(str(folder), problems or _header_problems(dataset))
-    return dataset
-
-
-def _describe(folder: Path) -> tuple[Mapping[str, Any], tuple[str, ...], str]:
-    """What dataset.json says, the channels' names in it and the ending of files; `Problems` if it is not whole."""
-    if not (folder / "dataset.json").is_file():
-        refuse(str(folder), [_no_dataset(folder)])
-    description = read_json(folder / "dataset.json")
-    refuse(str(folder / "dataset.json"), _description_problems(description))
-    channels = tuple(str(v) for _, v in sorted(_channel_names(description).items(), key=lambda kv: int(kv[0])))
-    return description, channels, str(description["file_ending"]).lower()
 
 
 def open_datasets(folders: Iterable[Path | str]) -> list[Dataset]:
@@ -404,17 +387,12 @@ def _count_channels(paths: tuple[Path, ...]) -> tuple[int, list[str]]:
         return 0, [f"{Path(error.about).name}: {p}" for p in error.problems]
 
 
-def _find_scans(folder: Path, ending: str) -> tuple[dict[str, Files], list[str]]:
+def _find_cases(folder: Path, ending: str) -> tuple[dict[str, Files], list[str]]:
     scans, problems = _named(folder / "imagesTr", ending)
     found, more = _group(scans)
-    missing = [] if found else [f"imagesTr holds no {ending} files; expected files such as case_0000{ending}"]
-    return found, missing or problems + more
-
-
-def _find_cases(folder: Path, ending: str) -> tuple[dict[str, Files], list[str]]:
-    found, problems = _find_scans(folder, ending)
+    problems += more
     if not found:
-        return {}, problems
+        return {}, [f"imagesTr holds no {ending} files; expected files such as case_0000{ending}"]
     label_ending = images.label_ending(ending)
     maps, more = _named(folder / "labelsTr", label_ending)
     problems += more

@@ -8,10 +8,9 @@ out, and a site has a plan.json if its network is not the run's.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
@@ -36,9 +35,8 @@ FEWEST = 0.5
 """Of fewer cases than this no mean is told: noise may leave next to nothing of their number."""
 
 _START = "start.safetensors"
-_PUBLIC = ".public"
 _LEDGERS = "ledgers"
-_BEGINNING = ("plan.json", _START, _PUBLIC, _LEDGERS)
+_BEGINNING = ("plan.json", _START, _LEDGERS)
 
 
 class Identity(Record):
@@ -98,16 +96,11 @@ class Run:
         foreign = sorted(name for name in found if name not in _BEGINNING and not is_part(name))
         refuse(str(self.folder), ["it holds no run but other files; give another folder"] if foreign else [])
 
-    def begin(
-        self, plan: Plan, identity: Identity, start: Arrays | None, origin: Mapping[str, Any] | None = None
-    ) -> None:
-        """Write the plan and the weights to start from, if there are any, then the identity: now it is a run.
-
-        `origin` says in words where these weights are from.
-        """
+    def begin(self, plan: Plan, identity: Identity, start: Arrays | None) -> None:
+        """Write the plan and the weights to start from, if any were given, then the identity: now it is a run."""
         plan.save(self.folder / "plan.json")
         if start is not None:
-            save_groups(self.folder / _START, {"weights": start}, origin)
+            save_groups(self.folder / _START, {"weights": start})
         else:
             (self.folder / _START).unlink(missing_ok=True)
         identity.save(self.folder / "run.json")
@@ -127,16 +120,6 @@ class Run:
         """The weights that the run was given to start from, if it was."""
         path = self.folder / _START
         return read_file(path) if path.is_file() else None
-
-    def origin(self) -> dict[str, Any]:
-        """Where the weights that the run started from are from, in words; nothing if it was given none."""
-        path = self.folder / _START
-        return peek(path)[1] if path.is_file() else {}
-
-    @property
-    def public_folder(self) -> Path:
-        """Where the images that a run learns its start from are prepared, until it has begun."""
-        return self.folder / _PUBLIC
 
     def folds(self) -> list[str]:
         """The folds that have finished a round, in order."""

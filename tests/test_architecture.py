@@ -41,7 +41,6 @@ FLOORS = (
         "postprocessing",
         "solver",
         "fit",
-        "pretraining",
         "inversion",
         "canaries",
         "speed",

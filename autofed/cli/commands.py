@@ -224,9 +224,7 @@ def train(
         list[str] | None,
         typer.Option(help="all (default): hold nobody out; 0 to 4: a fifth of each site's patients; cv: all five."),
     ] = None,
-    init: Annotated[
-        Path | None, typer.Option(help="What to start from: a RUN, a file of weights, or a folder of public images.")
-    ] = None,
+    init: Annotated[Path | None, typer.Option(help="A RUN or a file of weights to start from.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on after the last finished round; with more --rounds, for longer.")
     ] = False,
@@ -262,8 +260,6 @@ def train(
             say=lambda line: typer.echo(line, err=True),
         )
     typer.echo(f"{output}: finished; models: {', '.join(run.models())}")
-    if "error" in (start := run.origin()):
-        typer.echo("start: {count} public images, {steps} steps, error {error:.2f} of their variance".format(**start))
     for trained in run.folds():
         for site, missed in run.left_out(trained).items():
             typer.echo(f"fold {trained}: {len(missed)} of {run.finished(trained)} rounds without {site}; "

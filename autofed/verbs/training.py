@@ -19,7 +19,6 @@ from autofed.network import build, load_weights
 from autofed.parallel import Progress, silent
 from autofed.plans import Plan
 from autofed.prepared import Store
-from autofed.pretraining import Learned
 from autofed.privacy.ledger import PrivacyLedger
 from autofed.problems import Problems, gathered, refuse
 from autofed.runs import Identity, Run, read_weights
@@ -56,8 +55,7 @@ def train(
     `folds` are "all" (nobody is held out), numbers of parts of the patients that each site holds out, or "cv" for all
     five, one training after another. With `resume` an interrupted run goes on after its last finished round, with the
     same weights as if it had not been interrupted; with more `rounds` than before a run goes on for longer. `init` is
-    a run or a file of weights to start from, or a folder of public images, in raw layout, to learn a start from
-    (`autofed.pretraining`). `workers` make the patches: 0 for none beside the training itself,
+    a run or a file of weights to start from. `workers` make the patches: 0 for none beside the training itself,
     "thread" for one thread, or so many processes; by default a thread on a CPU and processes elsewhere. `Problems`
     before any training if the plan, the prepared data and the run do not fit each other, or if the plan's privacy is
     not what it promises. In a `simulation` the sites' own ledgers are left alone: the run has its own, marked as such.
@@ -100,8 +98,7 @@ def train(
         course = Folds(coordinator, stores, Path(work), picked, feeder, trusted, counter, simulation, shown, own)
         course.check(wanted)
         train_fold = course.train
-    learn = partial(starts.learn, folder, made, stores, device=device, progress=progress)
-    _begin(coordinator, None if init is None else Path(init), wanted, work, learn, extended=extended)
+    _begin(coordinator, None if init is None else Path(init), wanted, work, extended=extended)
     for site, its in own.items():
         its.save(folder.folder / "sites" / site / "plan.json")
     with until_the_end:
@@ -162,31 +159,21 @@ def _identity(folder: Run, sites: tuple[str, ...], simulation: bool, public: Pat
 
 
 def _begin(
-    coordinator: Coordinator,
-    init: Path | None,
-    folds: Sequence[str],
-    work: PathLike | None,
-    learn: Callable[[Path], Learned],
-    *,
-    extended: bool,
+    coordinator: Coordinator, init: Path | None, folds: Sequence[str], work: PathLike | None, *, extended: bool
 ) -> None:
     """Make the folder a run, if it is none yet."""
     folder, made = coordinator.run, coordinator.plan
     start: Arrays | None = None
-    origin: dict[str, Any] = {}
     if init is None and not folder.exists:
         refuse("local.training.trained", starts.senseless(made))
-    elif init is not None and starts.is_public(init):
-        learned = learn(init)
-        start, origin = learned.weights, learned.words()
     elif init is not None:
+        refuse("--init", starts.unreadable(init))
         kept = starts.kept_at_a_site(init, made)
         refuse("--init", [*_leaks(init, folds), *_uncounted(coordinator, init, work), *kept])
-        given = read_weights(init)
-        load_weights(build(made.local.network), given, f"--init {init}")
-        start, origin = given, {"init": str(init)}
+        start = read_weights(init)
+        load_weights(build(made.local.network), start, f"--init {init}")
     if not folder.exists:
-        folder.begin(made, coordinator.identity, start, origin)
+        folder.begin(made, coordinator.identity, start)
     elif extended:
         made.save(folder.folder / "plan.json")
 

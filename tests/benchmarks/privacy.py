@@ -302,14 +302,17 @@ def from_public(made: plans.Plan, pictures: Path) -> dict[str, np.ndarray]:
 
 
 def _prepared(made: plans.Plan, pictures: Path) -> Iterator[np.ndarray]:
-    """Each picture (1, C, height, width) on the plan's grid."""
+    """Each picture (1, C, height, width) on the plan's grid, its middle where it is larger than a patch."""
     agreement = made.agreement
     cases = {name: Files(files.images, None) for name, files in find_images(pictures, len(agreement.channels)).items()}
     dataset = Dataset(pictures, agreement.channels, agreement.labels, cases)
     for name in cases:
         image = prepare(dataset.read(name), made.local.geometry, made.local.intensity).image[None, :, 0]
-        if image.shape[2:] == tuple(made.local.training.patch_size):
-            yield image.astype(np.float32)
+        for axis, size in enumerate(made.local.training.patch_size, start=2):
+            missing, spare = max(0, size - image.shape[axis]), max(0, image.shape[axis] - size)
+            widths = [(missing // 2, missing - missing // 2) if i == axis else (0, 0) for i in range(4)]
+            image = np.pad(image, widths).take(range(spare // 2, spare // 2 + size), axis)
+        yield image.astype(np.float32)
 
 
 def _spoiled(whole: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -26,10 +26,12 @@ from typing import Any
 
 import numpy as np
 from _federations import Bench, Experiment, Result, apart, bench, markdown, parser, points, score, test_set
+from privacy import from_public
 
 from autofed import plans, verbs
 from autofed.case import Dataset, open_dataset
 from autofed.devices import pick_device
+from autofed.exchange import save_groups
 from autofed.files import read_json, write_json
 from autofed.inference import Predictor
 from autofed.planner import forecast, protect
@@ -120,8 +122,14 @@ class Planned(Bench):
         return max(1, int(float(made.budget.hours or 0) * 3600 * USEFUL_SHARE / seconds))
 
     def start(self, experiment: Experiment, made: plans.Plan) -> Path | None:
-        """The folder of public images, where the experiment is about them."""
-        return self.data / experiment.federation / "public" if "public" in experiment.label else None
+        """Weights from public pictures (`privacy.from_public`), where the experiment is about them."""
+        if "public" not in experiment.label or (self.folder(experiment) / "run" / "run.json").is_file():
+            return None
+        path = self.folder(experiment) / "public.safetensors"
+        if not path.is_file():
+            pictures = self.data / experiment.federation / "public" / "imagesTr"
+            save_groups(path, {"weights": from_public(made, pictures)})
+        return path
 
     def _score(self, experiment: Experiment, run: Run, made: plans.Plan) -> dict[str, Any]:
         predictor = Predictor(run.members(GLOBAL, [ALL])[-1:], device=pick_device(self.device), mirroring=False)
@@ -195,8 +203,8 @@ def wanted(part: str, federations: Sequence[str]) -> Iterator[Experiment]:
         yield from (run for federation in federations if federation in PUBLIC for run in starts(federation))
 
 
-PUBLIC = ("dermoscopy", "breast-ultrasound", "hippocampus")
-"""Federations with unlabelled public images."""
+PUBLIC = ("dermoscopy", "breast-ultrasound")
+"""Federations with unlabelled public pictures."""
 
 
 def starts(federation: str) -> list[Experiment]:
