@@ -58,10 +58,10 @@ def test_what_was_spent_is_shown_by_run_and_mechanism(work):
         ledger.counted()
     )  # who planned the second run had seen the first: the filter's figure, and not a smaller one
     assert total > accounting.epsilon([STEP] * 3 + [SCORES], DELTA)
-    assert f"{RUN} dp-sgd patient 2 40 {ledgers.rounded_up(accounting.epsilon([STEP] * 2, DELTA))}" in text
-    assert f"{OTHER} scores patient 1 1 {ledgers.rounded_up(scores)}" in text
-    assert f"{OTHER} together {ledgers.rounded_up(both)}" in text and f"{RUN} together" not in text
-    assert f"all runs {ledgers.rounded_up(total)}" in text
+    assert f"{RUN} dp-sgd patient 2 40 {accounting.rounded_up(accounting.epsilon([STEP] * 2, DELTA))}" in text
+    assert f"{OTHER} scores patient 1 1 {accounting.rounded_up(scores)}" in text
+    assert f"{OTHER} together {accounting.rounded_up(both)}" in text and f"{RUN} together" not in text
+    assert f"all runs {accounting.rounded_up(total)}" in text
     assert "Fingerprints handed over for planning are not in this ledger" in text
 
 
@@ -177,7 +177,7 @@ def test_the_summary_of_a_run_counts_all_its_folds(work):
     ledger = opened(work, charge(1), charge(1, RUN + "-fold-2"), charge(1, OTHER))
     (line,) = ledgers.summary(ledger, RUN)
     order = ledger.opening.order
-    two, three = (ledgers.rounded_up(accounting.renyi_epsilon([STEP] * n, DELTA, order)) for n in (2, 3))
+    two, three = (accounting.rounded_up(accounting.renyi_epsilon([STEP] * n, DELTA, order)) for n in (2, 3))
     every = f"all runs together cost epsilon {three} at delta 1e-05; of its ceiling 8.774 are left "
     assert line.startswith(f"alpha: this run cost epsilon {two} at delta 1e-05; {every}")
     assert line.endswith("(70.0 %)")
@@ -217,4 +217,4 @@ def test_the_success_rate_is_reached_by_randomised_response():
     [(0.5, "50.00"), (0.99966, "99.97"), (0.999951, "99.996"), (0.9999999, "99.99999"), (1.0, "100")],
 )
 def test_percent_is_rounded_up_and_below_a_hundred(rate, percent):
-    assert ledgers.percent_at_most(rate) == percent
+    assert accounting.percent_at_most(rate) == percent

@@ -3,13 +3,18 @@
 import numpy as np
 import pytest
 
-from autofed.exchange import load_groups
+import autofed
+from autofed.exchange import load_groups, save_groups
+from autofed.federation import states
 from autofed.fit import fit
 from autofed.network import build, weights_of
 from autofed.plans import Training
 from autofed.privacy.dpsgd import DPSGD
 from autofed.privacy.gaussian import FedDP
+from autofed.problems import Problems
 from tests import small_federation as small
+from tests.plans_made import small_plan
+from tests.synthetic import make_site
 from tests.test_network import PLANS
 
 DECODER = Training(patch_size=(8, 8), batch_size=1, steps_per_round=1, trained="decoder")
@@ -92,3 +97,51 @@ def test_the_noise_on_an_update_leaves_out_what_does_not_learn():
     update = {"down.w": np.full(300, 5.0, np.float32), "up.w": np.zeros(300, np.float32)}
     (found,) = FedDP(1.0, 2.0, 1, DECODER.frozen).keyed(b"3" * 32).release({"update": update}).values()
     assert not found["down.w"].any() and found["up.w"].std() == pytest.approx(2, rel=0.2)
+
+
+# --- by the verb
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A plan of which only the decoder learns, and WORK."""
+    root = tmp_path_factory.mktemp("verb")
+    sites = [make_site(root / name, cases=3) for name in ("alpha", "bravo")]
+    labels, chosen = {"background": 0, "tumour": 1}, {"training.rounds": 1, "training.trained": "decoder"}
+    plan = small_plan(labels=labels, cases=6, **chosen)
+    autofed.preprocess(plan, sites, root / "work")
+    return plan, root / "work"
+
+
+def test_a_way_down_that_was_given_stays_and_random_weights_are_refused(work, tmp_path):
+    plan, prepared = work
+    with pytest.raises(Problems, match='with "decoder" the way down stays as .* give --init a RUN'):
+        autofed.train(plan, prepared, tmp_path / "run", device="cpu", simulation=True)
+    start = {name: array + np.float32(0.25) for name, array in begun(plan).items()}
+    save_groups(tmp_path / "start.safetensors", {"weights": start})
+    run = autofed.train(plan, prepared, tmp_path / "run", init=tmp_path / "start.safetensors", device="cpu",
+                        simulation=True)  # fmt: skip
+    end = states.load(run.rounds_folder, 1).shared["weights"]
+    assert {n for n in start if np.array_equal(start[n], end[n])} >= {n for n in start if n.startswith("down.")}
+    assert any(not np.array_equal(start[n], end[n]) for n in start)
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("nowhere", "no such file or folder"),
+    ("images", "a folder without run.json"),
+    ("note.txt", "not one of autofed's"),
+])  # fmt: skip
+def test_what_can_be_started_from_is_said_where_it_is_none_of_it(work, tmp_path, name, said):
+    (tmp_path / "note.txt").write_text("no weights")
+    (tmp_path / "images").mkdir()
+    with pytest.raises(Problems, match=f"{said}.*expected a RUN, or a file of weights"):
+        autofed.train(*work, tmp_path / "run", init=tmp_path / name, device="cpu", simulation=True)
+
+
+def test_a_simulation_that_was_refused_leaves_a_folder_to_begin_in(work, tmp_path):
+    plan, prepared = work
+    for _ in range(2):  # the second is refused for the same reason, not for what the first left behind
+        with pytest.raises(Problems, match="no such file or folder"):
+            private = small.private(plan, "dp-sgd")
+            autofed.train(private, prepared, tmp_path / "run", init="nowhere", device="cpu", simulation=True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["ledgers"]

@@ -73,8 +73,7 @@ _FORECAST = ("site", "patients", "in a step", "noise multiplier", "epsilon", "no
 def _show_forecast(made: Any, every: bool) -> None:
     """What a private plan promises, what its noise is beside what patients can say, and what would mend that."""
     from autofed.planner import forecast, remedies
-    from autofed.privacy.accounting import success_rate
-    from autofed.verbs.ledgers import percent_at_most, rounded_up
+    from autofed.privacy.accounting import percent_at_most, rounded_up, success_rate
 
     told, stated = forecast(made), made.agreement.privacy
     if told is None:
@@ -141,9 +140,9 @@ def _spent_rows(found: Any) -> Iterator[tuple[str, ...]]:
 
 
 def _epsilon(value: float | None) -> str:
-    from autofed.verbs import ledgers
+    from autofed.privacy.accounting import rounded_up
 
-    return "infinite" if value is None else ledgers.rounded_up(value)
+    return "infinite" if value is None else rounded_up(value)
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -72,6 +72,8 @@ def _remedies(question: Question, whole: float) -> Iterator[str]:
         yield f"{grade} with --hours {hours * times:g}"
     if question.averages and len(question.patients) > 1 and _reaches(replace(question, coordinator_adds=True), wanted):
         yield f"{grade} if all sites trusted one coordinator to add the noise once, which autofed does not offer"
+    if whole > STRAINED:
+        yield "without a promise: --algorithm dcfed, where pseudo-labels travel and no weights, is no formal guarantee"
 
 
 def larger(epsilon: float) -> Iterator[float]:

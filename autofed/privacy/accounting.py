@@ -222,6 +222,20 @@ def success_rate(epsilon: float, delta: float) -> float:
     return (1 + delta * math.exp(-epsilon)) / (1 + math.exp(-epsilon))
 
 
+def percent_at_most(rate: float) -> str:
+    """A rate below 1 as percent, rounded up, with as many digits as it takes to stay below 100."""
+    for digits in range(2, 12):
+        value = math.ceil(rate * 100 * 10**digits - 1e-9) / 10**digits
+        if value < 100:
+            return f"{value:.{digits}f}"
+    return "100"
+
+
+def rounded_up(epsilon: float) -> str:
+    """An epsilon to two digits after the point, never too small."""
+    return f"{math.ceil(epsilon * 100) / 100:.2f}"
+
+
 # --- Renyi divergence, for the filter
 
 

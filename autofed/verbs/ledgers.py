@@ -171,7 +171,7 @@ def _cost_in_words(ledger: PrivacyLedger, what: str, charges: Sequence[Charge]) 
     epsilon, delta = ledger.cost(charges), ledger.delta
     if math.isinf(epsilon):
         return f"nothing is promised for {what}, since {_why(charges)}"
-    return f"{what} cost epsilon {rounded_up(epsilon)} at delta {delta:g}"
+    return f"{what} cost epsilon {accounting.rounded_up(epsilon)} at delta {delta:g}"
 
 
 def _belongs(charge: Charge, run: str) -> bool:
@@ -238,8 +238,8 @@ def _promise(epsilon: float | None, delta: float, charges: Sequence[Charge]) -> 
                 f"{first.round} of run {first.run}.")  # fmt: skip
     census = [charge.run == CENSUS for charge in charges]
     what = "the census" if all(census) else "the census and the trainings" if any(census) else "the trainings"
-    rate = percent_at_most(accounting.success_rate(epsilon, delta))
-    figures = f"epsilon {rounded_up(epsilon)} at delta {delta:g}"
+    rate = accounting.percent_at_most(accounting.success_rate(epsilon, delta))
+    figures = f"epsilon {accounting.rounded_up(epsilon)} at delta {delta:g}"
     return (f"Someone who sees everything that left this hospital in {what} of this ledger can tell whether a "
             f"given patient's scans were used with a success rate of at most {rate} %, where guessing gives 50 % "
             f"({figures}).")  # fmt: skip
@@ -276,20 +276,6 @@ def _notes(ledger: PrivacyLedger, epsilon: float | None, charges: Sequence[Charg
     else:
         yield ("Fingerprints handed over for planning are not in this ledger: they are counts and sums without noise. "
                "With --private-census they are noised and charged.")  # fmt: skip
-
-
-def percent_at_most(rate: float) -> str:
-    """A rate below 1 as percent, rounded up, with as many digits as it takes to stay below 100."""
-    for digits in range(2, 12):
-        value = math.ceil(rate * 100 * 10**digits - 1e-9) / 10**digits
-        if value < 100:
-            return f"{value:.{digits}f}"
-    return "100"
-
-
-def rounded_up(epsilon: float) -> str:
-    """An epsilon to two digits after the point, never too small."""
-    return f"{math.ceil(epsilon * 100) / 100:.2f}"
 
 
 def _floor(percent: float) -> str:

@@ -19,7 +19,7 @@ planner's rule was fitted to is in private_rule.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -259,45 +259,62 @@ def of_grades(work: Planned, federations: Sequence[str]) -> str:
             for epsilon in EPSILONS[federation]:
                 for result in work.results([run_of("planned", epsilon, federation)]):
                     added = (result.dice("test") - guess) / (none.dice("test") - guess)
-                    shown = ("-", "-") if np.isnan(guess) else (f"{guess:.3f}", f"{100 * added:.0f}")
+                    shown = (f"{guess:.3f}", f"{100 * added:.0f}")
                     rows.append((*graded(federation, epsilon, none, result), *shown))
     rows.sort(key=lambda row: float(row[4]))
     return "### Grades\n\n" + stamp(work, [run_of("open", None, f) for f in federations]) + markdown(head, rows)
 
 
 def guessed(work: Planned, federation: str) -> float:
-    """Dice on the test set of what needs no network: one map for every picture, or one threshold of one channel.
+    """Dice on the test set of what needs no network: one map for every case, or one threshold of one channel.
 
-    Pictures are looked at 64 pixels wide, channels as z-scores. The share of labels from which the map counts a pixel,
-    or channel, side and threshold, are the best for the sites' own pictures; the better of both. Nothing for volumes.
+    Cases are looked at 64 pixels, or 24 voxels, wide, channels as z-scores. The share of labels from which the map
+    counts a place, or channel, side and threshold, are the best for the sites' own cases, structure by structure; the
+    mean over structures, the better of both.
     """
-    made = work.plan(federation)
-    if made.agreement.dimension == 3:
-        return float("nan")
     held = [open_dataset(site) for site in work.sites(federation)]
     known = [_coarse(data, case) for data in held for case in data.cases]
-    test = test_set(work.data / federation / "test", made)
+    test = test_set(work.data / federation / "test", work.plan(federation))
     asked = [_coarse(test, case) for case in test.cases]
-    mean = np.mean([label for _, label in known], axis=0)
-    maps = [lambda image, share=share: mean >= share for share in np.linspace(0.05, 0.95, 19)]
-    cuts = [
+    values = sorted({int(value) for _, label in known for value in np.unique(label)} - {0})
+    return max(float(np.mean([_best(kind, known, asked, value) for value in values])) for kind in (_maps, _cuts))
+
+
+Known = Sequence[tuple[np.ndarray, np.ndarray]]
+Rule = Callable[[np.ndarray], np.ndarray]
+
+
+def _best(kind: Callable[[Known, int], list[Rule]], known: Known, asked: Known, value: int) -> float:
+    return _dice(max(kind(known, value), key=lambda rule: _dice(rule, known, value)), asked, value)
+
+
+def _maps(known: Known, value: int) -> list[Rule]:
+    mean = np.mean([label == value for _, label in known], axis=0)
+    return [lambda image, share=share: mean >= share for share in np.linspace(0.05, 0.95, 19)]
+
+
+def _cuts(known: Known, value: int) -> list[Rule]:
+    return [
         lambda image, channel=channel, side=side, cut=cut: side * image[channel] > cut
-        for channel in range(len(made.agreement.channels)) for side in (1, -1) for cut in np.linspace(-2, 2, 21)
+        for channel in range(len(known[0][0])) for side in (1, -1) for cut in np.linspace(-2, 2, 21)
     ]  # fmt: skip
-    return max(_dice(max(rules, key=lambda rule: _dice(rule, known)), asked) for rules in (maps, cuts))
 
 
 def _coarse(dataset: Dataset, case: str) -> tuple[np.ndarray, np.ndarray]:
     read = dataset.read(case)
-    rows, columns = (np.linspace(0, size - 1, 64).round().astype(int) for size in read.label.shape[1:])
-    image = read.image[:, 0][:, rows][:, :, columns].astype(float)
-    spread = image.std((1, 2), keepdims=True) + 1e-6
-    return (image - image.mean((1, 2), keepdims=True)) / spread, read.label[0][np.ix_(rows, columns)] == 1
+    width = 64 if read.label.shape[0] == 1 else 24
+    places = np.ix_(*(np.linspace(0, size - 1, min(size, width)).round().astype(int) for size in read.label.shape))
+    image = np.stack([channel[places] for channel in read.image]).astype(float)
+    axes = tuple(range(1, image.ndim))
+    spread = image.std(axes, keepdims=True) + 1e-6
+    return (image - image.mean(axes, keepdims=True)) / spread, read.label[places]
 
 
-def _dice(rule: Any, known: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    pairs = [(rule(image), label) for image, label in known if label.any()]
-    return float(np.mean([2 * (guess & label).sum() / (guess.sum() + label.sum()) for guess, label in pairs]))
+def _dice(rule: Rule, known: Known, value: int) -> float:
+    pairs = [(rule(image), label == value) for image, label in known]
+    return float(
+        np.mean([2 * (guess & held).sum() / (guess.sum() + held.sum()) for guess, held in pairs if held.any()])
+    )
 
 
 def graded(federation: str, epsilon: float, none: Result, result: Result) -> tuple[str, ...]:
