@@ -398,6 +398,9 @@ def test_census_and_training_together_keep_the_promise_by_the_ledger(tmp_path, s
     made = verbs.plan([alpha, bravo], work=work, epsilon=8.0, private_census=True, **wanted)
     assert made.agreement.privacy.mechanism == "dp-sgd" and made.agreement.privacy.census_noise
     verbs.preprocess(made, [alpha, bravo], work)
+    quieter = verbs.change(made, None, {"privacy.census_noise": 100.0})
+    with pytest.raises(Problems, match="counts a census with noise 100, this site was charged one with 2.0"):
+        verbs.train(quieter, work, tmp_path / "other", device="cpu", workers=0)
     verbs.train(made, work, tmp_path / "run", device="cpu", workers=0)
     for name in ("alpha", "bravo"):
         told = ledgers.state(ledgers.find(work / name))

@@ -24,6 +24,7 @@ from autofed.plans import Plan
 from autofed.postprocessing import RULES
 from autofed.prepared import PublicImages, Store
 from autofed.privacy import ADAPTATION, Guard, Mechanism, accounting, promise
+from autofed.privacy.census import NoisedCensus
 from autofed.privacy.chance import SECRET_BYTES
 from autofed.privacy.events import Event
 from autofed.privacy.ledger import Charge, PrivacyLedger
@@ -88,6 +89,7 @@ class Site:
         refuse(name, privacy_problems(plan, self.algorithm))
         refuse(name, promise.problems(plan, {name: self.steps}))
         self.ledgers = [open_ledger(path, site, plan, self.steps, simulation) for site, path in ledgers.items()]
+        refuse(name, [problem for ledger in self.ledgers for problem in _other_census(plan, ledger)])
         self.noise_seed = noise_seed
         self.mechanism = privacy.find(plan, len(store.patients))
         self.shelf = Shelf(self.folder / "wire", algorithms.released(self.algorithm), plan.agreement.wire)
@@ -255,6 +257,16 @@ def open_ledger(path: Path, site: str, plan: Plan, steps: int, simulation: bool)
         order = accounting.best_order(events, stated.delta)
         return PrivacyLedger(path, site, stated.epsilon, stated.delta, order=order, simulation=simulation)
     return PrivacyLedger.for_plan(path, site, events, stated.delta, simulation=simulation)
+
+
+def _other_census(plan: Plan, ledger: PrivacyLedger) -> list[str]:
+    """Why a plan's promise counts another noised fingerprint than the one that this site was charged."""
+    noise = plan.agreement.privacy.census_noise
+    charged = {e.noise_multiplier for c in ledger.charges() for e in c.events if e.mechanism == NoisedCensus.name}
+    if noise is None or not charged or noise in charged:
+        return []
+    found = ", ".join(f"{multiplier:g}" for multiplier in sorted(filter(None, charged)))
+    return [f"the plan counts a census with noise {noise:g}, this site was charged one with {found}; plan from its own"]
 
 
 def privacy_problems(plan: Plan, algorithm: algorithms.Algorithm) -> list[str]:
