@@ -52,6 +52,7 @@ FLOORS = (
     ("algorithms",),
     (
         "federation.selection",
+        "federation.labelling",
         "federation.answers",
         "federation.deltas",
         "federation.site",

@@ -13,18 +13,17 @@ import numpy as np
 from autofed.algorithms import Algorithm, is_from_rest, site_weights
 from autofed.batches import Feeder
 from autofed.exchange import Arrays, Groups, Request, load_groups, save_groups
+from autofed.federation.labelling import Labeller
 from autofed.federation.selection import best_of, moving_average
 from autofed.files import digest, read_json, write_json
 from autofed.fit import Beside, Fitted, fit
-from autofed.inference import asked
 from autofed.labels import Labels
-from autofed.network import build, load_weights, normalisation, weights_of
+from autofed.network import build, normalisation, weights_of
 from autofed.plans import Plan, Rounds
 from autofed.prepared import Maps, PublicImages, Store
 from autofed.privacy import Mechanism
 from autofed.privacy.none import NoPrivacy
 from autofed.privacy.shared_scores import OF_PATIENTS
-from autofed.pseudo import write
 from autofed.solver import reach
 from autofed.validation import SHARE, case_dice, patch_dice
 
@@ -113,16 +112,7 @@ class View:
         site, public = self._site, self._site.public
         if public is None:
             return {}
-        networks = [build(site.plan.local.network).to(site.device) for _ in members]
-        for network, weights in zip(networks, members, strict=True):
-            load_weights(network, weights)
-        answers = {}
-        for name in sorted(public.folders):
-            found = asked(networks, public.image(name), public.way_back(name), site.plan, site.device)
-            if not all(np.isfinite(part).all() for part in found):
-                raise ArithmeticError(f"what the model says of {name} holds NaN or infinite values")
-            answers[name] = write(*found, is_regions=public.labels.is_regions)
-        return answers
+        return Labeller(public, site.plan, site.folder / "said", site.device).label(members)
 
     def fit_apart(self, agreed: Maps, weight: float) -> None:
         """Train a model of the site's own, for as many steps as `fit`, where that is private; see `SiteView`.

@@ -1,0 +1,73 @@
+"""What a site's ensemble says of public images. A member that was asked before is not asked again."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autofed.exchange import Arrays
+from autofed.files import whole_folder
+from autofed.inference import mean_of_views, together
+from autofed.network import build, load_weights
+from autofed.plans import Plan
+from autofed.prepared import PublicImages
+from autofed.pseudo import write
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """Public images, the plan of the site that labels them, and where it keeps what each member said of them.
+
+    What is kept of a member, in float16 on the plan's grid, is in a folder named by its weights.
+    """
+
+    public: PublicImages
+    plan: Plan
+    folder: Path
+    device: str = "cpu"
+
+    def label(self, members: Sequence[Arrays]) -> dict[str, np.ndarray]:
+        """What an ensemble and its mirrored views say of every image, as `pseudo.write` has it.
+
+        `ArithmeticError` if a member says what is no number.
+        """
+        said = [self._asked(weights) for weights in members]
+        self._forget(said)
+        return {name: self._of_all(name, said) for name in sorted(self.public.folders)}
+
+    def _asked(self, weights: Arrays) -> Path:
+        """The folder of what a member says."""
+        target = self.folder / _digest(weights)
+        if target.is_dir():
+            return target
+        network = build(self.plan.local.network).to(self.device).eval()
+        load_weights(network, weights)
+        with whole_folder(target) as part:
+            for name, place in self.public.folders.items():
+                found = mean_of_views(network, self.public.image(name), self.plan, self.device)
+                if not np.isfinite(found).all():
+                    raise ArithmeticError(f"what the model says of {name} holds NaN or infinite values")
+                np.save(part / f"{place.name}.npy", found.astype(np.float16))
+        return target
+
+    def _of_all(self, name: str, said: Sequence[Path]) -> np.ndarray:
+        place = self.public.folders[name].name
+        means = [np.load(folder / f"{place}.npy") for folder in said]
+        return write(*together(means, self.public.way_back(name), self.plan), is_regions=self.public.labels.is_regions)
+
+    def _forget(self, said: Sequence[Path]) -> None:
+        for folder in self.folder.iterdir():
+            if folder not in said:
+                shutil.rmtree(folder)
+
+
+def _digest(weights: Arrays) -> str:
+    found = hashlib.sha256()
+    for name, array in sorted(weights.items()):
+        found.update(name.encode() + b"\0" + np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()[:16]
