@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import Field
 
 from autofed import plans
+from autofed.algorithms import AGREED
 from autofed.exchange import Arrays, load_groups, peek, save_groups
 from autofed.federation import metrics, states
 from autofed.federation.answers import OWN
@@ -22,6 +23,7 @@ from autofed.files import Record, is_part, read_json
 from autofed.inference import Member
 from autofed.plans import Plan
 from autofed.postprocessing import Postprocessing
+from autofed.prepared import Maps
 from autofed.problems import Problems, refuse
 from autofed.splits import ALL
 
@@ -74,6 +76,11 @@ class Run:
     def student_path(self, fold: str) -> Path:
         """Where the student of a fold is, if there is one."""
         return self.fold_folder(fold) / "student.safetensors"
+
+    def agreed(self, fold: str) -> Maps:
+        """The labels of public images that a fold agreed on; none if its sites share weights."""
+        folder = self.fold_folder(fold)
+        return states.load(folder, self.finished(fold)).shared.get(AGREED, {})
 
     def site_plan(self, site: str) -> Plan:
         """The plan that a site followed: its own copy if it left one, with a network of its own perhaps."""

@@ -6,7 +6,8 @@ read as q max|x| / 127, so that nothing is off by more than max|x| / 254. "bfloa
 same numbers are the same bytes, and mean the same numbers, on every machine. What rounding loses is not lost if its
 sender adds it to what it sends next (Seide et al., Interspeech 2014): see `federation.deltas`.
 
-Bytes (uint8: pseudo-labels) lose nothing: they travel "deflated" by zlib, whatever the plan says of weights.
+Bytes (uint8: pseudo-labels) lose nothing, whatever the plan says of weights: of a map travel the "differences" between
+neighbours, packed by zlib, which takes two thirds of the bytes where maps are smooth.
 """
 
 from __future__ import annotations
@@ -31,8 +32,7 @@ _LARGEST = np.nextafter(np.float32(np.finfo(np.float32).max) / np.float32(127), 
 _SMALLEST = np.finfo(np.float32).tiny
 """Below this a scale has too few digits to divide by: such values are sent as 0."""
 
-
-DEFLATED = "deflated"
+DEFLATED = "differences"
 """The form of groups of bytes; nobody needs to know of it, since what arrives is what was sent."""
 
 _MOST_INFLATED = 1032
@@ -53,10 +53,10 @@ def encode(arrays: Arrays, precision: str) -> dict[str, np.ndarray]:
     """The values of float32 arrays in their order as one flat array, and what it takes to read it.
 
     "int8": `values` (n,) int8 and `scales` (blocks,) float32; "bfloat16": `values` (n,) int16, the bits. `Problems` if
-    an array is not float32, or holds NaN or infinity. "deflated": `values` (n,) uint8, of arrays of uint8.
+    an array is not float32, or holds NaN or infinity. "differences": `values` (n,) uint8, of arrays of uint8.
     """
     if precision == DEFLATED:
-        every = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays.values())
+        every = b"".join(_differences(array).tobytes() for array in arrays.values())
         return {"values": np.frombuffer(zlib.compress(every), np.uint8)}
     refuse("a message", [
         f"the array {name!r} {what}, which does not travel as {precision}; expected finite float32"
@@ -114,7 +114,21 @@ def _inflated(parts: Arrays, shapes: Mapping[str, Any]) -> dict[str, np.ndarray]
         raise Problems("a message", [f"a group of bytes cannot be read ({error})"]) from None
     if len(flat) != expected or not engine.eof:
         raise Problems("a message", [f"a group of bytes is cut short or too long; its shapes hold {expected}"])
-    return _unflatten(np.frombuffer(flat, np.uint8).copy(), shapes, sizes)
+    found = _unflatten(np.frombuffer(flat, np.uint8).copy(), shapes, sizes)
+    return {name: _sums(array) for name, array in found.items()}
+
+
+def _differences(array: np.ndarray) -> np.ndarray:
+    """How much more than its neighbour each byte is along the last two axes, modulo 256; `_sums` takes it back."""
+    for axis in range(max(0, array.ndim - 2), array.ndim):
+        array = np.diff(array, axis=axis, prepend=np.uint8(0))
+    return array
+
+
+def _sums(array: np.ndarray) -> np.ndarray:
+    for axis in range(max(0, array.ndim - 2), array.ndim):
+        array = np.cumsum(array, axis=axis, dtype=np.uint8)
+    return array
 
 
 def _sizes(shapes: Mapping[str, Any]) -> list[int]:

@@ -188,6 +188,9 @@ def is_labelling(algorithm: Algorithm | type) -> bool:
 ANSWERS = "answers"
 """The group of a release with what a site's models say of public images."""
 
+AGREED = "agreed"
+"""The group of a state with the labels of public images that sites agreed on."""
+
 
 def answers_as_trained(algorithm: Algorithm) -> bool:
     """Whether its answers are made by weights of `SiteView.fit` alone, as a private mechanism trained them.

@@ -12,13 +12,11 @@ from typing import ClassVar
 import numpy as np
 
 from autofed import pseudo
-from autofed.algorithms import ANSWERS, NOTES, Average, Setup, SiteView
+from autofed.algorithms import AGREED, ANSWERS, NOTES, Average, Setup, SiteView
 from autofed.exchange import Arrays, Groups, Release, Request, ServerState
 from autofed.labels import Labels
 from autofed.prepared import UNKNOWN, Maps
 from autofed.problems import refuse
-
-AGREED = "agreed"
 
 
 @dataclass(frozen=True)

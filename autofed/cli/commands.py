@@ -237,7 +237,7 @@ def train(
     device: DeviceOption = Device.auto,
 ) -> None:
     """Train over all sites, round by round."""
-    from autofed import verbs
+    from autofed import report, verbs
     from autofed.verbs import exchanges, ledgers
 
     with terminal.progress() as progress:
@@ -269,6 +269,8 @@ def train(
             typer.echo(f"fold {trained}: Dice of the held-out cases: {', '.join(scores)}")
     for line in (*exchanges.of_run(run), *ledgers.of_run(run, work)):
         typer.echo(line)
+    for path in report.draw_run(run):
+        typer.echo(f"{path}: what is taught of some public images")
     chosen = "" if "global" in run.models() else " --model MODEL"
     typer.echo(f"next: autofed predict {output} -i IMAGES -o OUT{chosen}")
 

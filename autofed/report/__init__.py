@@ -3,6 +3,7 @@
 Figures are drawn without pyplot, so that nothing here has a state or needs a screen.
 """
 
+from autofed.report.agreement import draw_run
 from autofed.report.inversions import draw_inversion
 from autofed.report.overlays import overlay
 from autofed.report.pages import page
@@ -10,4 +11,4 @@ from autofed.report.predictions import draw_predictions
 from autofed.report.tables import ranked
 from autofed.report.training import curves
 
-__all__ = ["curves", "draw_inversion", "draw_predictions", "overlay", "page", "ranked"]
+__all__ = ["curves", "draw_inversion", "draw_predictions", "draw_run", "overlay", "page", "ranked"]

@@ -43,9 +43,9 @@ def panels(image: np.ndarray, maps: Mapping[str, np.ndarray], geometry: Geometry
 
     def draw_prediction(axes: Axes, plane: Plane) -> None:
         draw_image(axes, plane)
-        axes.imshow(_tinted(plane.cut(maps["prediction"]), colours), interpolation="nearest", aspect="auto")
+        axes.imshow(tinted(plane.cut(maps["prediction"]), colours), interpolation="nearest", aspect="auto")
         if reference is not None:
-            _outline(axes, plane.cut(reference), colours)
+            outline(axes, plane.cut(reference), colours)
 
     yield Panel("image", draw_image)
     yield Panel("prediction" if reference is None else "prediction (area) and reference (outline)", draw_prediction)
@@ -95,7 +95,7 @@ def _heat(values: np.ndarray, top: float) -> Callable[[Axes, Plane], None]:
     return draw
 
 
-def _tinted(labels: np.ndarray, colours: Mapping[int, Colour]) -> np.ndarray:
+def tinted(labels: np.ndarray, colours: Mapping[int, Colour]) -> np.ndarray:
     """Labels (rows, columns) as a half transparent picture (rows, columns, 4)."""
     tint = np.zeros((*labels.shape, 4))
     for value, colour in colours.items():
@@ -103,7 +103,8 @@ def _tinted(labels: np.ndarray, colours: Mapping[int, Colour]) -> np.ndarray:
     return tint
 
 
-def _outline(axes: Axes, labels: np.ndarray, colours: Mapping[int, Colour]) -> None:
+def outline(axes: Axes, labels: np.ndarray, colours: Mapping[int, Colour]) -> None:
+    """Draw the outlines of labels (rows, columns)."""
     rows, columns = (np.arange(-1, n + 1) for n in labels.shape)
     for value, colour in colours.items():
         mask = np.pad(labels == value, 1)  # so that an outline closes at the border of the image

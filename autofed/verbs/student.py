@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from autofed.algorithms import AGREED
 from autofed.exchange import Arrays, ServerState, peek, save_groups
 from autofed.fit import fit
 from autofed.network import build, weights_of
@@ -22,7 +23,7 @@ def train_student(plan: Plan, state: ServerState, public: PublicImages, path: Pa
     """
     if path.is_file() and peek(path)[1]["round"] == state.round:
         return True
-    store = public.labelled(state.shared["agreed"], path.parent / "public")
+    store = public.labelled(state.shared[AGREED], path.parent / "public")
     if not store.patients:
         path.unlink(missing_ok=True)
         _log.warning("no label of a public image passed the gates, so there is no student")
