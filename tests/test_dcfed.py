@@ -265,10 +265,12 @@ def walk(ground, answer, rounds=12, **settings):
 
 def test_sites_are_asked_in_rounds_fixed_beforehand_and_the_weight_ramps_up(ground):
     seen, _ = walk(ground, 128, begin=0.25, exchanges=3, ramp=0.5, weight=2.0)
-    assert [round for round, (asks, _) in enumerate(seen, 1) if asks] == [3, 6, 9, 12]
+    assert [round for round, (asks, _) in enumerate(seen, 1) if asks] == [4, 8, 12]
+    once, _ = walk(ground, 128, begin=0.25, exchanges=1)
+    assert [round for round, (asks, _) in enumerate(once, 1) if asks] == [3]
     weights = [weight for _, weight in seen]
-    assert weights[:3] == [0, 0, 0] and weights == sorted(weights) and weights[-1] == 2.0
-    assert weights[3] == pytest.approx(2 * np.exp(-5 * (1 - 1 / 6) ** 2))
+    assert weights[:4] == [0] * 4 and weights == sorted(weights) and weights[-1] == 2.0
+    assert weights[4] == pytest.approx(2 * np.exp(-5 * (1 - 1 / 6) ** 2))
 
 
 def test_nobody_is_asked_again_when_the_labels_have_settled(ground):

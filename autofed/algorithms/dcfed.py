@@ -120,8 +120,7 @@ class DCFed:
     def _course(self, round: int, kept: Groups) -> Arrays:
         """What a round is like: whether sites are asked for labels, of how much, and what the agreed ones weigh."""
         rounds, settled = (int(kept["course"][name][0]) for name in ("rounds", "settled"))
-        first = max(1, _up(self.begin * rounds))
-        every = max(1, (rounds - first) // self.exchanges)
+        first, every = self._schedule(rounds)
         asks = not settled and round >= first and (round - first) % every == 0
         grown = (round - first) / max(1.0, self.ramp * rounds)
         weight = self.weight * pseudo.ramp(grown) if round > first else 0.0
@@ -130,6 +129,14 @@ class DCFed:
             "weight": np.array([weight], np.float32),
             "structures": kept["labels"]["structures"],
         }
+
+    def _schedule(self, rounds: int) -> tuple[int, int]:
+        """The first round that asks, and how many rounds on the next one does: the last round asks, for the student."""
+        begin = max(1, _up(self.begin * rounds))
+        if self.exchanges == 1:
+            return begin, rounds
+        every = max(1, _up((rounds - begin + 1) / self.exchanges))
+        return rounds - (rounds - begin) // every * every, every
 
     def _agree(self, answers: Mapping[str, Arrays], order: tuple[int, ...]) -> tuple[Maps, dict[str, float]]:
         """The labels that pass the gates, and how far each site is from the whole; image by image."""

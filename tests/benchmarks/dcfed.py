@@ -1,26 +1,42 @@
 """Labels instead of weights, on real federations: what each site gains over training alone, and what travels.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/dcfed.py DATA -o OUT [--federation dermoscopy] [--quick | --full]
+    OMP_NUM_THREADS=1 python tests/benchmarks/dcfed.py DATA -o OUT [--federation dermoscopy] [--part arms] [--full]
 
 DATA holds <federation>/{sites/<site>/, public/, test/{imagesTs,labelsTs}}. Several processes may run beside each other
-with the same OUT and share the work; what is finished is not run again; `--table` prints what is known.
+with the same OUT and share the work; what is finished is not run again; `--table` prints what is known. How good the
+labels are that were agreed on is for dcfed_labels.py.
 
-All arms take the same steps with the same batch on patients; pooled takes as many in all on the union. A step of dcfed
-also has a batch of public images, so that it computes twice as much: "local, twice the steps" has its compute. Each
-site holds out a fifth of its patients. Models are the last round's, without mirrored views, scored on the test set that
-is common to all. Labels of public images are nowhere: what is agreed on cannot be scored here.
+* arms: all take the same steps with the same batch on patients; pooled takes as many in all on the union. A step of
+  dcfed also has a batch of public images, so that it computes twice as much: "local, twice the steps" has its compute.
+  Each site holds out a fifth of its patients. Models are the last round's, without mirrored views, scored on the test
+  set that is common to all.
+* gates: how the defaults of the gates and of the course were chosen, from a few settings fixed beforehand: by the Dice
+  of the patients that the sites hold out, with a seed of its own. Neither test sets nor public images have a say.
+* private: at epsilon 8, on the planned private settings, with nobody held out: ADP-FL with weights, and dcfed whose
+  teachers ADP-FL trains. The models that sites keep to themselves are trained without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from _federations import Bench, Experiment, Result, bench, described, markdown, paired, parser, points, spread
+from _federations import Bench, Experiment, Result, bench, described, markdown, paired, parser, points, score, spread
+from _federations import test_set as test_cases
+from private_plans import Planned
 
+from autofed import plans, verbs
+from autofed.devices import pick_device
 from autofed.federation import metrics
+from autofed.inference import Predictor
 from autofed.network import build, weights_of
-from autofed.runs import Run
+from autofed.planner import protect
+from autofed.runs import GLOBAL, STUDENT, Run
+from autofed.splits import ALL
 
 SEEDS = {"breast-ultrasound": 3, "dermoscopy": 3, "hippocampus": 1}
 TWICE = "twice"
@@ -30,36 +46,105 @@ ARMS = {
 }  # fmt: skip
 """Algorithm and label of each arm; the student is scored with dcfed."""
 
+TRIAL_SEED = 100
+STRICT = {"confidence": 0.75, "doubt": 0.85, "share": 0.5, "begin": 0.2, "exchanges": 8, "weight": 1.0}
+TRIALS: dict[str, dict[str, float]] = {
+    "default": STRICT,
+    "loose": {**STRICT, "confidence": 0.6, "doubt": 1.0, "share": 0.3},
+    "late_def": {**STRICT, "begin": 0.4, "exchanges": 4},
+    "late6": {**STRICT, "begin": 0.6, "exchanges": 3},
+    "w2d": {**STRICT, "weight": 2.0},
+    "late_w2": {**STRICT, "begin": 0.4, "exchanges": 4, "weight": 2.0},
+}
+"""Settings to choose from; local without any is run beside them."""
+
+PARTS = ("arms", "gates", "private")
+EPSILON = 8
+
 
 class Twice(Bench):
     """Gives the arm with that label twice the steps of the plan in each round."""
 
-    def plan_of(self, experiment: Experiment):
+    def plan_of(self, experiment: Experiment) -> plans.Plan:
+        """The federation's plan with what is the experiment's own."""
         made = super().plan_of(experiment)
         steps = made.local.training.steps_per_round
         return made.change({"steps_per_round": 2 * steps}) if experiment.label == TWICE else made
 
 
+@dataclass(frozen=True)
+class Private(Planned):
+    """The planned private settings, for weights and for labels; nobody is held out."""
+
+    def plan_of(self, experiment: Experiment) -> plans.Plan:
+        """The private plan of a federation with the algorithm of an arm."""
+        made = protect(self.prepare(experiment.federation), EPSILON, even_if_hopeless=True)
+        made = verbs.change(made, None, {"privacy.mechanism": "adp"})
+        return made.change({"algorithm.name": experiment.algorithm, "training.seed": experiment.seed})
+
+    def start(self, experiment: Experiment, made: plans.Plan) -> Path | None:
+        """Random weights."""
+        return None
+
+    def _score(self, experiment: Experiment, run: Run, made: plans.Plan) -> dict[str, Any]:
+        test = test_cases(self.data / experiment.federation / "test", made)
+        models = {
+            model: Predictor(run.members(model, [ALL])[-1:], device=pick_device(self.device), mirroring=False)
+            for model in run.models()
+        }
+        return {"test": {model: score(found, test, test.cases) for model, found in models.items()}, "held_out": {}}
+
+
 def main() -> None:
     """Run what is missing, then print the tables."""
     told = parser(__doc__, SEEDS)
+    told.add_argument("--part", action="append", choices=PARTS, help="what to run and print; may be repeated")
     told.add_argument("--arm", action="append", choices=list(ARMS))
     args = told.parse_args()
-    given, federations = bench(args), args.federation or list(SEEDS)
-    work = Twice(given.data, given.out, given.full, given.device)
-    seeds = args.seed or range(max(SEEDS.values()))
-    wanted = [e for seed in seeds for f in federations for arm in args.arm or ARMS for e in runs(f, arm)
-              if e.seed == seed]  # fmt: skip
-    failed = 0 if args.table else work.perform(wanted)
-    for federation in federations:
-        print(table(work, federation), flush=True)
-    raise SystemExit(1 if failed else 0)
+    given, federations, failed = bench(args), args.federation or list(SEEDS), 0
+    open_arms = Twice(given.data, given.out, given.full, given.device)
+    private = Private(given.data, given.out / "private", given.full, given.device)
+    chosen = args.part or PARTS
+    for part in chosen if not args.table else ():
+        failed += (private if part == "private" else open_arms).perform(wanted(part, federations, args.arm, args.seed))
+    for part in chosen:
+        for federation in federations:
+            print(TABLES[part](private if part == "private" else open_arms, federation), flush=True)
+    sys.exit(1 if failed else 0)
+
+
+def wanted(
+    part: str, federations: Sequence[str], arms: Sequence[str] | None, seeds: Sequence[int] | None
+) -> list[Experiment]:
+    """The trainings of a part, seed by seed."""
+    if part == "arms":
+        found = [e for federation in federations for arm in arms or ARMS for e in runs(federation, arm)]
+        return sorted((e for e in found if not seeds or e.seed in seeds), key=lambda e: e.seed)
+    if part == "gates":
+        return [e for federation in federations if federation != "hippocampus" for e in trials(federation).values()]
+    if part == "private":
+        return [e for federation in federations if federation != "hippocampus" for e in releases(federation).values()]
+    return []
 
 
 def runs(federation: str, arm: str) -> list[Experiment]:
     """All seeds of an arm."""
     algorithm, label = ARMS[arm]
     return [Experiment(federation, algorithm, seed, label=label) for seed in range(SEEDS[federation])]
+
+
+def trials(federation: str) -> dict[str, Experiment]:
+    """What the defaults were chosen from."""
+    found = {"local": Experiment(federation, "local", TRIAL_SEED)}
+    return found | {
+        name: Experiment(federation, "dcfed", TRIAL_SEED, label=name, settings={"algorithm.settings": settings})
+        for name, settings in TRIALS.items()
+    }
+
+
+def releases(federation: str) -> dict[str, Experiment]:
+    """The private arms."""
+    return {"weights": Experiment(federation, "fedavg"), "labels": Experiment(federation, "dcfed")}
 
 
 def table(work: Bench, federation: str) -> str:
@@ -137,6 +222,46 @@ def travelled(work: Bench, federation: str) -> Iterator[str]:
                    f"labels changed; disagreement: {said}")  # fmt: skip
     yield ""
 
+
+# --- the gates, and what privacy leaves -------------------------------------------------------------------------------
+
+
+def of_trials(work: Bench, federation: str) -> str:
+    """What the defaults were chosen by."""
+    found = {name: result for name, run in trials(federation).items() if (result := work.result(run))}
+    rows = [(name, told(TRIALS.get(name, STRICT)), f"{result.dice('held_out'):.4f}",
+             *(f"{dice:.4f}" for dice in result.each("held_out").values()))
+            for name, result in found.items()]  # fmt: skip
+    if not rows:
+        return ""
+    sites = sorted(next(iter(found.values())).content["held_out"])
+    head = ("trial", "what is unlike the first", "Dice, held out", *sites)
+    return f"### {federation}: settings to choose from\n\n" + markdown(head, rows)
+
+
+def told(settings: Mapping[str, float]) -> str:
+    """How settings differ from the strict ones."""
+    return ", ".join(f"{name} {value:g}" for name, value in settings.items() if value != STRICT[name])
+
+
+def of_private(work: Bench, federation: str) -> str:
+    """Weights against labels at the same promise."""
+    rows = [
+        (f"{arm}, {model}", f"{mean(result.cases('test', model)):.4f}", seen(model))
+        for arm, run in releases(federation).items()
+        for result in work.results([run])
+        for model in result.content["test"]
+    ]
+    title = f"### {federation}: epsilon {EPSILON}\n\n"
+    return title + markdown(("model", "Dice, test", "who may have it"), rows) if rows else ""
+
+
+def seen(model: str) -> str:
+    """Who may have a model."""
+    return "everybody" if model in (GLOBAL, STUDENT) else "that site"
+
+
+TABLES = {"arms": table, "gates": of_trials, "private": of_private}
 
 if __name__ == "__main__":
     main()
