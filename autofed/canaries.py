@@ -20,7 +20,7 @@ from autofed.exchange import Arrays
 from autofed.fit import Fitted, fit
 from autofed.labels import Labels
 from autofed.loss import make_loss
-from autofed.network import build, load_weights, weights_of
+from autofed.network import build, let_drop, load_weights, weights_of
 from autofed.plans import Plan
 from autofed.prepared import Store
 from autofed.privacy import ADAPTATION, Draw, Gradient, Mechanism
@@ -165,9 +165,10 @@ class _Without:
 
 
 def _losses(plan: Plan, canaries: Canaries, weights: Arrays, device: str) -> np.ndarray:
-    """The loss of every canary, in the order of their names."""
+    """The loss of every canary, in the order of their names, with all channels there."""
     network, training = plan.local.network, plan.local.training
     module = build(network).train()
+    let_drop(module, False)
     load_weights(module, weights)
     place(module, network, device)
     loss = make_loss(training, len(module.heads), Labels.of(plan.agreement))

@@ -137,7 +137,8 @@ class Learner:
     ) -> list[torch.Tensor]:
         """The gradient of the mean loss over some patches, one tensor for each of `named`; the loss goes to `losses`.
 
-        `measure` is another loss than that of the patients.
+        `measure` is another loss than that of the patients. Which channels drop out follows from the patches' own seed:
+        from a generator that goes on from patient to patient, leaving one out would change the others' gradients.
 
         Where float16 overflows, the pass is taken again with a smaller scale, so that no step is lost. If it overflows
         with all of them, which means in the network itself, the gradient is zero and there is no loss: a private
@@ -147,6 +148,8 @@ class Learner:
         label = sent(patches.label, self._device)
         scales = loss_scales(self._training.precision)
         for scale in scales:
+            if self._network.dropout:
+                torch.manual_seed(patches.seed)
             loss, found = self._pass(image, label, scale, measure or self._loss)
             if len(scales) == 1 or all(bool(part.isfinite().all()) for part in found):
                 losses.append(loss)

@@ -17,7 +17,7 @@ from autofed.devices import arithmetic
 from autofed.exchange import Arrays
 from autofed.images import Geometry
 from autofed.labels import Labels, mask
-from autofed.network import UNet, build, load_weights
+from autofed.network import UNet, build, let_drop, load_weights
 from autofed.plans import Plan
 from autofed.postprocessing import NOTHING, Postprocessing
 from autofed.prepared import WayBack, prepare, restore, restore_labels, restore_regions
@@ -149,15 +149,26 @@ class Predictor:
         return self._networks[key]
 
 
-def mean_of_views(network: UNet, image: np.ndarray, plan: Plan, device: str) -> np.ndarray:
+def mean_of_views(
+    network: UNet, image: np.ndarray, plan: Plan, device: str, *, passes: int = 0, seed: int = 0
+) -> np.ndarray:
     """Mean probabilities (K, *grid), float32, over the mirrored views of an image (C, *grid).
+
+    So many further `passes` over all views are counted, in which channels drop out (Gal and Ghahramani, ICML 2016,
+    equation 6), which ones by the `seed` alone; torch's generator and the network are left as they were found.
 
     Computed in the precision of the plan's training: on a machine that is fast in bfloat16, in a third of the time.
     """
     ensemble = Ensemble(is_regions=Labels.of(plan.agreement).is_regions)
-    with arithmetic(plan.local.training.precision, device):
-        for found in views(network, image, plan, plan.inference.mirror_axes, device, at_once=_few(image, plan)):
-            ensemble.add(found)
+    others = [] if device == "cpu" or not passes else [torch.accelerator.current_device_index()]
+    with arithmetic(plan.local.training.precision, device), torch.random.fork_rng(others, enabled=passes > 0):
+        if passes:
+            torch.manual_seed(seed)
+        for number in range(1 + passes):
+            let_drop(network, number > 0)
+            for found in views(network, image, plan, plan.inference.mirror_axes, device, at_once=_few(image, plan)):
+                ensemble.add(found)
+    let_drop(network, False)
     return ensemble.mean.cpu().numpy()
 
 

@@ -17,7 +17,7 @@ import torch
 from autofed.exchange import Arrays
 from autofed.labels import Labels
 from autofed.loss import make_loss
-from autofed.network import build, load_weights
+from autofed.network import build, let_drop, load_weights
 from autofed.parallel import Progress, silent
 from autofed.plans import Local
 
@@ -105,10 +105,11 @@ def painted(label: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 class _Victim:
-    """The network and loss whose gradients are known, at known weights."""
+    """The network and loss whose gradients are known, at known weights. No channel drops out: nothing is hidden."""
 
     def __init__(self, weights: Arrays, label: np.ndarray, local: Local, labels: Labels | None):
         self._module = build(local.network).train()
+        let_drop(self._module, False)
         load_weights(self._module, weights)
         self._loss = make_loss(local.training, len(self._module.heads), labels)
         self._label = torch.from_numpy(label[None, None].astype(np.int16))

@@ -63,7 +63,8 @@ class UNet(nn.Module):
     """nnU-Net's U-Nets, plain or with residual blocks on the way down, and DCFed's; strided down, transposed up.
 
     Takes (B, C, *patch). Gives logits (B, K, *patch); in training mode a list of them, from the finest to the coarsest
-    supervised stage. No submodule is held twice, so that `named_parameters` and `state_dict` name the same things.
+    supervised stage, and channels drop out by the plan's chance. No submodule is held twice, so that `named_parameters`
+    and `state_dict` name the same things.
     """
 
     def __init__(self, plan: Network):
@@ -75,6 +76,7 @@ class UNet(nn.Module):
             up(dims, plan.features[s + 1], plan.features[s], plan.kernels[s], 1, plan.strides[s + 1], _NORM, _ACT)
             for s in reversed(range(last))
         )
+        self.dropout = {2: nn.Dropout2d, 3: nn.Dropout3d}[dims](plan.dropout) if plan.dropout else nn.Identity()
         self.supervised = [0, *range(1, last - 1)] if plan.deep_supervision else [0]
         self.heads = nn.ModuleList(UnetOutBlock(dims, plan.features[s], plan.classes) for s in self.supervised)
 
@@ -84,9 +86,9 @@ class UNet(nn.Module):
         for block in self.down:
             image = block(image)
             skips.append(image)
-        decoded = {}
+        image, decoded = self.dropout(image), {}
         for stage, block in zip(reversed(range(len(skips) - 1)), self.up, strict=True):
-            image = block(image, skips[stage])
+            image = self.dropout(block(image, skips[stage]))
             decoded[stage] = image
         if not self.training:
             return self.heads[0](decoded[0])
@@ -175,6 +177,11 @@ def coupling_layers(module: nn.Module) -> list[str]:
         for name, layer in module.named_modules()
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) or getattr(layer, "track_running_stats", False)
     ]
+
+
+def let_drop(network: UNet, wanted: bool) -> None:
+    """Let channels drop out or not, in whichever mode the rest is; `train` and `eval` decide it anew."""
+    network.dropout.train(wanted)
 
 
 def weights_of(module: nn.Module) -> dict[str, np.ndarray]:

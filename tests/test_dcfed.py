@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 import autofed
 from autofed import algorithms, privacy
@@ -88,6 +89,28 @@ def test_sites_learn_from_the_agreed_labels_and_each_keeps_its_own_network(groun
         assert not same(together[site]["weights"], alone[site]["weights"])
     assert not same(together["alpha"]["weights"], together["bravo"]["weights"])
     assert {"weights", "past_1", "past_2"} <= set(together["alpha"])
+
+
+class Forgetful(InProcess):
+    """Between rounds sites forget what their members said, and somebody else draws from torch's generator."""
+
+    def __call__(self, requests):
+        for site in self.sites.values():
+            shutil.rmtree(site.folder / "said", ignore_errors=True)
+        torch.manual_seed(len(requests))
+        return super().__call__(requests)
+
+
+def test_passes_with_dropout_are_the_same_for_whoever_goes_on_after_a_break(ground, tmp_path, ear):
+    plan, stores = ground[0].change({"network.dropout": 0.3}), ground[1]
+    found = {}
+    for name, door, passes in (("whole", InProcess, 2), ("broken", Forgetful, 2), ("none", InProcess, 0)):
+        state = train(
+            (plan, stores), tmp_path / name, "dcfed", transport=door, settings=OPEN | {"dropout_passes": passes}
+        )
+        found[name] = state.shared["agreed"], memories(tmp_path / name)["alpha"]["weights"]
+    assert all(same(one, other) for one, other in zip(found["whole"], found["broken"], strict=True))
+    assert not any(same(one, other) for one, other in zip(found["whole"], found["none"], strict=True))
 
 
 # --- privacy: the release is a function of the private teacher alone
@@ -316,7 +339,8 @@ def test_a_site_that_answers_something_else_is_left_out_and_named(ground, tmp_pa
     assert all("labels of other images" in line["left_out"]["alpha"] for line in metrics.read(tmp_path / "rounds"))
 
 
-@pytest.mark.parametrize("settings", [{"confidence": 2}, {"temperature": 0}, {"members": 0}, {"weight": -1}])
+@pytest.mark.parametrize("settings", [{"confidence": 2}, {"temperature": 0}, {"members": 0}, {"weight": -1},
+                                      {"dropout_passes": -1}, {"dropout_passes": 1.5}])  # fmt: skip
 def test_settings_that_cannot_be_are_refused(settings):
     with pytest.raises(Problems, match=f"{next(iter(settings))} is"):
         algorithms.make(Algorithm(name="dcfed", settings=settings))
@@ -561,6 +585,33 @@ def test_what_is_asked_for_must_fit(pictures, tmp_path):
     with pytest.raises(Problems, match="agreed on but not here"):
         pictures.train(tmp_path / "run", plan=other)
     assert not (tmp_path / "run").exists()
+
+
+def test_passes_with_dropout_need_networks_that_have_some(pictures, tmp_path):
+    dropping, still = pictures.plan.change({"network.dropout": 0.2}), pictures.plan
+    asked = {"settings": {"dropout_passes": 2}}
+    with pytest.raises(Problems) as error:
+        pictures.train(tmp_path / "run", site_plans={"bravo": dropping}, init=tmp_path, **asked)
+    assert len(error.value.problems) == 2 and "leave --init out" in error.value.problems[0]
+    assert error.value.problems[1].startswith("alpha, charlie: dropout_passes is 2, but no channel of the network")
+    with pytest.raises(Problems, match="bravo: dropout_passes is 2.* write --set network.dropout=0.2"):
+        pictures.train(tmp_path / "run", plan=dropping, site_plans={"bravo": still}, **asked)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_site_by_itself_refuses_passes_that_its_own_network_cannot_take(ground, tmp_path):
+    plan, public = labelled(with_dcfed(ground), {"dropout_passes": 2})
+    work = next(iter(ground[1]["alpha"].folders.values())).parents[2]
+    plan.save(tmp_path / "plan.json")
+    place = {"site": "alpha", "work": work, "plan": tmp_path / "plan.json", "memory": tmp_path / "memory"}
+    premises = Premises(**place, public=work.parent / "public")
+    with pytest.raises(Problems, match="no channel of the network drops out"):
+        premises.check()
+    assert premises.introduce("0" * 32).agreement == ""
+    with pytest.raises(Problems, match="no channel of the network drops out"):
+        Site("alpha", ground[1]["alpha"], plan, tmp_path, {"alpha": tmp_path / "l.jsonl"}, run="r", public=public)
+    plan.change({"network.dropout": 0.2}).save(tmp_path / "plan.json")
+    assert premises.introduce("0" * 32).agreement
 
 
 def test_a_private_run_hands_each_site_its_better_model_and_the_world_the_student(pictures, tmp_path):

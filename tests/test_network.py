@@ -31,6 +31,10 @@ PLANS = {
                               kernels=((3, 3),) * 2, strides=((1, 1), (2, 2))),
     "two stages": Network(in_channels=1, classes=2, features=(4, 8), kernels=((3, 3),) * 2, strides=((1, 1), (2, 2))),
 }  # fmt: skip
+PLANS |= {
+    f"{name} that drop out": PLANS[name].model_copy(update={"dropout": 0.3})
+    for name in ("volumes", "residual", "flat attention")
+}
 
 
 @pytest.mark.parametrize("name", PLANS)

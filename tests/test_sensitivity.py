@@ -122,6 +122,26 @@ def test_of_networks(name, shape, steps):
     assert 0.5 < max(shares) <= 1 + 1e-3
 
 
+@pytest.mark.parametrize("name", ["unet", "resenc", "dcfed"])
+def test_what_drops_out_for_a_patient_depends_on_no_other(name):
+    """Nor on what was drawn before; and the patches of one patient do not all lose the same channels."""
+    plan = small_plan(shape=(1, 16, 16), labels=1)
+    blocks = [] if name == "unet" else [1] * len(plan.local.network.features)
+    plan = plan.change({"network.dropout": 0.4, "network.kind": name, "network.blocks": blocks})
+    store = hospital(plan, 3, np.random.default_rng(0))
+    learner = Learner(plan.local.network, plan.local.training, "cpu", Labels.of(plan.agreement))
+    everyone, lost = [[patient] * 2 for patient in store.patients], []
+    learner.module.dropout.register_forward_hook(lambda *call: lost.append(call[2].detach().abs().amax((2, 3)) == 0))
+    together = gradients_of(learner, store, everyone, plan, 0)
+    assert all(not torch.equal(*(one.float() for one in seen)) for seen in lost if seen.shape[1] > 8)
+    torch.manual_seed(5)
+    for who in (0, 1, 2):
+        (alone,) = gradients_of(learner, store, [everyone[who]], plan, 0)
+        assert all(torch.equal(a, b) for a, b in zip(together[who], alone, strict=True))
+    (later,) = gradients_of(learner, store, everyone[:1], plan, 1)
+    assert not all(torch.equal(a, b) for a, b in zip(together[0], later, strict=True))
+
+
 def gradients_of(learner, store, draw, plan, step):
     return [learner.gradient(group, []) for group in make_step(store, draw, plan.local.training, [7, step])]
 

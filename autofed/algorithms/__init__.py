@@ -73,8 +73,11 @@ class SiteView(Protocol):
         """
         ...
 
-    def label(self, members: Sequence[Arrays]) -> dict[str, np.ndarray]:
-        """What an ensemble says of every public image (`pseudo.write`)."""
+    def label(self, members: Sequence[Arrays], passes: int = 0) -> dict[str, np.ndarray]:
+        """What an ensemble says of every public image (`pseudo.write`).
+
+        Each member looks so many `passes` more, in which channels of its network drop out.
+        """
         ...
 
     def fit_apart(self, agreed: Maps, weight: float) -> None:
@@ -101,7 +104,7 @@ class Algorithm(Protocol):
     """One way of learning together.
 
     What else it may state, as a class variable: `gathers`, `personal`, `released`, `from_rest`, `labels_public` and
-    `answers_as_trained`; and a method `misfits` (see the functions below).
+    `answers_as_trained`; and methods `plan_problems` and `misfits` (see the functions below).
     """
 
     def start(self, setup: Setup) -> ServerState:
@@ -198,6 +201,12 @@ def answers_as_trained(algorithm: Algorithm) -> bool:
     Only then do they leave a site with such a mechanism: nothing else about them bounds what they tell of a patient.
     """
     return getattr(algorithm, "answers_as_trained", False)
+
+
+def plan_problems(algorithm: Algorithm, plan: Plan) -> list[str]:
+    """What an algorithm needs of a site's plan and does not find there; then there is no training."""
+    check = getattr(algorithm, "plan_problems", None)
+    return check(plan) if check else []
 
 
 def misfits(algorithm: Algorithm, arrays: Groups, shared: Groups) -> list[str]:

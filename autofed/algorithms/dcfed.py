@@ -15,6 +15,7 @@ from autofed import pseudo
 from autofed.algorithms import AGREED, ANSWERS, NOTES, Average, Setup, SiteView
 from autofed.exchange import Arrays, Groups, Release, Request, ServerState
 from autofed.labels import Labels
+from autofed.plans import Plan
 from autofed.prepared import UNKNOWN, Maps
 from autofed.problems import refuse
 
@@ -26,11 +27,11 @@ class DCFed:
     In rounds fixed beforehand a site's ensemble (its model, and those of the last rounds that asked) says what it sees
     in every public image and how sure it is. The coordinator puts that together, keeps what is sure, and all learn from
     it beside their own patients. `begin` is the share of the rounds before the first answers, `exchanges` how often
-    they are asked for at most, `members` the ensemble. `weight` is that of the agreed labels beside the patients, grown
-    over the share `ramp` of the rounds. `temperature` is that of the uncertainty and `trust` that of the agreement in
-    a site's weight (`pseudo.fuse`, `pseudo.trusts`); `confidence`, `doubt` and `share` are the gates (`pseudo.Gates`).
-    When a smaller share of labels than `settled` changes, nobody is asked again, and the rounds go on with what is
-    agreed.
+    they are asked for at most, `members` the ensemble, of which each looks `dropout_passes` times more with channels of
+    its network dropping out. `weight` is that of the agreed labels beside the patients, grown over the share `ramp` of
+    the rounds. `temperature` is that of the uncertainty and `trust` that of the agreement in a site's weight
+    (`pseudo.fuse`, `pseudo.trusts`); `confidence`, `doubt` and `share` are the gates (`pseudo.Gates`). When a smaller
+    share of labels than `settled` changes, nobody is asked again, and the rounds go on with what is agreed.
     """
 
     personal: ClassVar[bool] = True
@@ -49,6 +50,7 @@ class DCFed:
     doubt: float = 0.85
     share: float = 0.5
     settled: float = 0.02
+    dropout_passes: int = 0
 
     def __post_init__(self) -> None:
         shares = ("begin", "ramp", "confidence", "doubt", "share", "settled")
@@ -59,7 +61,16 @@ class DCFed:
         found += [f"{name} is {getattr(self, name)}; expected more than 0" for name in ("temperature", "trust")
                   if getattr(self, name) <= 0]  # fmt: skip
         found += [f"weight is {self.weight}; expected 0 or more"] if self.weight < 0 else []
+        if not isinstance(self.dropout_passes, int) or self.dropout_passes < 0:
+            found.append(f"dropout_passes is {self.dropout_passes}; expected a whole number, 0 or more")
         refuse("agreement.algorithm.settings", found)
+
+    def plan_problems(self, plan: Plan) -> list[str]:
+        """Passes with dropout need a network that has some."""
+        if not self.dropout_passes or plan.local.network.dropout:
+            return []
+        found = f"dropout_passes is {self.dropout_passes}, but no channel of the network drops out"
+        return [f"{found}; write --set network.dropout=0.2, or dropout_passes 0"]
 
     def start(self, setup: Setup) -> ServerState:
         """Nothing is known of any public image."""
@@ -85,7 +96,7 @@ class DCFed:
         members = [model, *past][: self.members]
         shelf = members if asks else past
         site.remember({"weights": fitted.weights, **{f"past_{i}": past for i, past in enumerate(shelf, 1)}})
-        answers = site.label(members) if asks else {}
+        answers = site.label(members, self.dropout_passes) if asks else {}
         site.fit_apart(agreed, weight)
         return {ANSWERS: answers, "metrics": {"loss": fitted.losses}}
 

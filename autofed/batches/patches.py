@@ -24,10 +24,14 @@ Draw = Sequence[Sequence[str]]
 
 @dataclass(frozen=True)
 class Patches:
-    """What one backward pass sees: `image` float32 (B, C, *patch), `label` int16 (B, 1, *patch)."""
+    """What one backward pass sees: `image` float32 (B, C, *patch), `label` int16 (B, 1, *patch).
+
+    From `seed` follows what else is left to chance; of one patient's patches it depends on no other patient.
+    """
 
     image: np.ndarray
     label: np.ndarray
+    seed: int = 0
 
 
 def make_step(store: Store, draw: Draw, training: Training, seed: Sequence[int]) -> list[Patches]:
@@ -39,13 +43,15 @@ def make_step(store: Store, draw: Draw, training: Training, seed: Sequence[int])
 def _group(
     store: Store, patients: Sequence[str], training: Training, seed: Sequence[int], drawn: Counter[str]
 ) -> Patches:
-    pairs = []
+    pairs, seeds = [], []
     for patient in patients:
         own = np.random.default_rng([*seed, int.from_bytes(patient.encode(), "big"), drawn[patient]])
         pairs.append(make_patch(store, patient, training, own))
         drawn[patient] += 1
+        seeds.append(int(own.integers(2**32)))
     label = np.stack([label for _, label in pairs])[:, None]
-    return Patches(np.stack([image for image, _ in pairs]), label.astype(np.int16, copy=False))
+    common = int(np.random.SeedSequence(seeds).generate_state(1)[0])
+    return Patches(np.stack([image for image, _ in pairs]), label.astype(np.int16, copy=False), common)
 
 
 def make_patch(

@@ -107,12 +107,15 @@ class View:
             self.remember({"momentum": fitted.momentum})
         return self._without_losses(fitted) if self._mechanism.private else fitted
 
-    def label(self, members: Sequence[Arrays]) -> dict[str, np.ndarray]:
-        """What an ensemble and its mirrored views say of every public image; `ArithmeticError` if it is no number."""
+    def label(self, members: Sequence[Arrays], passes: int = 0) -> dict[str, np.ndarray]:
+        """What an ensemble and its mirrored views say of every public image; `ArithmeticError` if it is no number.
+
+        Each member looks so many `passes` more, with channels dropping out.
+        """
         site, public = self._site, self._site.public
         if public is None:
             return {}
-        return Labeller(public, site.plan, site.folder / "said", site.device).label(members)
+        return Labeller(public, site.plan, site.folder / "said", site.device, passes).label(members)
 
     def fit_apart(self, agreed: Maps, weight: float) -> None:
         """Train a model of the site's own, for as many steps as `fit`, where that is private; see `SiteView`.

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from autofed.exchange import Arrays
-from autofed.files import whole_folder
+from autofed.files import digest, whole_folder
 from autofed.inference import mean_of_views, together
 from autofed.network import build, load_weights
 from autofed.plans import Plan
@@ -23,13 +23,15 @@ from autofed.pseudo import write
 class Labeller:
     """Public images, the plan of the site that labels them, and where it keeps what each member said of them.
 
-    What is kept of a member, in float16 on the plan's grid, is in a folder named by its weights.
+    Each member looks at every image so many `passes` more with channels dropping out. What is kept of it, in float16 on
+    the plan's grid, is in a folder named by its weights and by these.
     """
 
     public: PublicImages
     plan: Plan
     folder: Path
     device: str = "cpu"
+    passes: int = 0
 
     def label(self, members: Sequence[Arrays]) -> dict[str, np.ndarray]:
         """What an ensemble and its mirrored views say of every image, as `pseudo.write` has it.
@@ -42,14 +44,17 @@ class Labeller:
 
     def _asked(self, weights: Arrays) -> Path:
         """The folder of what a member says."""
-        target = self.folder / _digest(weights)
+        member = _digest(weights)
+        dropping = f"_{self.passes}_{self.plan.local.network.dropout:g}" if self.passes else ""
+        target = self.folder / f"{member}{dropping}"
         if target.is_dir():
             return target
         network = build(self.plan.local.network).to(self.device).eval()
         load_weights(network, weights)
         with whole_folder(target) as part:
             for name, place in self.public.folders.items():
-                found = mean_of_views(network, self.public.image(name), self.plan, self.device)
+                image, seed = self.public.image(name), int(digest([member, name])[:16], 16)
+                found = mean_of_views(network, image, self.plan, self.device, passes=self.passes, seed=seed)
                 if not np.isfinite(found).all():
                     raise ArithmeticError(f"what the model says of {name} holds NaN or infinite values")
                 np.save(part / f"{place.name}.npy", found.astype(np.float16))

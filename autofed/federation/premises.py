@@ -149,7 +149,7 @@ class Premises(Record):
     def check(self) -> None:
         """`Problems` if the site could take part in no training by its plan."""
         plan = self._agreed()
-        refuse(str(self.plan), promise.problems(plan, {self.site: plan.steps_at(self.site)}))
+        refuse(str(self.plan), self._problems(plan))
         open_data(self.work, self.site, plan)
         open_public_of(plan, self.public, self.work)
 
@@ -157,7 +157,7 @@ class Premises(Record):
         """Whether the site can take part in the training of this name; why not is in its own log."""
         try:
             plan = self._agreed()
-            refuse(name, promise.problems(plan, {self.site: plan.steps_at(self.site)}))
+            refuse(name, self._problems(plan))
             fold, _ = self._place(name)
             _, parted = self._data(plan, name)
             open_public_of(plan, self.public, self.work)
@@ -210,6 +210,14 @@ class Premises(Record):
             sites = ", ".join(plan.agreement.patients)
             raise Problems(str(self.plan), [f"{self.site} is not among the sites of the plan, which are {sites}"])
         return plan
+
+    def _problems(self, plan: Plan) -> list[str]:
+        """What the site's own copy of the plan promises and does not keep, or lacks for its algorithm."""
+        from autofed import algorithms
+
+        chosen = algorithms.make(plan.agreement.algorithm)
+        kept = promise.problems(plan, {self.site: plan.steps_at(self.site)})
+        return [*kept, *algorithms.plan_problems(chosen, plan)]
 
     def _data(self, plan: Plan, name: str) -> tuple[Store, Split]:
         fold, folder = self._place(name)

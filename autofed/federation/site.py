@@ -86,7 +86,7 @@ class Site:
         self.run = run
         self.steps = sum(plan.steps_at(site) for site in ledgers)
         self.algorithm = algorithms.make(plan.agreement.algorithm, trusted)
-        refuse(name, privacy_problems(plan, self.algorithm))
+        refuse(name, [*algorithms.plan_problems(self.algorithm, plan), *privacy_problems(plan, self.algorithm)])
         refuse(name, promise.problems(plan, {name: self.steps}))
         self.ledgers = [open_ledger(path, site, plan, self.steps, simulation) for site, path in ledgers.items()]
         refuse(name, [problem for ledger in self.ledgers for problem in _other_census(plan, ledger)])

@@ -166,6 +166,13 @@ class Tape:
             yield from self._pyramid() if stage == self.last else self._attention(stage)
         if stage < self.last:  # the gradient of the skip and that from below are summed
             yield Operation(gradient=here, holds=-2 * here)
+        else:
+            yield from self._dropout(stage)
+
+    def _dropout(self, stage: int) -> Iterator[Operation]:
+        """What is left of the channels is another map than that of the activation."""
+        if self.network.dropout:
+            yield Operation(self.map(stage), self.map(stage))
 
     def _residual(self, stage: int, before: float, channels: int, volume: int, shortcut: bool) -> Iterator[Operation]:
         """The sum's gradient goes both ways; that of the shortcut waits for that of the block."""
@@ -204,6 +211,7 @@ class Tape:
         yield from self._layer(stage, 2 * here, 2 * width, volume, stores=2 * here)
         if network.kind == "unet":
             yield from self._layer(stage, here, width, volume)
+        yield from self._dropout(stage)
         if stage in self.supervised:
             yield Operation(holds=-here, hands=here)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,9 @@ Trained = Literal["all", "decoder"]
 
 ENCODER = "down."
 """How the names of the weights on the way down begin, in a network that is built."""
+
+Chance = Annotated[float, Field(ge=0, lt=1, exclude_if=lambda chance: not chance)]
+"""How likely something is left out, in a record: where it never is, that is not written."""
 
 _SQUEEZE = 16
 _PYRAMID = (1, 3, 3, 3)
@@ -61,7 +64,8 @@ class Network(Record):
 
     "unet" has two convolutions per stage on both ways. "resenc" has residual `blocks` of two convolutions on the way
     down, behind a stem of one, and one convolution on the way up. "dcfed" is a resenc whose stages end in an attention
-    block (CBAM) each, the coarsest in atrous spatial pyramid pooling (ASPP), as in DCFed (JBHI 2025).
+    block (CBAM) each, the coarsest in atrous spatial pyramid pooling (ASPP), as in DCFed (JBHI 2025). In training
+    each channel of an image is left out with the chance `dropout` behind the coarsest stage and each one on the way up.
     """
 
     kind: Literal["unet", "resenc", "dcfed"] = "unet"
@@ -72,6 +76,7 @@ class Network(Record):
     strides: tuple[Shape, ...]
     blocks: tuple[Positive, ...] = ()
     deep_supervision: bool = True
+    dropout: Chance = 0.0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

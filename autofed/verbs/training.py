@@ -78,7 +78,7 @@ def train(
     here = (device, workers, simulation)
     refuse("train", _misplaced(connection, work, gathers=gathers, folds=wanted, here=here))
     own = own_plans(folder, made, site_plans or {}, is_labelling=algorithms.is_labelling(chosen))
-    refuse("train", _misplaced_labels(chosen, made, public, init, own, connection))
+    refuse("train", [*_misplaced_labels(chosen, made, public, init, own, connection), *_unfit(chosen, made, own)])
     stores = {} if work is None else _stores(Path(work), made, own)
     _refuse_other_run(folder, folder.plan() if extended else made, resume, init, simulation)
     names = (POOLED,) if gathers else tuple(sorted(made.agreement.patients))
@@ -150,6 +150,13 @@ def _misplaced_labels(
     if own and connection is not None:
         problems.append("over --connection every site has its own copy of the plan; leave --site-plan out")
     return problems
+
+
+def _unfit(chosen: algorithms.Algorithm, made: Plan, own: Mapping[str, Plan]) -> list[str]:
+    """What the algorithm needs and does not find: in the plan of the run, or in that of a site with its own."""
+    others = ", ".join(site for site in sorted(made.agreement.patients) if site not in own)
+    followed = {others: made, **own} if others else own
+    return [f"{who}: {problem}" for who, plan in followed.items() for problem in algorithms.plan_problems(chosen, plan)]
 
 
 def _identity(folder: Run, sites: tuple[str, ...], simulation: bool, public: Path | None) -> Identity:
