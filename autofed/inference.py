@@ -154,8 +154,8 @@ def mean_of_views(
 ) -> np.ndarray:
     """Mean probabilities (K, *grid), float32, over the mirrored views of an image (C, *grid).
 
-    So many further `passes` over all views are counted, in which channels drop out (Gal and Ghahramani, ICML 2016,
-    equation 6), which ones by the `seed` alone; torch's generator and the network are left as they were found.
+    So many further `passes` over all views are counted, in which channels drop out (Gal and Ghahramani, ICML 2016),
+    which ones by the `seed` alone; torch's generator and the network are left as they were found.
 
     Computed in the precision of the plan's training: on a machine that is fast in bfloat16, in a third of the time.
     """
