@@ -40,6 +40,7 @@ FLOORS = (
         "uncertainty",
         "postprocessing",
         "solver",
+        "averaging",
         "fit",
         "inversion",
         "canaries",

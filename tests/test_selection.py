@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from autofed.federation.selection import best_of, moving_average
+from autofed.averaging import moving_average
+from autofed.federation.selection import best_of
 
 
 def test_the_smoothed_score_decides_and_not_a_lucky_one():
