@@ -182,7 +182,7 @@ def test_images_of_a_network_that_learns_them_by_heart_are_told_apart():
     planted = canaries.make_canaries(plan, 24, generator)
     from autofed import privacy
 
-    trial = canaries.attack(plan, privacy.find(plan, 24), planted, 60, generator)
+    trial = canaries.attack(plan, privacy.find(plan, 24), planted, 60, generator, canaries.of_weights(plan, planted))
     assert trial.scores[trial.included].mean() > trial.scores[~trial.included].mean() + 0.05
     assert trial.right(12) >= 10
 
