@@ -36,7 +36,7 @@ _BLOCKS = 4
 _SMOOTH = 1 / 12
 """Random pictures are smooth over this share of an edge."""
 
-_DECOYS = 8
+_DECOYS = 16
 """A canary's own wrong labels are compared with those of so many others."""
 
 Score = Callable[[Iterator[Arrays]], np.ndarray]
@@ -122,23 +122,23 @@ def of_weights(plan: Plan, canaries: Canaries, device: str = "cpu") -> Score:
 
     def fallen(rounds: Iterator[Arrays]) -> np.ndarray:
         (last,) = deque(rounds, maxlen=1)
-        return _losses(plan, canaries, start(plan), device) - _losses(plan, canaries, last, device)
+        return _losses(plan, canaries, start(plan), device)[0] - _losses(plan, canaries, last, device)[0]
 
     return fallen
 
 
 def exposed(plan: Plan, canaries: Canaries, weights: Arrays, device: str = "cpu") -> np.ndarray:
-    """By how much better a network fits each canary's wrong labels to its picture than those of other canaries.
+    """By how much better a network fits each canary's wrong labels to its picture than both are fitted otherwise.
 
-    Its loss is compared with those of the same picture under some other wrong labels and of the same labels over some
-    other pictures. Of a canary that was not learned all of these are alike, since pictures and labels were drawn
-    apart; how hard a picture or a label map is, which differs far more than what a few echoes leave, falls out.
+    l(i, j) is the loss of the labels of canary j over the picture of canary i. The score is mean_j l(i, j) +
+    mean_k l(k, i) - l(i, i) over some j and k: how hard a picture and how hard a label map is falls out, which differ
+    far more than what a few echoes leave. Of canaries that were not learned all l are alike otherwise, since pictures
+    and labels were drawn apart.
     """
-    count = len(canaries.patients)
-    own, *others = (_losses(plan, canaries, weights, device, turn) for turn in range(min(_DECOYS + 1, count)))
-    of_picture = np.mean(others, axis=0)
-    of_labels = np.mean([np.roll(found, turn) for turn, found in enumerate(others, 1)], axis=0)
-    return of_picture + of_labels - 2 * own
+    losses = _losses(plan, canaries, weights, device, min(_DECOYS, len(canaries.patients) - 1))
+    of_picture = losses.mean(axis=0)
+    of_labels = np.mean([np.roll(found, turn) for turn, found in enumerate(losses)], axis=0)
+    return of_picture + of_labels - losses[0]
 
 
 def start(plan: Plan) -> dict[str, np.ndarray]:
@@ -217,20 +217,24 @@ class _Without:
         return self.mechanism.step(gradients, like)
 
 
-def _losses(plan: Plan, canaries: Canaries, weights: Arrays, device: str, turn: int = 0) -> np.ndarray:
-    """The loss of every canary, in the order of their names, with the labels of the one that is `turn` places on."""
+def _losses(plan: Plan, canaries: Canaries, weights: Arrays, device: str, decoys: int = 0) -> np.ndarray:
+    """The losses (1 + decoys, n) of the canaries in the order of their names.
+
+    The first row is that under their own labels; row t that under the labels of the canary t places on.
+    """
     network, training = plan.local.network, plan.local.training
     module = build(network).train()
     load_weights(module, weights)
     place(module, network, device)
     loss = make_loss(training, len(module.heads), Labels.of(plan.agreement))
-    found, names = [], sorted(canaries.patients)
+    names, shape = sorted(canaries.patients), tuple(training.patch_size)
+    found = np.zeros((1 + decoys, len(names)))
     for number, name in enumerate(names):
-        shape = tuple(training.patch_size)
         image = torch.from_numpy(canaries.images[name].reshape(1, -1, *shape))
-        taught = canaries.maps[names[(number + turn) % len(names)]]
-        label = torch.from_numpy(taught.reshape(1, 1, *shape)).to(device)
         with torch.no_grad(), arithmetic(training.precision, device):
-            outputs = module(place(image, network, device))
-            found.append(float(loss([logits.float() for logits in outputs], label)))
-    return np.array(found)
+            outputs = [logits.float() for logits in module(place(image, network, device))]
+            for turn in range(1 + decoys):
+                taught = canaries.maps[names[(number + turn) % len(names)]]
+                label = torch.from_numpy(taught.reshape(1, 1, *shape)).to(device)
+                found[turn, number] = float(loss(outputs, label))
+    return found

@@ -197,6 +197,21 @@ def test_images_of_a_network_that_learns_them_by_heart_are_told_apart():
         assert found.right(12) >= 10
 
 
+def test_how_hard_a_picture_or_a_label_map_is_falls_out_of_the_score(monkeypatch):
+    plan = made("none")
+    planted = canaries.make_canaries(plan, 12, np.random.default_rng(0))
+    generator, known, places = np.random.default_rng(1), np.zeros(12), np.arange(12)
+    pictures, labels, known[3] = generator.random(12), generator.random(12), 0.1
+
+    def losses(plan, canaries, weights, device, decoys):
+        table = [pictures + labels[(places + turn) % 12] for turn in range(1 + decoys)]
+        return np.array([table[0] - known, *table[1:]])
+
+    monkeypatch.setattr(canaries, "_losses", losses)
+    scores = canaries.exposed(plan, planted, {})
+    assert scores.argmax() == 3 and np.ptp(np.delete(scores, 3)) < 1e-9 and np.ptp(scores) > 0.05
+
+
 def test_images_of_a_site_and_its_ledger(tmp_path, make_site):
     plan = made(sites=("alpha",), cases=12)
     preprocess(open_dataset(make_site("alpha", cases=12, dimension=2, shape=(20, 20))), plan.local, tmp_path / "work")
