@@ -1,11 +1,13 @@
 """Canary patients: pictures with wrong labels, each in or out of a training by a coin, that an audit looks for.
 
 A network that was trained on such a picture errs on it in the way it was taught to; so its loss on it tells an attacker
-who sees the final weights whether it was there (as the loss tells Steinke et al. 2023, section 6).
+whether it was there (as the loss tells Steinke et al. 2023, section 6): one who sees the final weights (`of_weights`),
+or one who has but a network that learned from it (`exposed`).
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -33,6 +35,13 @@ _BLOCKS = 4
 
 _SMOOTH = 1 / 12
 """Random pictures are smooth over this share of an edge."""
+
+_DECOYS = 16
+"""A canary's own wrong labels are compared with those of so many others."""
+
+Score = Callable[[Iterator[Arrays]], np.ndarray]
+"""An attacker: the score of every canary, in the order of their names, from the weights that a site has after each
+round, or from what these were used for. It must read them to the end."""
 
 
 @dataclass(frozen=True)
@@ -91,20 +100,65 @@ def attack(
     canaries: Canaries,
     steps: int,
     generator: np.random.Generator,
+    score: Score,
     *,
     device: str = "cpu",
     on_step: Callable[[], None] = lambda: None,
 ) -> Trial:
     """Train the plan's network at one site, for all of its rounds of so many steps, on the canaries that are in.
 
-    A canary's score is by how much its loss has fallen. `mechanism` is made for so many patients as there are canaries;
+    What the attacker makes of it is the `score`'s. `mechanism` is made for so many patients as there are canaries;
     whoever is out is drawn all the same and contributes nothing.
     """
     included = generator.random(len(canaries.patients)) < 0.5
     absent = frozenset(name for name, there in zip(sorted(canaries.patients), included, strict=True) if not there)
     events: list[Event] = []
-    start = weights_of(build(plan.local.network, seed=plan.local.training.seed))
-    weights: Arrays = start
+    scores = score(_rounds(plan, mechanism, absent, canaries, steps, generator, events, device, on_step))
+    return Trial(scores, included, tuple(events))
+
+
+def of_weights(plan: Plan, canaries: Canaries, device: str = "cpu") -> Score:
+    """The attacker who sees weights: by how much a canary's loss has fallen from the start to the end."""
+
+    def fallen(rounds: Iterator[Arrays]) -> np.ndarray:
+        (last,) = deque(rounds, maxlen=1)
+        return _losses(plan, canaries, start(plan), device)[0] - _losses(plan, canaries, last, device)[0]
+
+    return fallen
+
+
+def exposed(plan: Plan, canaries: Canaries, weights: Arrays, device: str = "cpu") -> np.ndarray:
+    """By how much better a network fits each canary's wrong labels to its picture than both are fitted otherwise.
+
+    l(i, j) is the loss of the labels of canary j over the picture of canary i. The score is mean_j l(i, j) +
+    mean_k l(k, i) - l(i, i) over some j and k: how hard a picture and how hard a label map is falls out, which differ
+    far more than what a few echoes leave. Of canaries that were not learned all l are alike otherwise, since pictures
+    and labels were drawn apart.
+    """
+    losses = _losses(plan, canaries, weights, device, min(_DECOYS, len(canaries.patients) - 1))
+    of_picture = losses.mean(axis=0)
+    of_labels = np.mean([np.roll(found, turn) for turn, found in enumerate(losses)], axis=0)
+    return of_picture + of_labels - losses[0]
+
+
+def start(plan: Plan) -> dict[str, np.ndarray]:
+    """The weights that a plan's training starts from, as everybody knows who has the plan."""
+    return weights_of(build(plan.local.network, seed=plan.local.training.seed))
+
+
+def _rounds(
+    plan: Plan,
+    mechanism: Mechanism,
+    absent: frozenset[str],
+    canaries: Canaries,
+    steps: int,
+    generator: np.random.Generator,
+    events: list[Event],
+    device: str,
+    on_step: Callable[[], None],
+) -> Iterator[Arrays]:
+    """The weights after each round; what it cost is added to `events`."""
+    weights: Arrays = start(plan)
     momentum: Arrays = {}
     for round in range(1, plan.agreement.training.rounds + 1):
         keyed = mechanism.keyed(generator.bytes(SECRET_BYTES))
@@ -112,10 +166,9 @@ def attack(
         fitted = _fit(plan, keyed, absent, canaries, weights, momentum, round, steps, device, on_step)
         released = keyed.release({"update": fitted.update(weights)})
         weights = {name: array + released["update"][name] for name, array in weights.items()}
+        yield weights
         momentum = fitted.momentum if plan.local.training.keep_momentum else {}
         mechanism = mechanism.adapt(released[ADAPTATION]) if ADAPTATION in released else mechanism
-    fallen = _losses(plan, canaries, start, device) - _losses(plan, canaries, weights, device)
-    return Trial(fallen, included, tuple(events))
 
 
 def _fit(
@@ -164,20 +217,26 @@ class _Without:
         return self.mechanism.step(gradients, like)
 
 
-def _losses(plan: Plan, canaries: Canaries, weights: Arrays, device: str) -> np.ndarray:
-    """The loss of every canary, in the order of their names, with all channels there."""
+def _losses(plan: Plan, canaries: Canaries, weights: Arrays, device: str, decoys: int = 0) -> np.ndarray:
+    """The losses (1 + decoys, n) of the canaries in the order of their names.
+
+    The first row is that under their own labels; row t that under the labels of the canary t places on. No
+    channel drops out.
+    """
     network, training = plan.local.network, plan.local.training
     module = build(network).train()
     let_drop(module, False)
     load_weights(module, weights)
     place(module, network, device)
     loss = make_loss(training, len(module.heads), Labels.of(plan.agreement))
-    found = []
-    for name in sorted(canaries.patients):
-        shape = tuple(training.patch_size)
+    names, shape = sorted(canaries.patients), tuple(training.patch_size)
+    found = np.zeros((1 + decoys, len(names)))
+    for number, name in enumerate(names):
         image = torch.from_numpy(canaries.images[name].reshape(1, -1, *shape))
-        label = torch.from_numpy(canaries.maps[name].reshape(1, 1, *shape)).to(device)
         with torch.no_grad(), arithmetic(training.precision, device):
-            outputs = module(place(image, network, device))
-            found.append(float(loss([logits.float() for logits in outputs], label)))
-    return np.array(found)
+            outputs = [logits.float() for logits in module(place(image, network, device))]
+            for turn in range(1 + decoys):
+                taught = canaries.maps[names[(number + turn) % len(names)]]
+                label = torch.from_numpy(taught.reshape(1, 1, *shape)).to(device)
+                found[turn, number] = float(loss(outputs, label))
+    return found

@@ -1,7 +1,7 @@
 """The audit: its arithmetic against published figures, and which mechanisms it lets through."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -14,13 +14,15 @@ from autofed.cli import app
 from autofed.inversion import fit_intensities, gradient_of, invert, likeness, painted
 from autofed.labels import Labels
 from autofed.network import build, weights_of
-from autofed.prepared import open_store, preprocess
+from autofed.prepared import open_public, open_store, preprocess
 from autofed.privacy import accounting
 from autofed.privacy.adaptive import Adaptive
 from autofed.privacy.audit import Trial, attack, audit, lower_bound, p_value
 from autofed.privacy.dpsgd import DPSGD
 from autofed.privacy.gaussian import FedDP
 from autofed.problems import Problems
+from autofed.verbs.labelling import agreed_on
+from autofed.verbs.overhearing import of_answers
 from tests.plans_made import small_plan
 from tests.small_federation import private
 
@@ -150,9 +152,9 @@ def test_too_few_canaries_are_refused():
 # --- plans: gradients and images
 
 
-def made(mechanism="dp-sgd", noise=None, **more):
-    """A plan of pictures of 16 voxels."""
-    plan = small_plan(shape=(1, 16, 16), labels=1, **{"training.validate_every": 0, "training.rounds": 2, **more})
+def made(mechanism="dp-sgd", noise=None, edge=16, **more):
+    """A plan of pictures of 16 voxels an edge."""
+    plan = small_plan(shape=(1, edge, edge), labels=1, **{"training.validate_every": 0, "training.rounds": 2, **more})
     return private(plan, mechanism, **({"noise_multiplier": noise} if noise else {}))
 
 
@@ -182,9 +184,32 @@ def test_images_of_a_network_that_learns_them_by_heart_are_told_apart():
     planted = canaries.make_canaries(plan, 24, generator)
     from autofed import privacy
 
-    trial = canaries.attack(plan, privacy.find(plan, 24), planted, 60, generator)
-    assert trial.scores[trial.included].mean() > trial.scores[~trial.included].mean() + 0.05
-    assert trial.right(12) >= 10
+    seen = []
+
+    def score(rounds):
+        seen.extend(rounds)
+        return canaries.of_weights(plan, planted)(iter(seen))
+
+    trial = canaries.attack(plan, privacy.find(plan, 24), planted, 60, generator, score)
+    exposed = replace(trial, scores=canaries.exposed(plan, planted, seen[-1]))
+    for found in (trial, exposed):
+        assert found.scores[found.included].mean() > found.scores[~found.included].mean() + 0.05
+        assert found.right(12) >= 10
+
+
+def test_how_hard_a_picture_or_a_label_map_is_falls_out_of_the_score(monkeypatch):
+    plan = made("none")
+    planted = canaries.make_canaries(plan, 12, np.random.default_rng(0))
+    generator, known, places = np.random.default_rng(1), np.zeros(12), np.arange(12)
+    pictures, labels, known[3] = generator.random(12), generator.random(12), 0.1
+
+    def losses(plan, canaries, weights, device, decoys):
+        table = [pictures + labels[(places + turn) % 12] for turn in range(1 + decoys)]
+        return np.array([table[0] - known, *table[1:]])
+
+    monkeypatch.setattr(canaries, "_losses", losses)
+    scores = canaries.exposed(plan, planted, {})
+    assert scores.argmax() == 3 and np.ptp(np.delete(scores, 3)) < 1e-9 and np.ptp(scores) > 0.05
 
 
 def test_images_of_a_site_and_its_ledger(tmp_path, make_site):
@@ -208,6 +233,80 @@ def test_canaries_of_a_site_are_its_images_with_other_labels(tmp_path, make_site
     assert {image.tobytes() for image in planted.images.values()} == own
     for labels in planted.maps.values():
         assert set(np.unique(labels)) <= Labels.of(plan.agreement).values
+
+
+# --- pseudo-labels
+
+
+@pytest.fixture
+def pictures(make_site):
+    """A folder of public images."""
+    return make_site("public", cases=3, dimension=2, shape=(20, 20))
+
+
+@pytest.mark.parametrize("mechanism", ["none", "dp-sgd"])
+def test_labels_on_the_command_line(tmp_path, pictures, mechanism, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    plan = made(mechanism)
+    plan.save(tmp_path / "plan.json")
+    wanted = ["--kind", "labels", "--public", str(pictures), "--canaries", "12", "-o", str(tmp_path / "a.json")]
+    done = RUN.invoke(app, ["audit", str(tmp_path / "plan.json"), *wanted, "--device", "cpu", "--alpha", "1e-6"])
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert (found["kind"], found["canaries"], found["public"], found["bound"]) == ("labels", 12, 3, 0)
+    assert found["claim"] == plan.agreement.privacy.epsilon
+    assert "by the labels of 3 public images alone" in done.output
+    assert ("Nothing is promised. This attack told nothing" if mechanism == "none" else "no proof") in done.output
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def overhear(plan, planted, pictures, folder, *rounds):
+    shown = open_public(pictures, agreed_on(plan, pictures), folder)
+    return of_answers(plan, planted, shown, folder)(iter(rounds))
+
+
+def test_the_scores_follow_from_the_answers_alone(tmp_path, pictures):
+    """Weights with no part in any answer (of a coarser head) have none in the scores; other answers give others."""
+    plan = made("none", edge=32)
+    planted = canaries.make_canaries(plan, 12, np.random.default_rng(0))
+    weights = weights_of(build(plan.local.network, seed=1))
+    unasked = {n: a + (n.startswith("heads.") and not n.startswith("heads.0.")) for n, a in weights.items()}
+    assert any((unasked[n] != weights[n]).any() for n in weights)
+    other = weights_of(build(plan.local.network, seed=2))
+    first, second, third = (overhear(plan, planted, pictures, tmp_path, w) for w in (weights, unasked, other))
+    assert np.array_equal(first, second) and not np.array_equal(first, third)
+
+
+def test_the_model_that_is_asked_is_the_average_that_a_site_would_ask(tmp_path, pictures):
+    plan = made("none")
+    planted = canaries.make_canaries(plan, 10, np.random.default_rng(0))
+    one, two = (weights_of(build(plan.local.network, seed=seed)) for seed in (1, 2))
+    mean = {name: (one[name] + two[name]) / 2 for name in one}
+    averaged = overhear(plan.change({"training.ema": 0.9}), planted, pictures, tmp_path, one, two)
+    assert np.allclose(averaged, overhear(plan, planted, pictures, tmp_path, mean), atol=1e-3)
+    assert not np.allclose(averaged, overhear(plan, planted, pictures, tmp_path, one, two), atol=1e-3)
+
+
+def test_answers_that_are_no_numbers_are_no_audit(tmp_path, pictures):
+    plan = made("none")
+    broken = {name: array * np.nan for name, array in weights_of(build(plan.local.network, seed=1)).items()}
+    with pytest.raises(Problems, match="NaN or infinite values; lower the learning rate"):
+        overhear(plan, canaries.make_canaries(plan, 10, np.random.default_rng(0)), pictures, tmp_path, broken)
+
+
+def test_what_is_wrong_with_an_audit_of_labels_is_said_at_once(tmp_path, pictures, make_site):
+    with pytest.raises(Problems) as refused:
+        verbs.audit(made("feddp"), tmp_path / "delta", kind="labels", canaries=3)
+    told = "\n".join(refused.value.problems)
+    assert len(refused.value.problems) == 4
+    for said in ("no site 'delta'", "name a folder that holds them", "feddp has no protection", "found 3 canaries"):
+        assert said in told
+    with pytest.raises(Problems, match="--public: that is for --kind labels"):
+        verbs.audit(made(), kind="image", public=pictures)
+    agreed = agreed_on(made(), make_site("others", cases=3, dimension=2, shape=(20, 20)))
+    with pytest.raises(Problems, match="others_000, others_001, others_002 are agreed on but not here"):
+        verbs.audit(agreed, kind="labels", public=pictures)
 
 
 # --- gradient inversion

@@ -54,6 +54,7 @@ class Canary(StrEnum):
 
     gradient = "gradient"
     image = "image"
+    labels = "labels"
 
 
 class Task(StrEnum):
@@ -402,8 +403,13 @@ def audit(
     site: Annotated[Path | None, typer.Argument(help="WORK/SITE, whose patients make the canaries' images.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="What was found, a JSON file.")] = None,
     kind: Annotated[
-        Canary, typer.Option(help="gradient: loud gradients, seconds to minutes; image: a whole training of one site.")
+        Canary,
+        typer.Option(
+            help="gradient: loud gradients, seconds to minutes; image: a whole training of one site; "
+            "labels: the same, seen through labels of public images alone."
+        ),
     ] = Canary.gradient,
+    public: Annotated[Path | None, typer.Option(help="With --kind labels: a folder of public images.")] = None,
     canaries: Annotated[int | None, typer.Option(help="Default 1000, of images 100.")] = None,
     alpha: Annotated[float, typer.Option(help="How often the bound may be wrong.", min=1e-9, max=0.5)] = 0.05,
     inversion: Annotated[
@@ -417,9 +423,13 @@ def audit(
     from autofed import verbs
 
     if inversion is not None:
+        if public is not None:
+            raise typer.BadParameter("--public goes with --kind labels, not with --inversion")
         _invert(plan, site, inversion, iterations)
         return
-    wanted: dict[str, Any] = {"kind": kind.value, "canaries": canaries, "alpha": alpha, "device": device.value}
+    wanted: dict[str, Any] = {
+        "kind": kind.value, "public": public, "canaries": canaries, "alpha": alpha, "device": device.value,
+    }  # fmt: skip
     with terminal.progress() as progress:
         found = verbs.audit(plan, site, output, **wanted, progress=progress)
     typer.echo(found.text())

@@ -123,8 +123,12 @@ def _prepared(case: str, files: Files, plan: Plan, work: Path) -> Path:
         array, geometry = read_channels(files.images)
         refuse(case, _image_problems(array, plan.agreement.dimension))
         ready = prepare(Case(case, case, array, None, geometry.spacing_mm, geometry), local.geometry, local.intensity)
-        with whole_folder(target) as part:
-            write_image(part, ready)
+        try:
+            with whole_folder(target) as part:
+                write_image(part, ready)
+        except OSError:
+            if not target.is_dir():  # else another training beside this one was quicker, with the same content
+                raise
     return target
 
 

@@ -101,12 +101,13 @@ class Trial:
 class Audit(Record):
     """What an audit found: the `bound` beside the `claim`, both epsilons at `delta` for one `unit`.
 
-    `claim` is None where nothing finite is promised. The bound is wrong with probability `alpha` at most.
+    `claim` is None where nothing finite is promised. The bound is wrong with probability `alpha` at most. `public` is
+    the number of public images whose labels were all that the attacker saw ("labels").
     """
 
     mechanism: str
     unit: Unit
-    kind: Literal["gradient", "update", "image"]
+    kind: Literal["gradient", "update", "image", "labels"]
     canaries: int
     guesses: int
     right: int
@@ -116,6 +117,7 @@ class Audit(Record):
     alpha: float
     claim: float | None
     bound: float
+    public: int = 0
 
     @property
     def refuted(self) -> bool:
@@ -129,15 +131,22 @@ class Audit(Record):
         lines = [
             f"claim:       {promised}, for one {self.unit}, by {self.mechanism}",
             f"lower bound: epsilon {self.bound:.3g} at delta {self.delta:g}, with confidence {confidence}",
-            f"             {right} about {self.canaries} {self.kind} canaries were right",
+            f"             {right} about {self.canaries} {self._canaries()} were right",
             f"             after {self.rounds} rounds of {self.steps} steps",
         ]
         return "\n".join([*lines, self._meaning()])
+
+    def _canaries(self) -> str:
+        if self.kind != "labels":
+            return f"{self.kind} canaries"
+        return f"image canaries, by the labels of {self.public} public images alone,"
 
     def _meaning(self) -> str:
         if self.refuted:
             return ("More was told than is claimed: the claim is wrong, or this is one of the audits that err "
                     f"({self.alpha:g} of all). Audit again; if it is so again, do not use this mechanism.")  # fmt: skip
+        if self.claim is None and not self.bound:
+            return "Nothing is promised. This attack told nothing; that is no promise: a better attack might tell more."
         if self.claim is None:
             return "Nothing is promised, and so much can be told at least."
         return "No more was told than is claimed. That is no proof of the claim: a better attack might tell more."

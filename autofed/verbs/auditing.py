@@ -5,35 +5,40 @@ Nothing that is computed here leaves the machine, so no ledger is charged.
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import numpy as np
 
-from autofed import plans, privacy
+from autofed import algorithms, plans, privacy
 from autofed.batches import STRAIGHT, draw_patch
-from autofed.canaries import attack, make_canaries, make_picture
+from autofed.canaries import attack, make_canaries, make_picture, of_weights
 from autofed.devices import pick_device
 from autofed.exchange import Arrays
 from autofed.federation.premises import open_data
+from autofed.federation.site import privacy_problems
 from autofed.files import PathLike
 from autofed.inversion import Likeness, gradient_of, invert, likeness, painted
 from autofed.labels import Labels
 from autofed.network import build, weights_of
 from autofed.parallel import Progress, silent
-from autofed.plans import Plan
-from autofed.prepared import Store
+from autofed.plans import Algorithm, Plan
+from autofed.prepared import PublicImages, Store, open_public
 from autofed.privacy import audit as audits
 from autofed.privacy.accounting import default_delta
 from autofed.privacy.audit import Audit
-from autofed.problems import Problems, refuse
+from autofed.problems import Problems, gathered, refuse
+from autofed.verbs.labelling import agreed_on
+from autofed.verbs.overhearing import of_answers
 
-Kind = Literal["gradient", "image"]
+Kind = Literal["gradient", "image", "labels"]
 
-USUAL_CANARIES = {"gradient": 1000, "image": 100}
+USUAL_CANARIES = {"gradient": 1000, "image": 100, "labels": 100}
 
 
 def audit(
@@ -42,6 +47,7 @@ def audit(
     output: PathLike | None = None,
     *,
     kind: Kind = "gradient",
+    public: PathLike | None = None,
     canaries: int | None = None,
     alpha: float = 0.05,
     device: str = "auto",
@@ -52,55 +58,107 @@ def audit(
     "gradient": canary patients whose gradients are as loud as the clip allows, through all rounds and steps of the
     plan; the strongest attack, and quick. "image": the plan's network is trained at one site on canary patients with
     wrong labels: patches of the patients in `site_work` (WORK/SITE), or random pictures. That takes as long as the
-    training of one site with so many patients. Nothing leaves the machine and no ledger is charged.
+    training of one site with so many patients. "labels": the same, but the attacker sees no weights, only what a site
+    of DCFed would send: what the trained model says of the images in `public`. A student learns from that, which takes
+    as long again. Nothing leaves the machine and no ledger is charged.
     """
     made = plan if isinstance(plan, Plan) else plans.load(plan)
-    refuse("--kind", [] if kind in USUAL_CANARIES else [f"found {kind!r}; write gradient or image"])
-    site = _site(site_work, made)
-    steps = made.steps_at(site) if site else max(made.steps_at(name) for name in made.agreement.patients)
-    generator = np.random.default_rng(secrets.randbits(128))
+    refuse("--kind", [] if kind in USUAL_CANARIES else [f"found {kind!r}; write {', '.join(USUAL_CANARIES)}"])
     count = canaries or USUAL_CANARIES[kind]
-    delta = made.agreement.privacy.delta or default_delta(max(made.agreement.patients.values()))
-    if kind == "gradient":
-        rounds, mechanism = made.agreement.training.rounds, privacy.find(made, count)
-        found = audits.audit(
-            mechanism, rounds=rounds, steps=steps, delta=delta, canaries=count, alpha=alpha, generator=generator,
-            progress=progress,
-        )  # fmt: skip
-    else:
-        store = _store(site_work, made) if site_work else None
-        found = _of_images(made, store, count, steps, delta, alpha, generator, pick_device(device), progress)
+    with TemporaryDirectory() as scratch:
+        (site, store), pictures, *_ = gathered("audit", [
+            lambda: _held(site_work, made, kind),
+            lambda: _pictures(public, made, kind, Path(scratch)),
+            lambda: refuse(made.agreement.privacy.mechanism, _unanswerable(made) if kind == "labels" else []),
+            lambda: refuse("--canaries", [] if count >= audits.LEAST else [audits.too_few(count)]),
+        ])  # fmt: skip
+        given = _Given(made, site, alpha, np.random.default_rng(secrets.randbits(128)), progress)
+        if kind == "gradient":
+            found = _of_gradients(given, count)
+        else:
+            found = _of_images(given, store, count, pick_device(device), pictures, Path(scratch))
     found = found.model_copy(update={"claim": made.agreement.privacy.epsilon or found.claim})
     if output is not None:
         found.save(Path(output))
     return found
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What every kind of audit starts from."""
+
+    made: Plan
+    site: str | None
+    alpha: float
+    generator: np.random.Generator
+    progress: Progress
+
+    @property
+    def course(self) -> dict[str, Any]:
+        """Rounds, steps of a round, delta and alpha."""
+        made = self.made
+        sites = [self.site] if self.site else list(made.agreement.patients)
+        return {
+            "rounds": made.agreement.training.rounds,
+            "steps": max(made.steps_at(site) for site in sites),
+            "delta": made.agreement.privacy.delta or default_delta(max(made.agreement.patients.values())),
+            "alpha": self.alpha,
+        }
+
+
+def _of_gradients(given: _Given, count: int) -> Audit:
+    mechanism = privacy.find(given.made, count)
+    return audits.audit(mechanism, **given.course, canaries=count, generator=given.generator, progress=given.progress)
+
+
 def _of_images(
-    made: Plan,
-    store: Store | None,
-    count: int,
-    steps: int,
-    delta: float,
-    alpha: float,
-    generator: np.random.Generator,
-    device: str,
-    progress: Progress,
+    given: _Given, store: Store | None, count: int, device: str, public: PublicImages | None, scratch: Path
 ) -> Audit:
-    canaries = make_canaries(made, count, generator, store)
+    made, course = given.made, given.course
+    canaries = make_canaries(made, count, given.generator, store)
     found = len(canaries.patients)
     refuse("--canaries", [] if found >= audits.LEAST else [audits.too_few(found)])
-    rounds, done = made.agreement.training.rounds, 0
+    total, done = course["rounds"] * course["steps"], itertools.count(1)
 
     def on_step() -> None:
-        nonlocal done
-        done += 1
-        progress("training on canaries", done, rounds * steps)
+        given.progress("training on canaries", next(done), total)
 
-    progress("training on canaries", 0, rounds * steps)
+    given.progress("training on canaries", 0, total)
     mechanism = privacy.find(made, found)
-    trial = attack(made, mechanism, canaries, steps, generator, device=device, on_step=on_step)
-    return audits.report(trial, mechanism.name, "image", rounds=rounds, steps=steps, delta=delta, alpha=alpha)
+    if public is None:
+        score = of_weights(made, canaries, device)
+    else:
+        score = of_answers(made, canaries, public, scratch, device, given.progress)
+    trial = attack(made, mechanism, canaries, course["steps"], given.generator, score, device=device, on_step=on_step)
+    audited = audits.report(trial, mechanism.name, "labels" if public else "image", **course)
+    return audited.model_copy(update={"public": len(public.folders) if public else 0})
+
+
+def _pictures(folder: PathLike | None, made: Plan, kind: Kind, scratch: Path) -> PublicImages | None:
+    """The public images that the trained model is asked about, prepared; None of an attacker who sees more than that.
+
+    `Problems` if they are missing or not wanted, or other ones than the plan agrees on.
+    """
+    if kind != "labels":
+        refuse("--public", ["that is for --kind labels; of the others the attacker sees more"] if folder else [])
+        return None
+    if folder is None:
+        raise Problems("--public", ["with --kind labels the attacker sees labels of public images; name a folder that "
+                                    "holds them"])  # fmt: skip
+    return open_public(Path(folder), agreed_on(made, Path(folder)), scratch)
+
+
+def _unanswerable(made: Plan) -> list[str]:
+    """Why no site would answer with labels by this plan's mechanism."""
+    chosen = Algorithm(name="dcfed")
+    plan = made.model_copy(update={"agreement": made.agreement.model_copy(update={"algorithm": chosen})})
+    return privacy_problems(plan, algorithms.make(chosen))
+
+
+def _held(site_work: PathLike | None, made: Plan, kind: Kind) -> tuple[str | None, Store | None]:
+    """The site whose prepared data is in WORK/SITE, and that data if canaries are made of it."""
+    site = _site(site_work, made)
+    return site, _store(site_work, made) if site_work and kind != "gradient" else None
 
 
 def _site(site_work: PathLike | None, made: Plan) -> str | None:

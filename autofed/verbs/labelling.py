@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from autofed import algorithms, plans
@@ -29,8 +29,12 @@ def with_public(made: Plan, trusted: Collection[str], folder: Path | None, run: 
         return made
     if folder is None:
         raise Problems("--public", [f"with {choice.name} the sites label public images; name a folder that holds them"])
+    return agreed_on(made, folder, run.plan().agreement.public_images if run and run.exists else ())
+
+
+def agreed_on(made: Plan, folder: Path, begun: Sequence[str] = ()) -> Plan:
+    """The plan, agreed on the public images in a folder; `Problems` names the difference if others were agreed on."""
     found = public_digests(find_public(folder, len(made.agreement.channels)))
-    begun = run.plan().agreement.public_images if run and run.exists else ()
     for agreed in (made.agreement.public_images, begun):
         refuse(str(folder), differences(agreed, found) if agreed else [])
     return made.model_copy(update={"agreement": made.agreement.model_copy(update={"public_images": found})})

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from autofed.algorithms import AGREED
 from autofed.exchange import Arrays, ServerState, peek, save_groups
 from autofed.fit import fit
+from autofed.labels import Labels
 from autofed.network import build, weights_of
 from autofed.plans import Plan
-from autofed.prepared import PublicImages
+from autofed.prepared import PublicImages, Store
 from autofed.privacy.none import NoPrivacy
 
 _log = logging.getLogger(__name__)
@@ -28,19 +30,39 @@ def train_student(plan: Plan, state: ServerState, public: PublicImages, path: Pa
         path.unlink(missing_ok=True)
         _log.warning("no label of a public image passed the gates, so there is no student")
         return False
-    training, local = plan.agreement.training, plan.local
-    seed = local.training.seed
-    start: Arrays = weights_of(build(local.network, seed=seed))
+    weights = taught(plan, store, public.labels, (plan.local.training.seed, 0, state.round), device)
+    save_groups(path, {"weights": weights}, {"round": state.round})
+    return True
+
+
+def taught(
+    plan: Plan,
+    store: Store,
+    labels: Labels,
+    seed: Sequence[int],
+    device: str,
+    on_step: Callable[[], None] = lambda: None,
+) -> Arrays:
+    """The weights of a network of the plan that learned from labelled public images, for as many steps as a site.
+
+    It starts where the plan says; the seed names its draws.
+    """
+    local = plan.local
     fitted = fit(
-        start,
+        weights_of(build(local.network, seed=local.training.seed)),
         store,
         local,
         NoPrivacy(local.training.batch_size),
-        steps=training.rounds * local.training.steps_per_round,
+        steps=student_steps(plan),
         rate=lambda done: (1 - done) ** 0.9,
-        seed=(seed, 0, state.round),
-        labels=public.labels,
+        seed=seed,
+        labels=labels,
         device=device,
+        on_step=on_step,
     )
-    save_groups(path, {"weights": fitted.weights}, {"round": state.round})
-    return True
+    return fitted.weights
+
+
+def student_steps(plan: Plan) -> int:
+    """For how many steps a student learns."""
+    return plan.agreement.training.rounds * plan.local.training.steps_per_round
