@@ -40,7 +40,6 @@ FLOORS = (
         "uncertainty",
         "postprocessing",
         "solver",
-        "averaging",
         "fit",
         "inversion",
         "canaries",

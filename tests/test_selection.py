@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from autofed.averaging import moving_average
-from autofed.federation.selection import best_of
+from autofed.federation.selection import best_of, moving_average
 
 
 def test_the_smoothed_score_decides_and_not_a_lucky_one():

@@ -13,7 +13,6 @@ import numpy as np
 
 from autofed import pseudo
 from autofed.algorithms import AGREED, ANSWERS, NOTES, Average, Setup, SiteView
-from autofed.averaging import moving_average
 from autofed.exchange import Arrays, Groups, Release, Request, ServerState
 from autofed.labels import Labels
 from autofed.plans import Plan
@@ -43,7 +42,6 @@ class DCFed:
     begin: float = 0.2
     exchanges: int = 8
     members: int = 3
-    average: float = 0.8
     weight: float = 1.0
     ramp: float = 0.3
     temperature: float = 0.3
@@ -55,7 +53,7 @@ class DCFed:
     dropout_passes: int = 0
 
     def __post_init__(self) -> None:
-        shares = ("begin", "average", "ramp", "confidence", "doubt", "share", "settled")
+        shares = ("begin", "ramp", "confidence", "doubt", "share", "settled")
         wrong = [name for name in shares if not 0 <= getattr(self, name) <= 1]
         found = [f"{name} is {getattr(self, name)}; expected 0 to 1" for name in wrong]
         found += [f"{name} is {getattr(self, name)}; expected 1 or more" for name in ("exchanges", "members")
@@ -94,10 +92,10 @@ class DCFed:
         own = site.memory() or {"weights": site.start()}
         fitted = site.fit(own["weights"], agreed=agreed, weight=weight)
         past = [own[f"past_{i}"] for i in range(1, self.members) if f"past_{i}" in own]
-        teacher = moving_average(own.get("teacher"), fitted.weights, self.average, request.round)
-        members = [teacher, *past][: self.members]
-        shelf = {f"past_{i}": past for i, past in enumerate(members if asks else past, 1)}
-        site.remember({"weights": fitted.weights, "teacher": teacher, **shelf})
+        model = own.get("mean", fitted.weights)  # with `training.ema`: the moving average up to the round before
+        members = [model, *past][: self.members]
+        shelf = members if asks else past
+        site.remember({"weights": fitted.weights, **{f"past_{i}": past for i, past in enumerate(shelf, 1)}})
         answers = site.label(members, self.dropout_passes) if asks else {}
         site.fit_apart(agreed, weight)
         return {ANSWERS: answers, "metrics": {"loss": fitted.losses}}

@@ -11,11 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from autofed.algorithms import Algorithm, is_from_rest, site_weights
-from autofed.averaging import moving_average
 from autofed.batches import Feeder
 from autofed.exchange import Arrays, Groups, Request, load_groups, save_groups
 from autofed.federation.labelling import Labeller
-from autofed.federation.selection import best_of
+from autofed.federation.selection import best_of, moving_average
 from autofed.files import digest, read_json, write_json
 from autofed.fit import Beside, Fitted, fit
 from autofed.labels import Labels

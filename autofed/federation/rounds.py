@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from autofed.algorithms import NOTES, Algorithm, Average, is_personal, misfits, released, site_weights
-from autofed.averaging import moving_average
 from autofed.exchange import Arrays, Groups, Release, Request, ServerState, to_bytes
 from autofed.federation import metrics, server, states
 from autofed.federation.acceptance import Answers, accept
 from autofed.federation.deltas import Parcel, has_forgotten, parcel_of
-from autofed.federation.selection import best_of
+from autofed.federation.selection import best_of, moving_average
 from autofed.federation.site import TRAIN, VALIDATE, VERIFY
 from autofed.labels import Labels
 from autofed.plans import Plan

@@ -1,10 +1,14 @@
-"""Which weights are the model: the best of the rounds by a smoothed score."""
+"""Which weights are the model: a moving average over the rounds, and the best of the rounds by a smoothed score."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
+
+from autofed.exchange import Arrays
 
 SMOOTHING = 0.5
 """Share of the old value in the smoothed score. nnU-Net takes .9 of ten times as many scores, each on other patches."""
@@ -31,3 +35,18 @@ def best_of(scores: Mapping[int, float]) -> Choice | None:
         if best is None or smoothed > best.smoothed:
             best = Choice(round, scores[round], smoothed)
     return best
+
+
+def moving_average(past: Arrays | None, now: Arrays, ema: float, round: int) -> dict[str, np.ndarray]:
+    """ema * past + (1 - ema) * now, array by array in float32.
+
+    At first the plain mean of all rounds so far, until that forgets as fast: so the very first weights do not linger.
+    What stays as it is stays so to the bit.
+    """
+    if past is None:
+        return {name: array.copy() for name, array in now.items()}
+    kept = np.float32(min(ema, 1 - 1 / round))
+    return {
+        name: np.where(array == past[name], array, kept * past[name] + (1 - kept) * array)
+        for name, array in now.items()
+    }

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from autofed import pseudo
-from autofed.averaging import moving_average
 from autofed.canaries import Canaries, Score, exposed
 from autofed.exchange import Arrays
 from autofed.federation.labelling import Labeller
+from autofed.federation.selection import moving_average
 from autofed.parallel import Progress, silent
 from autofed.plans import Plan
 from autofed.prepared import PublicImages
