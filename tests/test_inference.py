@@ -91,6 +91,17 @@ def test_a_mirrored_view_is_turned_back():
     assert straight[1, ..., 8:].max() < 0.6 and mirrored[1, ..., :8].max() < 0.6
 
 
+@pytest.mark.parametrize("at_once", [3, 8])
+def test_views_that_pass_together_are_those_that_pass_alone(at_once):
+    network, image = build(PLAN.local.network, seed=2).eval(), np.random.default_rng(0).normal(size=(1, 20, 24, 28))
+    alone, together = (
+        list(views(network, image.astype(np.float32), PLAN, (0, 1, 2), "cpu", at_once=n)) for n in (1, at_once)
+    )
+    assert len(together) == 8
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
 def test_pictures_are_predicted_slice_by_slice():
     plan = small_plan((1, 32, 32), ("R", "G", "B"), labels=1)
     image = np.random.default_rng(0).normal(size=(3, 1, 40, 50)).astype(np.float32)
