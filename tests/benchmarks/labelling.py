@@ -19,6 +19,7 @@ import torch
 from _federations import QUICK, Bench, bench, markdown, parser
 
 from autofed import wire
+from autofed.devices import pick_device
 from autofed.federation.labelling import Labeller
 from autofed.inference import views
 from autofed.network import build, weights_of
@@ -54,9 +55,10 @@ def measured(work: Bench, federation: str) -> tuple[str, ...]:
     made = with_public(work.prepare(federation).change({"algorithm.name": "dcfed"}), (), folder)
     public = open_public(folder, made, work.out / federation / "work")
     members = [weights_of(build(made.local.network, seed=seed)) for seed in range(MEMBERS)]
+    device = pick_device(work.device)
     with tempfile.TemporaryDirectory() as said:
-        labeller, answers = Labeller(public, made, Path(said), work.device), dict[str, np.ndarray]()
-        before = seconds(lambda: one_by_one(made, public, work.device))
+        labeller, answers = Labeller(public, made, Path(said), device), dict[str, np.ndarray]()
+        before = seconds(lambda: one_by_one(made, public, device))
         first = seconds(lambda: labeller.label(members[:1]))
         labeller.label(members[:-1])
         more = seconds(lambda: answers.update(labeller.label(members)))
