@@ -11,7 +11,7 @@ labels are that were agreed on is for dcfed_labels.py.
   Each site holds out a fifth of its patients. Models are the last round's, without mirrored views, scored on the test
   set that is common to all.
 * gates: how the defaults of the gates and of the course were chosen, from a few settings fixed beforehand: by the Dice
-  of the patients that the sites of one federation hold out, with a seed of its own. Neither test sets nor labels of
+  of the patients that the sites hold out, with a seed of its own. Neither test sets nor labels of
   public images have a say.
 * private: at epsilon 8, on the planned private settings, with nobody held out: ADP-FL with weights, and dcfed whose
   teachers ADP-FL trains. The models that sites keep to themselves are trained without it.
@@ -63,13 +63,16 @@ ARMS = {
 STEPS = {"breast-ultrasound": 60, "dermoscopy": 72, "hippocampus": 56}
 """In a round: two and four times those of the other scripts."""
 
-TRIED, TRIAL_SEED = "breast-ultrasound", 100
-STRICT = {"confidence": 0.75, "doubt": 0.85, "share": 0.5, "begin": 0.2, "exchanges": 8, "weight": 1.0}
+TRIAL_SEED = 100
+STRICT: dict[str, float] = {
+    "confidence": 0.75, "doubt": 0.85, "share": 0.5, "begin": 0.2, "exchanges": 8, "weight": 1.0, "members": 3,
+}  # fmt: skip
 TRIALS: dict[str, dict[str, float]] = {
     "strict": STRICT,
     "loose": {**STRICT, "confidence": 0.6, "doubt": 1.0, "share": 0.3},
     "late": {**STRICT, "begin": 0.4, "exchanges": 4},
     "heavy": {**STRICT, "weight": 2.0},
+    "fresh": {**STRICT, "exchanges": 10, "members": 1},
 }
 """Settings to choose from; local without any is run beside them."""
 
@@ -77,13 +80,16 @@ PARTS = ("arms", "gates", "private")
 EPSILON = 8
 
 
+@dataclass(frozen=True)
 class Open(Bench):
     """Without privacy; gives the arm with that label twice the steps of the plan in each round."""
 
+    steps: int = 0
+
     def plan(self, federation: str) -> plans.Plan:
         """That of the other scripts, for longer: where a site still learns from every step, labels add nothing."""
-        made = super().plan(federation)
-        return made if self.full else made.change({"steps_per_round": STEPS[federation]})
+        made, steps = super().plan(federation), self.steps or (0 if self.full else STEPS[federation])
+        return made.change({"steps_per_round": steps}) if steps else made
 
     def plan_of(self, experiment: Experiment) -> plans.Plan:
         """The federation's plan with what is the experiment's own."""
@@ -120,16 +126,18 @@ def main() -> None:
     told = parser(__doc__, SEEDS)
     told.add_argument("--part", action="append", choices=PARTS, help="what to run and print; may be repeated")
     told.add_argument("--arm", action="append", choices=list(ARMS))
+    told.add_argument("--steps", type=int, default=0, help="in a round, instead of the usual; in a folder of their own")
     args = told.parse_args()
     given, federations, failed = bench(args), args.federation or list(SEEDS), 0
-    open_arms = Open(given.data, given.out, given.full, given.device)
+    out = given.out / f"{args.steps}_steps" if args.steps else given.out
+    open_arms = Open(given.data, out, given.full, given.device, args.steps)
     private = Private(given.data, given.out / "private", given.full, given.device)
     chosen = args.part or PARTS
     for part in chosen if not args.table else ():
         failed += (private if part == "private" else open_arms).perform(wanted(part, federations, args.arm, args.seed))
     for part in chosen:
         for federation in federations:
-            print(TABLES[part](private if part == "private" else open_arms, federation), flush=True)
+            print(TABLES[part](private if part == "private" else open_arms, federation, args.seed), flush=True)
     sys.exit(1 if failed else 0)
 
 
@@ -138,19 +146,19 @@ def wanted(
 ) -> list[Experiment]:
     """The trainings of a part, seed by seed."""
     if part == "arms":
-        found = [e for federation in federations for arm in arms or ARMS for e in runs(federation, arm)]
-        return sorted((e for e in found if not seeds or e.seed in seeds), key=lambda e: e.seed)
+        found = [e for federation in federations for arm in arms or ARMS for e in runs(federation, arm, seeds)]
+        return sorted(found, key=lambda e: e.seed)
     if part == "gates":
-        return [e for federation in federations if federation == TRIED for e in trials(federation).values()]
+        return [e for federation in federations if federation != "hippocampus" for e in trials(federation).values()]
     if part == "private":
         return [e for federation in federations if federation != "hippocampus" for e in releases(federation).values()]
     return []
 
 
-def runs(federation: str, arm: str) -> list[Experiment]:
-    """All seeds of an arm."""
+def runs(federation: str, arm: str, seeds: Sequence[int] | None = None) -> list[Experiment]:
+    """Some seeds of an arm, or all."""
     algorithm, label = ARMS[arm]
-    return [Experiment(federation, algorithm, seed, label=label) for seed in range(SEEDS[federation])]
+    return [Experiment(federation, algorithm, seed, label=label) for seed in seeds or range(SEEDS[federation])]
 
 
 def trials(federation: str) -> dict[str, Experiment]:
@@ -167,9 +175,9 @@ def releases(federation: str) -> dict[str, Experiment]:
     return {"weights": Experiment(federation, "fedavg"), "labels": Experiment(federation, "dcfed")}
 
 
-def table(work: Bench, federation: str) -> str:
+def table(work: Bench, federation: str, seeds: Sequence[int] | None) -> str:
     """One federation as Markdown."""
-    found = {arm: results for arm in ARMS if (results := work.results(runs(federation, arm)))}
+    found = {arm: results for arm in ARMS if (results := work.results(runs(federation, arm, seeds)))}
     if not found:
         return f"### {federation}\n\nNothing is finished yet.\n"
     every = [result for results in found.values() for result in results]
@@ -257,17 +265,15 @@ def travelled(work: Bench, federation: str) -> Iterator[str]:
 # --- the gates, and what privacy leaves -------------------------------------------------------------------------------
 
 
-def of_trials(work: Bench, federation: str) -> str:
+def of_trials(work: Bench, federation: str, _: Sequence[int] | None) -> str:
     """What the defaults were chosen by."""
     found = {name: result for name, run in trials(federation).items() if (result := work.result(run))}
-    rows = [(name, told(TRIALS.get(name, STRICT)), f"{result.dice('held_out'):.4f}",
-             *(f"{dice:.4f}" for dice in result.each("held_out").values()))
-            for name, result in found.items()]  # fmt: skip
-    if not rows:
-        return ""
-    sites = sorted(next(iter(found.values())).content["held_out"])
-    head = ("trial", "what is unlike the first", "Dice, held out", *sites)
-    return f"### {federation}: settings to choose from\n\n" + markdown(head, rows)
+    rows = [
+        (name, told(TRIALS.get(name, STRICT)), f"{r.dice('held_out'):.4f}", f"{r.dice('test'):.4f}",
+         "" if r.student is None else f"{r.student:.4f}") for name, r in found.items()
+    ]  # fmt: skip
+    head = ("trial", "what is unlike the first", "Dice, held out", "Dice, test", "student, test")
+    return f"### {federation}: settings to choose from\n\n" + markdown(head, rows) if rows else ""
 
 
 def told(settings: Mapping[str, float]) -> str:
@@ -275,7 +281,7 @@ def told(settings: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in settings.items() if value != STRICT[name])
 
 
-def of_private(work: Bench, federation: str) -> str:
+def of_private(work: Bench, federation: str, _: Sequence[int] | None) -> str:
     """Weights against labels at the same promise."""
     rows = [
         (f"{arm}, {model}", f"{mean(result.cases('test', model)):.4f}", seen(model))

@@ -233,11 +233,7 @@ class Private(Bench):
         """Weights from public pictures, where the experiment is about them."""
         if not experiment.label.startswith("public-start") or (self.folder(experiment) / "run" / "run.json").is_file():
             return None
-        path = self.folder(experiment) / "public.safetensors"
-        if not path.is_file():
-            pictures = self.data / experiment.federation / "public" / "imagesTr"
-            save_groups(path, {"weights": from_public(made, pictures)})
-        return path
+        return public_start(self, experiment, made)
 
     def _score(self, experiment: Experiment, run: Run, made: plans.Plan) -> dict[str, Any]:
         plain = made.change({"inference.mirror_axes": []})
@@ -277,6 +273,15 @@ def _as_cases(patients: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         "train": [case for patient in parted.train for case in patients[patient]],
         "val": [case for patient in parted.validation for case in patients[patient]],
     }
+
+
+def public_start(work: Bench, experiment: Experiment, made: plans.Plan) -> Path:
+    """A file with weights from the public pictures of an experiment's federation, in its folder."""
+    path = work.folder(experiment) / "public.safetensors"
+    if not path.is_file():
+        pictures = work.data / experiment.federation / "public" / "imagesTr"
+        save_groups(path, {"weights": from_public(made, pictures)})
+    return path
 
 
 def from_public(made: plans.Plan, pictures: Path) -> dict[str, np.ndarray]:

@@ -26,12 +26,11 @@ from typing import Any
 
 import numpy as np
 from _federations import Bench, Experiment, Result, apart, bench, markdown, parser, points, score, test_set
-from privacy import from_public
+from privacy import public_start
 
 from autofed import plans, verbs
 from autofed.case import Dataset, open_dataset
 from autofed.devices import pick_device
-from autofed.exchange import save_groups
 from autofed.files import read_json, write_json
 from autofed.inference import Predictor
 from autofed.planner import forecast, protect
@@ -125,11 +124,7 @@ class Planned(Bench):
         """Weights from public pictures (`privacy.from_public`), where the experiment is about them."""
         if "public" not in experiment.label or (self.folder(experiment) / "run" / "run.json").is_file():
             return None
-        path = self.folder(experiment) / "public.safetensors"
-        if not path.is_file():
-            pictures = self.data / experiment.federation / "public" / "imagesTr"
-            save_groups(path, {"weights": from_public(made, pictures)})
-        return path
+        return public_start(self, experiment, made)
 
     def _score(self, experiment: Experiment, run: Run, made: plans.Plan) -> dict[str, Any]:
         predictor = Predictor(run.members(GLOBAL, [ALL])[-1:], device=pick_device(self.device), mirroring=False)
