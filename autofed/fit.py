@@ -160,7 +160,8 @@ class Learner:
         self, image: torch.Tensor, label: torch.Tensor, scale: float, measure: Loss
     ) -> tuple[float, list[torch.Tensor]]:
         """The loss, and its gradient, computed of `scale` times the loss."""
-        self.module.zero_grad(set_to_none=True)
+        for parameter in self.named.values():  # the only ones that have a gradient; to ask the module costs 2 ms
+            parameter.grad = None
         with arithmetic(self._training.precision, self._device):
             outputs = self._forward(image)
         value = measure([logits.float() for logits in outputs], label)

@@ -60,19 +60,20 @@ ARMS = {
 }  # fmt: skip
 """Algorithm and label of each arm; the student is scored with dcfed."""
 
-STEPS = {"breast-ultrasound": 60, "dermoscopy": 72, "hippocampus": 56}
-"""In a round: two and four times those of the other scripts."""
+STEPS = {"breast-ultrasound": 120, "dermoscopy": 108, "hippocampus": 56}
+"""In a round: two to six times those of the other scripts."""
 
 TRIAL_SEED = 100
 STRICT: dict[str, float] = {
-    "confidence": 0.75, "doubt": 0.85, "share": 0.5, "begin": 0.2, "exchanges": 8, "weight": 1.0, "members": 3,
+    "confidence": 0.75, "doubt": 0.85, "share": 0.5, "begin": 0.6, "exchanges": 2, "weight": 1.0, "members": 3,
 }  # fmt: skip
 TRIALS: dict[str, dict[str, float]] = {
     "strict": STRICT,
     "loose": {**STRICT, "confidence": 0.6, "doubt": 1.0, "share": 0.3},
-    "late": {**STRICT, "begin": 0.4, "exchanges": 4},
+    "early": {**STRICT, "begin": 0.4},
+    "thrice": {**STRICT, "begin": 0.4, "exchanges": 3},
     "heavy": {**STRICT, "weight": 2.0},
-    "fresh": {**STRICT, "exchanges": 10, "members": 1},
+    "single": {**STRICT, "members": 1},
 }
 """Settings to choose from; local without any is run beside them."""
 
