@@ -183,7 +183,7 @@ def table(work: Bench, federation: str, seeds: Sequence[int] | None) -> str:
         return f"### {federation}\n\nNothing is finished yet.\n"
     every = [result for results in found.values() for result in results]
     return "\n".join([f"### {federation}", "", described(work.plan(federation), every), scores(found), *gains(found),
-                      *gap(found), *travelled(work, federation)])  # fmt: skip
+                      *at_home(found), *gap(found), *travelled(work, federation)])  # fmt: skip
 
 
 def scores(found: dict[str, list[Result]]) -> str:
@@ -206,7 +206,7 @@ def mean(cases: dict[str, float]) -> float:
 def gains(found: dict[str, list[Result]]) -> Iterator[str]:
     """Of every site over the model that it trained alone, with the interval over cases and seeds."""
     sites = sorted(found[next(iter(found))][0].content["held_out"])
-    for base in (arm for arm in ("local", "local, twice the steps") if arm in found):
+    for base in (arm for arm in ("local", "local, twice the steps", "fedavg") if arm in found):
         yield f"Gain on the test set over {base}, points of Dice (95 %).\n"
         yield markdown(("arm", "mean over the sites", *sites), [
             (arm, points(apart(results, found[base])), *(points(gain(results, found[base], site)) for site in sites))
@@ -214,9 +214,24 @@ def gains(found: dict[str, list[Result]]) -> Iterator[str]:
         ])  # fmt: skip
 
 
-def gain(ours: Sequence[Result], alone: Sequence[Result], site: str) -> tuple[float, ...]:
-    """A site's model beside the one that it trained alone, over the seeds that both have."""
-    by_seed = [{r.seed: r.cases("test", site) for r in results} for results in (ours, alone)]
+def at_home(found: dict[str, list[Result]]) -> Iterator[str]:
+    """Of every site's model, or the common one, on the patients that the site itself held out."""
+    sites = sorted(found[next(iter(found))][0].content["held_out"])
+    yield "Dice of the patients that each site held out, by its own model or the common one.\n"
+    yield markdown(("arm", "mean over the sites", *sites), [
+        (arm, spread([r.dice("held_out") for r in results]),
+         *(spread([mean(r.cases("held_out", site)) for r in results]) for site in sites))
+        for arm, results in found.items()
+    ])  # fmt: skip
+    for base in (arm for arm in ("local", "fedavg") if {arm, "dcfed"} <= set(found)):
+        told = ", ".join(f"{site} {points(gain(found['dcfed'], found[base], site, 'held_out'))}" for site in sites)
+        yield f"* dcfed over {base} on these, points of Dice (95 %): {told}"
+    yield ""
+
+
+def gain(ours: Sequence[Result], theirs: Sequence[Result], site: str, where: str = "test") -> tuple[float, ...]:
+    """A site's model beside that of another arm, over the seeds that both have."""
+    by_seed = [{r.seed: r.cases(where, site) for r in results} for results in (ours, theirs)]
     seeds = sorted(set(by_seed[0]) & set(by_seed[1]))
     return paired(*([found[seed] for seed in seeds] for found in by_seed)) if seeds else ()
 
