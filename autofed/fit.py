@@ -32,12 +32,15 @@ _PUBLIC = 0x9B11C
 class Beside:
     """What is learned beside the patients: public cases with labels that were agreed on, and how much they weigh.
 
-    Its gradient is added to what the mechanism made of the patients' steps, and no patient has a part in it.
+    Its gradient, of so many `batches` of the plan's size and of the length `clip` at most (or of the plan's), is added
+    to what the mechanism made of the patients' steps, and no patient has a part in it.
     """
 
     store: Store
     labels: Labels
     weight: float
+    batches: int = 1
+    clip: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,10 @@ def fit(
 
     `rate` gives the share of the plan's learning rate when so much of these steps is done, from 0 to 1. To what the
     mechanism and the clip make of each gradient are added `proximal` times the way from `weights` so far (FedProx), the
-    `correction` (SCAFFOLD), and the gradient of as many patches of what is learned `beside` (DCFed), bounded by the
-    same clip: none of them depends on a patient. The optimiser goes on with `momentum`, or starts anew,
-    since momentum of weights that have since been averaged points elsewhere. `labels` say what the values
-    of the site's label maps mean (see `make_loss`). Patches are made by the `feeder`, which may serve many trainings,
-    or by one thread for this one.
+    `correction` (SCAFFOLD), and the bounded gradient of what is learned `beside` (DCFed): none of them depends on a
+    patient. The optimiser goes on with `momentum`, or starts anew, since momentum of weights that have since been
+    averaged points elsewhere. `labels` say what the values of the site's label maps mean (see `make_loss`). Patches are
+    made by the `feeder`, which may serve many trainings, or by one thread for this one.
     """
     torch.manual_seed(int(np.random.SeedSequence(list(seed)).generate_state(1)[0]))
     learner = Learner(local.network, local.training, device, labels)
@@ -196,17 +198,19 @@ class _Lesson:
         self, learner: Learner, beside: Beside, training: Training, feed: Feed, seed: Sequence[int], steps: int
     ):
         own = (*seed, _PUBLIC)
-        draws = islice(NoPrivacy(training.batch_size).sampler(sorted(beside.store.patients), own), steps)
+        self._drawn = NoPrivacy(training.batch_size, beside.batches)
+        draws = islice(self._drawn.sampler(sorted(beside.store.patients), own), steps)
         self._patches = feed(beside.store, draws, training, own)
         self._measure = make_loss(training, learner.resolutions, beside.labels)
-        self._learner, self._weight, self._clip = learner, beside.weight, training.gradient_clip
+        self._learner, self._weight, self._clip = learner, beside.weight, beside.clip or training.gradient_clip
 
     def add(self) -> None:
         """Add the gradient of the next patches to that of the parameters, without changing what they have so far."""
         parameters = list(self._learner.named.values())
         before = [p.grad for p in parameters]
-        (group,) = next(self._patches)
-        found = self._learner.gradient(group, [], self._measure)
+        found = self._drawn.step(
+            (self._learner.gradient(g, [], self._measure) for g in next(self._patches)), parameters
+        )
         length = torch.sqrt(sum((part.square().sum() for part in found), torch.zeros((), device=found[0].device)))
         share = self._weight * float(torch.clamp(self._clip / (length + 1e-6), max=1.0))
         for parameter, gradient, part in zip(parameters, before, found, strict=True):

@@ -212,6 +212,20 @@ def test_the_model_apart_is_no_dp_model_and_the_teacher_is(ground, tmp_path):
     assert json.loads((tmp_path / "sites/alpha/losses.json").read_text()).keys() == {"1", "2", "3"}
 
 
+def test_the_model_apart_and_the_lessons_see_as_many_patches_as_the_teacher_on_average(ground, tmp_path, monkeypatch):
+    plan = private(ground[0], "dp-sgd", sampling_rate=0.9, patches_per_patient=4)
+    expected = {site: round(0.9 * patients * 4 / 2) for site, patients in CASES.items()}
+    assert {site: plan.batches_at(site) for site in CASES} == expected and ground[0].batches_at("alpha") == 1
+    seen, fit = [], answers.fit
+    monkeypatch.setattr(answers, "fit", lambda *a, **more: seen.append((a[3], more["beside"])) or fit(*a, **more))
+    train((plan, ground[1]), tmp_path, "dcfed", **SEEDED)
+    apart = [mechanism.passes for mechanism, _ in seen if not mechanism.private]
+    assert apart == [expected[site] for site in CASES] * 3
+    lessons = [lesson for _, lesson in seen if lesson]
+    assert {lesson.batches for lesson in lessons} == set(expected.values())
+    assert {lesson.clip for lesson in lessons} == {plan.agreement.privacy.clip}
+
+
 @pytest.mark.parametrize("exchanges_wanted", [1, 8])
 def test_the_ledger_knows_the_private_steps_and_nothing_else(ground, tmp_path, exchanges_wanted):
     """However often sites answer, and however much they learn from public images."""

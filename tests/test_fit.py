@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from autofed.case import open_dataset
-from autofed.fit import Beside, fit
+from autofed.fit import Beside, Learner, fit
 from autofed.labels import Labels
 from autofed.loss import make_loss
 from autofed.network import build, weights_of
@@ -81,10 +81,10 @@ def test_the_mechanism_draws_and_takes_every_step(ground):
     assert all(np.array_equal(fitted.weights[n], weights[n]) for n in weights)
 
 
-def beside(ground, weight=1.0):
+def beside(ground, weight=1.0, **more):
     """The site's own cases as if they were public ones."""
     plan, store = ground
-    return Beside(store, replace(Labels.of(plan.agreement), ignore=255), weight)
+    return Beside(store, replace(Labels.of(plan.agreement), ignore=255), weight, **more)
 
 
 def test_public_cases_are_learned_outside_of_the_mechanism(ground):
@@ -101,14 +101,34 @@ def test_public_cases_are_learned_outside_of_the_mechanism(ground):
 def test_public_cases_weigh_what_they_are_said_to_and_have_the_clip_of_their_own(ground):
     """One step of plain descent from rest goes weight times the clipped gradient."""
     weights = weights_of(build(ground[0].local.network, seed=1))
-    plain = {"learning_rate": 0.01, "training.momentum": 0, "weight_decay": 0, "gradient_clip": 1e-3}
+    plain = {"learning_rate": 0.01, "training.momentum": 0, "weight_decay": 0}
 
-    def way(weight):
-        fitted = train(ground, _Recording(batch_size=1), 1, weights=weights, beside=beside(ground, weight), **plain)
+    def way(weight, clip=None, **settings):
+        lesson = beside(ground, weight, clip=clip)
+        fitted = train(ground, _Recording(batch_size=1), 1, weights=weights, beside=lesson, **plain, **settings)
         return sum(float(((fitted.weights[n] - weights[n]) ** 2).sum()) for n in weights) ** 0.5
 
-    assert way(1000.0) == pytest.approx(0.01 * 1000 * 1e-3, rel=1e-2)
-    assert way(500.0) == pytest.approx(0.01 * 500 * 1e-3, rel=1e-2)
+    assert way(1000.0, gradient_clip=1e-3) == pytest.approx(0.01 * 1000 * 1e-3, rel=1e-2)
+    assert way(500.0, gradient_clip=1e-3) == pytest.approx(0.01 * 500 * 1e-3, rel=1e-2)
+    assert way(500.0, gradient_clip=1e6, clip=2e-3) == pytest.approx(0.01 * 500 * 2e-3, rel=1e-2)
+
+
+def test_public_cases_come_in_as_many_batches_as_wanted_and_their_gradients_are_averaged(ground, monkeypatch):
+    seen, gradient = [], Learner.gradient
+
+    def spied(self, patches, losses, measure=None):
+        found = gradient(self, patches, losses, measure)
+        seen.extend([[part.clone() for part in found]] if measure else [])
+        return found
+
+    monkeypatch.setattr(Learner, "gradient", spied)
+    weights = weights_of(build(ground[0].local.network, seed=1))
+    plain = {"learning_rate": 1.0, "training.momentum": 0, "weight_decay": 0, "gradient_clip": 1e6}
+    fitted = train(ground, _Recording(batch_size=1), 1, weights=weights, beside=beside(ground, batches=3), **plain)
+    assert len(seen) == 3
+    for (name, before), *parts in zip(weights.items(), *seen, strict=True):
+        mean = sum(part.numpy() for part in parts) / 3
+        assert fitted.weights[name] - before == pytest.approx(-mean, abs=1e-5)
 
 
 def test_public_cases_teach_what_the_patients_do(ground):

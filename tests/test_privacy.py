@@ -26,6 +26,7 @@ def test_drawing_is_repeatable_and_fills_the_batch():
     assert once != list(islice(NoPrivacy(3).sampler(patients, (1, 3)), 50))
     assert all(len(groups) == 1 and len(groups[0]) == 3 for groups in once)
     assert {p for groups in once for p in groups[0]} == set(patients)
+    assert [len(group) for group in next(NoPrivacy(3, passes=2).sampler(patients, (1, 2)))] == [3, 3]
 
 
 def test_average_is_weighted_and_blind_to_the_order():

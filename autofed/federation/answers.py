@@ -132,7 +132,7 @@ class View:
             before = own.recall(own.latest(self._since)) or {"weights": self.start()}
             fitted = self._fit(
                 before["weights"],
-                NoPrivacy(site.plan.local.training.batch_size),
+                NoPrivacy(site.plan.local.training.batch_size, site.plan.batches_at(self.name)),
                 beside=self._beside(agreed, weight),
                 momentum=before.get("momentum"),
                 act=act,
@@ -148,7 +148,9 @@ class View:
         if not weight or not public or not agreed:
             return None
         store = public.labelled(agreed, self._site.folder / "public")
-        return Beside(store, public.labels, weight) if store.patients else None
+        plan, private = self._site.plan, self._mechanism.private
+        clip = plan.agreement.privacy.clip if private else None  # patients' gradients are no longer than that
+        return Beside(store, public.labels, weight, plan.batches_at(self.name), clip) if store.patients else None
 
     def _fit(
         self,

@@ -52,6 +52,17 @@ class Plan(Record):
         """The local steps that a site takes in a round."""
         return self.agreement.training.steps_at.get(site, self.local.training.steps_per_round)
 
+    def batches_at(self, site: str) -> int:
+        """How many batches are as many patches as a step sees of a site's patients: more than one where it is private.
+
+        Patients that are drawn by a coin each are as many as expected. Who is no site counts as one of mean size.
+        """
+        drawn, patients = self.agreement.privacy, self.agreement.patients
+        if drawn.sampling_rate is None or drawn.patches_per_patient is None:
+            return 1
+        known = patients.get(site, sum(patients.values()) / len(patients))
+        return max(1, round(drawn.sampling_rate * known * drawn.patches_per_patient / self.local.training.batch_size))
+
     def extend(self, rounds: int) -> Plan:
         """The plan of a training that has come to its end and goes on to `rounds` rounds, without a jump.
 

@@ -14,9 +14,10 @@ from autofed.privacy.events import Event
 
 @dataclass(frozen=True)
 class NoPrivacy:
-    """The mechanism that promises nothing. `batch_size` patches share one backward pass."""
+    """The mechanism that promises nothing. `batch_size` patches share a backward pass; a step has `passes` of them."""
 
     batch_size: int
+    passes: int = 1
 
     name = "none"
     private = False
@@ -31,14 +32,18 @@ class NoPrivacy:
         """Patients drawn uniformly with replacement, repeatable by the seed."""
         generator = np.random.default_rng(list(seed))
         while True:
-            yield [[patients[i] for i in generator.integers(len(patients), size=self.batch_size)]]
+            drawn = generator.integers(len(patients), size=(self.passes, self.batch_size))
+            yield [[patients[i] for i in group] for group in drawn]
 
     def step(self, gradients: Iterable[list], like: list) -> list:
-        """The mean over the groups (here there is one); nothing for an empty draw."""
-        groups = list(gradients)
+        """The mean over the groups, of which two are in memory at most; nothing for an empty draw."""
+        total: list = []
+        groups = 0
+        for groups, found in enumerate(gradients, 1):
+            total = found if groups == 1 else [sum(parts) for parts in zip(total, found, strict=True)]
         if not groups:
             return [parameter * 0 for parameter in like]
-        return groups[0] if len(groups) == 1 else [sum(parts) / len(groups) for parts in zip(*groups, strict=True)]
+        return total if groups == 1 else [part / groups for part in total]
 
     def release(self, arrays: Groups) -> Groups:
         """Everything, as it is."""

@@ -52,7 +52,7 @@ def taught(
         weights_of(build(local.network, seed=local.training.seed)),
         store,
         local,
-        NoPrivacy(local.training.batch_size),
+        NoPrivacy(local.training.batch_size, plan.batches_at("")),
         steps=student_steps(plan),
         rate=lambda done: (1 - done) ** 0.9,
         seed=seed,
