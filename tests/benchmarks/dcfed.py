@@ -6,10 +6,10 @@ DATA holds <federation>/{sites/<site>/, public/, test/{imagesTs,labelsTs}}. Seve
 with the same OUT and share the work; what is finished is not run again; `--table` prints what is known. How good the
 labels are that were agreed on is for dcfed_labels.py.
 
-* arms: all take the same steps with the same batch on patients; pooled takes as many in all on the union. In its second
-  act (.4 of the rounds) a step of dcfed also has a batch of public images: "local, 1.4 times the steps" computes as
-  much. Each site holds out a fifth of its patients. Models are the last round's, without mirrored views, scored on the test
-  set that is common to all.
+* arms: all take the same steps with the same batch on patients; pooled takes as many in all on the union. In the second
+  act of dcfed (.4 of the rounds) a step also has a batch of public images: the longer local arm computes as much. Each
+  site holds out a fifth of its patients. Models are the last round's, without mirrored views, scored on the test set
+  that is common to all, and on the patients held out.
 * gates: how the defaults of the gates and of the course were chosen, from a few settings fixed beforehand: by the Dice
   of the patients that the sites hold out, with a seed of its own. Neither test sets nor labels of
   public images have a say.
@@ -217,12 +217,14 @@ def gains(found: dict[str, list[Result]]) -> Iterator[str]:
 def at_home(found: dict[str, list[Result]]) -> Iterator[str]:
     """Of every site's model, or the common one, on the patients that the site itself held out."""
     sites = sorted(found[next(iter(found))][0].content["held_out"])
-    yield "Dice of the patients that each site held out, by its own model or the common one.\n"
-    yield markdown(("arm", "mean over the sites", *sites), [
-        (arm, spread([r.dice("held_out") for r in results]),
-         *(spread([mean(r.cases("held_out", site)) for r in results]) for site in sites))
-        for arm, results in found.items()
-    ])  # fmt: skip
+    every = [result for results in found.values() for result in results]
+    scored = {site: set.intersection(*(set(r.cases("held_out", site)) for r in every)) for site in sites}
+    yield "Dice of the patients that each site held out, by its own model or the common one (where all arms have one).\n"
+    rows = []
+    for arm, results in found.items():
+        dice = [[float(np.mean([r.cases("held_out", s)[c] for c in scored[s]])) for s in sites] for r in results]
+        rows.append((arm, *(spread(column) for column in zip(*[(float(np.mean(d)), *d) for d in dice], strict=True))))
+    yield markdown(("arm", "mean over the sites", *sites), rows)
     for base in (arm for arm in ("local", "fedavg") if {arm, "dcfed"} <= set(found)):
         told = ", ".join(f"{site} {points(gain(found['dcfed'], found[base], site, 'held_out'))}" for site in sites)
         yield f"* dcfed over {base} on these, points of Dice (95 %): {told}"
