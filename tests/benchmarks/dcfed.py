@@ -219,7 +219,7 @@ def at_home(found: dict[str, list[Result]]) -> Iterator[str]:
     sites = sorted(found[next(iter(found))][0].content["held_out"])
     every = [result for results in found.values() for result in results]
     scored = {site: set.intersection(*(set(r.cases("held_out", site)) for r in every)) for site in sites}
-    yield "Dice of the patients that each site held out, by its own model or the common one (where all arms have one).\n"
+    yield "Dice of the patients that each site held out, by its own model or the common one (if all arms have one).\n"
     rows = []
     for arm, results in found.items():
         dice = [[float(np.mean([r.cases("held_out", s)[c] for c in scored[s]])) for s in sites] for r in results]
