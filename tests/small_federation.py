@@ -33,8 +33,11 @@ def make(root):
     return plan.change({"agreement.patients": CASES}), stores
 
 
-OPEN = {"begin": 0.0, "weight": 1.0, "ramp": 0.0, "confidence": 0.5, "doubt": 1.0, "share": 0.0, "settled": 0.0}
-"""Gates that let nearly everything through: in three rounds of a step nobody is sure of anything."""
+OPEN = {
+    "begin": 0.0, "exchanges": 3, "weight": 1.0, "ramp": 0.0,
+    "confidence": 0.5, "doubt": 1.0, "share": 0.0, "settled": 0.0,
+}  # fmt: skip
+"""Sites are asked in every of three rounds, and nearly everything passes: so early nobody is sure of anything."""
 
 
 def labelled(ground, settings=OPEN):

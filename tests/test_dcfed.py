@@ -9,12 +9,12 @@ import torch
 
 import autofed
 from autofed import algorithms, privacy
-from autofed.algorithms import Setup
+from autofed.algorithms import Act, Setup
 from autofed.algorithms.dcfed import DCFed
 from autofed.algorithms.fedavg import FedAvg
 from autofed.exchange import Failure, Release, Request, from_bytes, load_groups
 from autofed.federation import answers, metrics, rounds
-from autofed.federation.answers import OWN, View
+from autofed.federation.answers import OWN, View, _rate
 from autofed.federation.flower.transport import _misfits
 from autofed.federation.inprocess import InProcess
 from autofed.federation.premises import Introduction, Premises
@@ -69,7 +69,7 @@ def test_only_bytes_about_public_images_travel(ground, tmp_path, ear):
     for request in map(from_bytes, ear.down):
         assert set(request.shared) == {"agreed", "course"} and set(request.shared["agreed"]) == names
         assert {array.dtype for array in request.shared["agreed"].values()} == {np.dtype("uint8")}
-        assert sum(array.size for array in request.shared["course"].values()) == 3
+        assert sum(array.size for array in request.shared["course"].values()) == 5
     for release in map(from_bytes, ear.up):
         assert set(release.arrays) == {"answers", "metrics"} and set(release.arrays["metrics"]) == {"loss"}
         for name, said in release.arrays["answers"].items():
@@ -88,7 +88,17 @@ def test_sites_learn_from_the_agreed_labels_and_each_keeps_its_own_network(groun
     for site in CASES:
         assert not same(together[site]["weights"], alone[site]["weights"])
     assert not same(together["alpha"]["weights"], together["bravo"]["weights"])
-    assert {"weights", "past_1", "past_2"} <= set(together["alpha"])
+
+
+@pytest.mark.parametrize(("members", "asked"), [(1, 1), (2, 2), (3, 3), (9, 3)])
+def test_an_ensemble_is_the_models_of_the_last_rounds_of_an_act(ground, tmp_path, monkeypatch, members, asked):
+    seen, label = [], View.label
+    monkeypatch.setattr(View, "label", lambda self, found, *rest: seen.append(found) or label(self, found, *rest))
+    train(ground, tmp_path, "dcfed", settings=OPEN | {"begin": 1.0, "members": members})
+    assert [len(found) for found in seen] == [asked] * len(CASES)  # once a site, after three rounds
+    for found in seen:
+        weights = [next(iter(one.values())).tobytes() for one in found]
+        assert len(set(weights)) == asked
 
 
 class Forgetful(InProcess):
@@ -122,17 +132,17 @@ def private_bytes(ground, folder, ear):
     return found
 
 
-def never(self, agreed, weight):
+def never(self, agreed, weight, act):
     """No model apart."""
 
 
-def other_data(self, agreed, weight):
+def other_data(self, agreed, weight, act):
     """The model apart learns from other patients, and for more steps."""
     site = self._site
     before, store, steps = self._mechanism, site.store, site.steps
     site.store, site.steps = site.store.only(sorted(site.store.patients)[:1]), 3
     try:
-        whole(self, agreed, weight)
+        whole(self, agreed, weight, act)
     finally:
         assert self._mechanism is before
         site.store, site.steps = store, steps
@@ -287,39 +297,78 @@ def answers_of(state, value):
 
 
 def walk(ground, answer, rounds=12, **settings):
-    """(asks, weight) of every round, where sites answer the same as long as they are asked."""
+    """(asks, weight, act) of every round, where sites answer the same as long as they are asked."""
     made = ground[0].change({"training.rounds": rounds}), ground[1]
     _, chosen, state = state_of(made, **settings)
     seen = []
     for round in range(1, rounds + 1):
         course = state.shared["course"]
-        seen.append((bool(course["asks"][0]), float(course["weight"][0])))
+        seen.append((bool(course["asks"][0]), float(course["weight"][0]), tuple(course["act"].tolist())))
         groups = {"answers": answers_of(state, answer) if seen[-1][0] else {}, "metrics": {}}
         assert chosen.misfits(groups, state.shared) == []
         state = chosen.merge(state, [Release("r", round, site, groups) for site in CASES], None)
     return seen, state
 
 
-def test_sites_are_asked_in_rounds_fixed_beforehand_and_the_weight_ramps_up(ground):
-    seen, _ = walk(ground, 128, begin=0.25, exchanges=3, ramp=0.5, weight=2.0)
-    assert [round for round, (asks, _) in enumerate(seen, 1) if asks] == [4, 8, 12]
-    once, _ = walk(ground, 128, begin=0.25, exchanges=1)
-    assert [round for round, (asks, _) in enumerate(once, 1) if asks] == [3]
-    weights = [weight for _, weight in seen]
-    assert weights[:4] == [0] * 4 and weights == sorted(weights) and weights[-1] == 2.0
-    assert weights[4] == pytest.approx(2 * np.exp(-5 * (1 - 1 / 6) ** 2))
+def rounds_asked(seen):
+    return [round for round, (asks, *_) in enumerate(seen, 1) if asks]
+
+
+def test_sites_are_asked_where_an_act_ends_and_the_weight_ramps_up_in_the_next(ground):
+    seen, _ = walk(ground, 128, begin=0.3, exchanges=3, ramp=0.5, weight=2.0)
+    assert rounds_asked(seen) == [4, 8, 12]
+    assert [act for *_, act in seen] == [(0, 4)] * 4 + [(4, 8)] * 4 + [(8, 12)] * 4
+    weights = [weight for _, weight, _ in seen]
+    assert weights[:4] == [0] * 4 and weights[5:8] == weights[9:] == [2.0] * 3
+    assert weights[4] == weights[8] == pytest.approx(2 * np.exp(-5 * (1 - 1 / 2) ** 2))
+
+
+def test_sites_that_are_asked_once_learn_to_the_end_from_what_they_said_then(ground):
+    seen, _ = walk(ground, 128, begin=0.25, exchanges=1)
+    assert rounds_asked(seen) == [3]
+    assert [act for *_, act in seen] == [(0, 3)] * 3 + [(3, 12)] * 9
+    assert walk(ground, 128, rounds=1)[0] == [(True, 0.0, (0, 1))]
+
+
+def test_the_rate_comes_to_rest_where_an_act_ends_and_begins_anew(ground):
+    plan = ground[0].change({"training.rounds": 6}).agreement.training
+    act = Act(2, 6)
+    assert _rate(plan, 2, act) == 1 and _rate(plan, 5.999, act) < 0.001
+    assert _rate(plan, 4, act) == pytest.approx(0.5**0.9)
+    assert _rate(plan, 1.999, Act(0, 2)) < 0.002
+    assert _rate(plan, 4, None) == plan.rate_at(4) == pytest.approx((1 / 3) ** 0.9)
+
+
+def test_a_site_takes_its_steps_at_the_rates_of_the_act(ground, tmp_path, monkeypatch):
+    rates, fit = [], answers.fit
+    monkeypatch.setattr(answers, "fit", lambda *a, rate, **more: rates.append(rate(0)) or fit(*a, rate=rate, **more))
+    plan = ground[0].change({"training.rounds": 4})
+    train((plan, ground[1]), tmp_path, "dcfed", settings=OPEN | {"begin": 0.5, "exchanges": 2})
+    assert sorted(rates, reverse=True) == [pytest.approx(r) for r in [1.0] * 4 + [0.5**0.9] * 4]
+
+
+def test_a_private_teacher_keeps_the_rates_of_its_plan_and_the_model_apart_has_acts(ground, tmp_path, monkeypatch):
+    rates, fit = {True: set(), False: set()}, answers.fit
+
+    def spied(weights, store, local, mechanism, *, rate, **more):
+        rates[mechanism.private].add(round(rate(0), 6))
+        return fit(weights, store, local, mechanism, rate=rate, **more)
+
+    monkeypatch.setattr(answers, "fit", spied)
+    plan = private(ground[0].change({"training.rounds": 4}), "dp-sgd")
+    train((plan, ground[1]), tmp_path, "dcfed", settings=OPEN | {"begin": 0.5, "exchanges": 2}, **SEEDED)
+    assert rates == {True: {round((1 - r / 4) ** 0.9, 6) for r in range(4)}, False: {1.0, round(0.5**0.9, 6)}}
 
 
 def test_nobody_is_asked_again_when_the_labels_have_settled(ground):
     seen, state = walk(ground, 0, begin=0.25, exchanges=10, settled=0.02)
-    asked = [round for round, (asks, _) in enumerate(seen, 1) if asks]
-    assert asked == [3, 4]  # the first answers change everything, the second nothing
+    assert rounds_asked(seen) == [3, 4]  # the first answers change everything, the second nothing
     assert seen[-1][1] == 1.0 and all((found == 0).all() for found in state.shared["agreed"].values())
 
 
 def test_where_every_gate_is_shut_nothing_is_agreed_and_nothing_settles(ground):
     seen, state = walk(ground, 128, begin=0.25, exchanges=10)
-    assert sum(asks for asks, _ in seen) == 10
+    assert rounds_asked(seen) == list(range(3, 13))
     assert all((found == UNKNOWN).all() for found in state.shared["agreed"].values())
 
 
@@ -464,7 +513,7 @@ SMALL = {"training.batch_size": 4, "steps_per_round": 6, "training.rounds": 3, "
          "network.features": [8, 16, 16], "patch_size": [32, 32], "network.strides": [[1, 1], [2, 2], [2, 2]],
          "network.kernels": [[3, 3]] * 3, "training.momentum": 0.9}  # fmt: skip
 PICTURES = {"dimension": 2, "labels": TUMOUR, "shape": (40, 48)}
-LEARNING = {"begin": 0.3, "exchanges": 4, "confidence": 0.6, "doubt": 1.0, "share": 0.3}
+LEARNING = {"begin": 0.5, "exchanges": 2, "confidence": 0.6, "doubt": 1.0, "share": 0.3}
 
 
 class Federation:

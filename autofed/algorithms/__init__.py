@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -40,6 +40,13 @@ class Setup:
     grids: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
+class Act(NamedTuple):
+    """The rounds after one, up to the last, over which the learning rate falls from its first value to 0."""
+
+    after: int
+    last: int
+
+
 class SiteView(Protocol):
     """All that an algorithm sees of a site."""
 
@@ -65,11 +72,13 @@ class SiteView(Protocol):
         correction: Arrays | None = None,
         agreed: Maps | None = None,
         weight: float = 0.0,
+        act: Act | None = None,
     ) -> Fitted:
         """Train from `weights` on the site's patients, for as many steps as the plan gives it in a round; once a round.
 
         `proximal` times the way from `weights` so far and the `correction` are added to every step's gradient, and
-        `weight` times that of public images with the labels `agreed` on.
+        `weight` times that of public images with the labels `agreed` on. The learning rate falls to 0 over the rounds
+        of an `act`, or over all rounds; it always does over all of them where a private mechanism takes the steps.
         """
         ...
 
@@ -80,7 +89,7 @@ class SiteView(Protocol):
         """
         ...
 
-    def fit_apart(self, agreed: Maps, weight: float) -> None:
+    def fit_apart(self, agreed: Maps, weight: float, act: Act | None = None) -> None:
         """Where a private mechanism trains what `fit` gives: train a better model without it, for the site alone.
 
         It gives nothing back and raises nothing, so that nothing that leaves can depend on it.

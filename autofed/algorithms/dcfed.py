@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
 
 from autofed import pseudo
-from autofed.algorithms import AGREED, ANSWERS, NOTES, Average, Setup, SiteView
+from autofed.algorithms import AGREED, ANSWERS, NOTES, Act, Average, Setup, SiteView
 from autofed.exchange import Arrays, Groups, Release, Request, ServerState
 from autofed.labels import Labels
 from autofed.plans import Plan
@@ -24,14 +25,17 @@ from autofed.problems import refuse
 class DCFed:
     """Sites label public images for each other; weights never travel, and networks may differ.
 
-    In rounds fixed beforehand a site's ensemble (its model, and those of the last rounds that asked) says what it sees
-    in every public image and how sure it is. The coordinator puts that together, keeps what is sure, and all learn from
-    it beside their own patients. `begin` is the share of the rounds before the first answers, `exchanges` how often
-    they are asked for at most, `members` the ensemble, of which each looks `dropout_passes` times more with channels of
-    its network dropping out. `weight` is that of the agreed labels beside the patients, grown over the share `ramp` of
-    the rounds. `temperature` is that of the uncertainty and `trust` that of the agreement in a site's weight
-    (`pseudo.fuse`, `pseudo.trusts`); `confidence`, `doubt` and `share` are the gates (`pseudo.Gates`). When a smaller
-    share of labels than `settled` changes, nobody is asked again, and the rounds go on with what is agreed.
+    A training has acts. Over each the learning rate falls from its first value to 0, since a model that is still on its
+    way is a poor teacher (warm restarts: Loshchilov and Hutter, ICLR 2017). Where an act ends, a site's ensemble (its
+    model, and snapshots of the act's last rounds: Huang et al., ICLR 2017) says what it sees in every public image and
+    how sure it is. The coordinator puts that together, keeps what is sure, and in the next act all learn from it beside
+    their own patients. `begin` is the share of the rounds in the first act, of patients alone; the others are equally
+    long, and `exchanges` is the number of acts, so of times that sites are asked. `members` is the size of the
+    ensemble, of which each looks `dropout_passes` times more with channels of its network dropping out. `weight` is
+    that of the agreed labels beside the patients, grown over the share `ramp` of an act. `temperature` is that of the
+    uncertainty and `trust` that of the agreement in a site's weight (`pseudo.fuse`, `pseudo.trusts`); `confidence`,
+    `doubt` and `share` are the gates (`pseudo.Gates`). When a smaller share of labels than `settled` changes, nobody is
+    asked again, and the rounds go on with what is agreed.
     """
 
     personal: ClassVar[bool] = True
@@ -39,11 +43,11 @@ class DCFed:
     answers_as_trained: ClassVar[bool] = True
     released: ClassVar[Mapping[str, str]] = {ANSWERS: ANSWERS}
 
-    begin: float = 0.2
-    exchanges: int = 8
+    begin: float = 0.6
+    exchanges: int = 2
     members: int = 3
     weight: float = 1.0
-    ramp: float = 0.3
+    ramp: float = 0.1
     temperature: float = 0.3
     trust: float = 0.1
     confidence: float = 0.75
@@ -90,14 +94,15 @@ class DCFed:
         agreed, course = request.shared[AGREED], request.shared["course"]
         weight, asks = float(course["weight"][0]), bool(course["asks"][0])
         own = site.memory() or {"weights": site.start()}
-        fitted = site.fit(own["weights"], agreed=agreed, weight=weight)
+        act = Act(*course["act"].tolist())
+        fitted = site.fit(own["weights"], agreed=agreed, weight=weight, act=act)
         past = [own[f"past_{i}"] for i in range(1, self.members) if f"past_{i}" in own]
         model = own.get("mean", fitted.weights)  # with `training.ema`: the moving average up to the round before
         members = [model, *past][: self.members]
-        shelf = members if asks else past
+        shelf = members if request.round in self._snapshots(act) else past
         site.remember({"weights": fitted.weights, **{f"past_{i}": past for i, past in enumerate(shelf, 1)}})
         answers = site.label(members, self.dropout_passes) if asks else {}
-        site.fit_apart(agreed, weight)
+        site.fit_apart(agreed, weight, act)
         return {ANSWERS: answers, "metrics": {"loss": fitted.losses}}
 
     def misfits(self, arrays: Groups, shared: Groups) -> list[str]:
@@ -129,25 +134,29 @@ class DCFed:
         return replace(state, round=state.round + 1, shared=shared, kept=kept)
 
     def _course(self, round: int, kept: Groups) -> Arrays:
-        """What a round is like: whether sites are asked for labels, of how much, and what the agreed ones weigh."""
+        """What a round is like: its act, whether sites are asked for labels, and what the agreed ones weigh."""
         rounds, settled = (int(kept["course"][name][0]) for name in ("rounds", "settled"))
-        first, every = self._schedule(rounds)
-        asks = not settled and round >= first and (round - first) % every == 0
-        grown = (round - first) / max(1.0, self.ramp * rounds)
-        weight = self.weight * pseudo.ramp(grown) if round > first else 0.0
+        ends = self._ends(rounds)
+        act = next((Act(*two) for two in pairwise((0, *ends)) if round <= two[1]), Act(*(0, *ends)[-2:]))
+        asks = not settled and round in ends[: self.exchanges]
+        grown = (round - act.after) / max(1.0, self.ramp * (act.last - act.after))
+        weight = self.weight * pseudo.ramp(grown) if act.after else 0.0
         return {
             "asks": np.array([asks], np.uint8),
             "weight": np.array([weight], np.float32),
+            "act": np.array(act),
             "structures": kept["labels"]["structures"],
         }
 
-    def _schedule(self, rounds: int) -> tuple[int, int]:
-        """The first round that asks, and how many rounds on the next one does: the last round asks, for the student."""
-        begin = max(1, _up(self.begin * rounds))
-        if self.exchanges == 1:
-            return begin, rounds
-        every = max(1, _up((rounds - begin + 1) / self.exchanges))
-        return rounds - (rounds - begin) // every * every, every
+    def _ends(self, rounds: int) -> list[int]:
+        """The last rounds of the acts; that of the last act asks for labels for the student."""
+        begin = min(rounds, max(1, _up(self.begin * rounds)))
+        return sorted({*np.linspace(begin, rounds, self.exchanges).round().astype(int).tolist(), rounds})
+
+    def _snapshots(self, act: Act) -> list[int]:
+        """Rounds whose models are kept as members: a tenth of the act apart, up to its end."""
+        apart = max(1, round((act.last - act.after) / 10))
+        return [act.last - apart * i for i in range(1, self.members) if act.last - apart * i > act.after]
 
     def _agree(self, answers: Mapping[str, Arrays], order: tuple[int, ...]) -> tuple[Maps, dict[str, float]]:
         """The labels that pass the gates, and how far each site is from the whole; image by image."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from autofed.algorithms import Algorithm, is_from_rest, site_weights
+from autofed.algorithms import Act, Algorithm, is_from_rest, site_weights
 from autofed.batches import Feeder
 from autofed.exchange import Arrays, Groups, Request, load_groups, save_groups
 from autofed.federation.labelling import Labeller
@@ -88,6 +88,7 @@ class View:
         correction: Arrays | None = None,
         agreed: Maps | None = None,
         weight: float = 0.0,
+        act: Act | None = None,
     ) -> Fitted:
         """Train, once in the round, for the steps that it was charged for; a private mechanism keeps losses here."""
         if not self._charged_steps:
@@ -102,6 +103,7 @@ class View:
             beside=self._beside(agreed or {}, weight),
             momentum=(self.memory() or {}).get("momentum") if keeps else None,
             on_step=self._site.on_step,
+            act=None if self._mechanism.private else act,  # rate, noise and number of steps were planned together
         )
         if keeps:
             self.remember({"momentum": fitted.momentum})
@@ -117,7 +119,7 @@ class View:
             return {}
         return Labeller(public, site.plan, site.folder / "said", site.device, passes).label(members)
 
-    def fit_apart(self, agreed: Maps, weight: float) -> None:
+    def fit_apart(self, agreed: Maps, weight: float, act: Act | None = None) -> None:
         """Train a model of the site's own, for as many steps as `fit`, where that is private; see `SiteView`.
 
         The patients' gradients are bare here. So its weights are in no memory that an answer is made of; what goes
@@ -133,6 +135,7 @@ class View:
                 NoPrivacy(site.plan.local.training.batch_size, site.plan.batches_at(self.name)),
                 beside=self._beside(agreed, weight),
                 momentum=before.get("momentum"),
+                act=act,
             )
             kept = {"momentum": fitted.momentum} if site.plan.local.training.keep_momentum else {}
             own.keep(self._round, {"weights": fitted.weights, **kept}, self._since, site.plan.agreement.training)
@@ -159,17 +162,17 @@ class View:
         beside: Beside | None = None,
         momentum: Arrays | None = None,
         on_step: Callable[[], None] = lambda: None,
+        act: Act | None = None,
     ) -> Fitted:
         """The steps of this round, by the plan's rates."""
-        site = self._site
-        rounds, before = site.plan.agreement.training, self._round - 1
+        site, before = self._site, self._round - 1
         return fit(
             weights,
             site.store,
             site.plan.local,
             mechanism,
             steps=site.steps,
-            rate=lambda done: rounds.rate_at(before + done),
+            rate=lambda done: _rate(site.plan.agreement.training, before + done, act),
             seed=(site.plan.local.training.seed, _number(site.stream), self._round),
             proximal=proximal,
             correction=correction,
@@ -267,6 +270,13 @@ class Memory:
         found = best_of(scores)
         if found and found.round == round:
             save_groups(self.best, {"weights": self.model(round)}, found.words())
+
+
+def _rate(rounds: Rounds, done: float, act: Act | None) -> float:
+    """The share of the first learning rate after so many rounds, in an act or in the whole training."""
+    if act is None or not act.after <= done < act.last:  # more rounds than were planned
+        return rounds.rate_at(done)
+    return rounds.rate_at(rounds.rounds * (done - act.after) / (act.last - act.after))
 
 
 def validate(site: Hospital, request: Request) -> Groups:

@@ -6,10 +6,10 @@ DATA holds <federation>/{sites/<site>/, public/, test/{imagesTs,labelsTs}}. Seve
 with the same OUT and share the work; what is finished is not run again; `--table` prints what is known. How good the
 labels are that were agreed on is for dcfed_labels.py.
 
-* arms: all take the same steps with the same batch on patients; pooled takes as many in all on the union. When labels
-  are agreed on, which is after a quarter of the rounds, a step of dcfed has a batch of public images, too: the longer
-  local arm computes as much. Each site holds out a fifth of its patients. Models are the last round's, without mirrored
-  views, scored on the test set that is common to all, and on the patients held out.
+* arms: all take the same steps with the same batch on patients; pooled takes as many in all on the union. In the second
+  act of dcfed (.4 of the rounds) a step also has a batch of public images: the longer local arm computes as much. Each
+  site holds out a fifth of its patients. Models are the last round's, without mirrored views, scored on the test set
+  that is common to all, and on the patients held out.
 * gates: how the defaults of the gates and of the course were chosen, from a few settings fixed beforehand: by the Dice
   of the patients that the sites hold out, with a seed of its own. Neither test sets nor labels of
   public images have a say.
@@ -53,7 +53,7 @@ from autofed.runs import GLOBAL, STUDENT, Run
 from autofed.splits import ALL
 
 SEEDS = {"breast-ultrasound": 3, "dermoscopy": 3, "hippocampus": 1}
-LONGER, FACTOR = "longer", 1.8
+LONGER, FACTOR = "longer", 1.4
 ARMS = {
     "local": ("local", ""), f"local, {FACTOR} times the steps": ("local", LONGER), "fedavg": ("fedavg", ""),
     "fednova": ("fednova", ""), "dcfed": ("dcfed", ""), "pooled": ("pooled", ""),
@@ -65,14 +65,15 @@ STEPS = {"breast-ultrasound": 120, "dermoscopy": 108, "hippocampus": 28}
 
 TRIAL_SEED = 100
 STRICT: dict[str, float] = {
-    "confidence": 0.75, "doubt": 0.85, "share": 0.5, "begin": 0.2, "exchanges": 8, "weight": 1.0, "members": 3,
+    "confidence": 0.75, "doubt": 0.85, "share": 0.5, "begin": 0.6, "exchanges": 2, "weight": 1.0, "members": 3,
 }  # fmt: skip
 TRIALS: dict[str, dict[str, float]] = {
     "strict": STRICT,
     "loose": {**STRICT, "confidence": 0.6, "doubt": 1.0, "share": 0.3},
-    "late": {**STRICT, "begin": 0.4, "exchanges": 4},
+    "early": {**STRICT, "begin": 0.4},
+    "thrice": {**STRICT, "begin": 0.4, "exchanges": 3},
     "heavy": {**STRICT, "weight": 2.0},
-    "fresh": {**STRICT, "exchanges": 10, "members": 1},
+    "single": {**STRICT, "members": 1},
 }
 """Settings to choose from; local without any is run beside them."""
 
