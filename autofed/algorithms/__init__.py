@@ -89,7 +89,7 @@ class SiteView(Protocol):
         """
         ...
 
-    def fit_apart(self, agreed: Maps, weight: float, act: Act | None = None) -> None:
+    def fit_apart(self, agreed: Maps, weight: float, act: Act) -> None:
         """Where a private mechanism trains what `fit` gives: train a better model without it, for the site alone.
 
         It gives nothing back and raises nothing, so that nothing that leaves can depend on it.

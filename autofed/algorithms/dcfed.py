@@ -5,9 +5,9 @@ Its code and settings are not public: what is ours is written down in docs/decis
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -137,7 +137,8 @@ class DCFed:
         """What a round is like: its act, whether sites are asked for labels, and what the agreed ones weigh."""
         rounds, settled = (int(kept["course"][name][0]) for name in ("rounds", "settled"))
         ends = self._ends(rounds)
-        act = next((Act(*two) for two in pairwise((0, *ends)) if round <= two[1]), Act(*(0, *ends)[-2:]))
+        nth = min(bisect_left(ends, round), len(ends) - 1)  # rounds that were added at the end belong to the last
+        act = Act((0, *ends)[nth], ends[nth])
         asks = not settled and round in ends[: self.exchanges]
         grown = (round - act.after) / max(1.0, self.ramp * (act.last - act.after))
         weight = self.weight * pseudo.ramp(grown) if act.after else 0.0

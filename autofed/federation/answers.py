@@ -119,7 +119,7 @@ class View:
             return {}
         return Labeller(public, site.plan, site.folder / "said", site.device, passes).label(members)
 
-    def fit_apart(self, agreed: Maps, weight: float, act: Act | None = None) -> None:
+    def fit_apart(self, agreed: Maps, weight: float, act: Act) -> None:
         """Train a model of the site's own, for as many steps as `fit`, where that is private; see `SiteView`.
 
         The patients' gradients are bare here. So its weights are in no memory that an answer is made of; what goes
