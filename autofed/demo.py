@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from autofed import plans, report, verbs
 from autofed.parallel import Progress, silent
+from autofed.plans import Plan
 from autofed.problems import Problems
 
 FEDERATIONS = {"3d": "hippocampus", "2d": "nuclei"}
+
+FEWEST_STEPS = 300
+"""At each site: after fewer the model may find nothing at all, which shows nobody what autofed does."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +39,16 @@ def data(task: str) -> Path:
 
 
 def run(output: Path, task: str = "3d", *, minutes: float = 2.5, progress: Progress = silent) -> Result:
-    """Plan, preprocess, train, predict and evaluate; run again, it goes on where it was interrupted."""
+    """Plan, preprocess, train, predict and evaluate; run again, it goes on where it was interrupted.
+
+    Where fewer than `FEWEST_STEPS` fit into the minutes, since the machine is slow or busy, it takes longer.
+    """
     source, out = data(task), Path(output) / task
     sites = sorted(p.parent for p in source.glob("sites/*/dataset.json"))
     processes = os.cpu_count() or 1
     plan_path = out / "plan.json"
     if not plan_path.is_file():  # a second plan would measure the machine anew and belong to another run
-        verbs.plan(sites, plan_path, hours=minutes / 60, processes=processes, progress=progress)
+        _plan(sites, minutes, processes, progress).save(plan_path)
     made = plans.load(plan_path)
     verbs.preprocess(made, sites, out / "work", processes=processes, progress=progress)
     verbs.train(made, out / "work", out / "run", resume=(out / "run" / "run.json").is_file(), progress=progress)
@@ -51,3 +59,11 @@ def run(output: Path, task: str = "3d", *, minutes: float = 2.5, progress: Progr
     page = out / "report.html"
     report.page(found, out / "predictions", test / "labelsTs", [out / "run"], page)
     return Result(len(found.cases), found.mean.dice, pictures[0].parent, page)
+
+
+def _plan(sites: Sequence[Path], minutes: float, processes: int, progress: Progress) -> Plan:
+    made = verbs.plan(sites, hours=minutes / 60, processes=processes, progress=progress)
+    fit = made.agreement.training.rounds * made.local.training.steps_per_round
+    if fit >= FEWEST_STEPS:
+        return made
+    return verbs.plan(sites, hours=minutes / 60 * FEWEST_STEPS / fit, processes=processes, progress=progress)

@@ -106,30 +106,30 @@ class Overlaps:
         counts = np.stack([one.astype(np.float64) @ one.T.astype(np.float64) for one in stacked])
         self._counts = counts if self._counts is None else self._counts + counts
 
-    def dice(self) -> np.ndarray:
-        """(sites, sites): the mean over structures that one of the two sees; 1 where neither sees any."""
+    def dice(self, nothing: float = 1.0) -> np.ndarray:
+        """(sites, sites): the mean over structures that one of the two sees; `nothing` where neither sees any."""
         assert self._counts is not None, "no image was added"
         sizes = np.diagonal(self._counts, axis1=1, axis2=2)
         together = sizes[:, :, None] + sizes[:, None, :]
         scored = together > 0
         each = np.where(scored, 2 * self._counts / np.where(scored, together, 1), 0)
         known = scored.sum(0)
-        return np.where(known > 0, each.sum(0) / np.maximum(known, 1), 1.0)
+        return np.where(known > 0, each.sum(0) / np.maximum(known, 1), nothing)
 
 
 def trusts(dice: np.ndarray, scale: float) -> np.ndarray:
     """How much each site's word counts, 1 at most, from the Dice between every two.
 
-    A site is judged by the half of the others that it agrees with most: as long as most sites are honest, an honest one
-    finds its like there and one with wrong labels does not. exp(-(best - own) / scale). Of two sites nobody can say
-    which of them errs, and both count alike.
+    A site is judged by the worst of the half of the others that it agrees with most: as long as most sites are honest,
+    an honest one finds its like up to there, and one with wrong labels does not, however well a few of its kind agree.
+    exp(-(best - own) / scale). Of two sites nobody can say which of them errs, and both count alike.
     """
     sites = len(dice)
     nearest = math.ceil((sites - 1) / 2)
     if not nearest:
         return np.ones(sites)
     others = np.sort(dice[~np.eye(sites, dtype=bool)].reshape(sites, sites - 1), axis=1)[:, ::-1]
-    agreement = others[:, :nearest].mean(axis=1)
+    agreement = others[:, nearest - 1]
     return np.exp(-(agreement.max() - agreement) / scale)
 
 
@@ -139,13 +139,18 @@ def ramp(share: float) -> float:
 
 
 def changed(before: Maps, now: Maps) -> float:
-    """The share of voxels whose label is another one, of those that are not plain background both times."""
+    """The share of voxels whose label is another one, of those that are not background, or `UNKNOWN`, both times."""
     other = total = 0
     for name, found in now.items():
         past = before[name]
-        counts = (found != 0) | (past != 0)
+        counts = (found != past) | ((found != 0) & (found != UNKNOWN))
         other, total = other + int((found != past).sum()), total + int(counts.sum())
     return other / total if total else 0.0
+
+
+def structured(found: np.ndarray) -> bool:
+    """Whether a label map shows anything but background."""
+    return bool(((found != 0) & (found != UNKNOWN)).any())
 
 
 def kept(maps: Maps) -> tuple[float, float]:

@@ -101,6 +101,26 @@ def test_an_ensemble_is_the_models_of_the_last_rounds_of_an_act(ground, tmp_path
         assert len(set(weights)) == asked
 
 
+def test_no_model_of_an_earlier_act_is_a_member(ground, tmp_path, monkeypatch):
+    seen, label = [], View.label
+    monkeypatch.setattr(View, "label", lambda self, found, *rest: seen.append(len(found)) or label(self, found, *rest))
+    train(ground, tmp_path, "dcfed", settings=OPEN | {"begin": 0.6, "exchanges": 2})
+    assert sorted(seen) == [1] * len(CASES) + [2] * len(CASES)  # after the second round, and after the third alone
+
+
+def test_a_teacher_that_is_a_moving_average_knows_the_steps_of_the_round_in_which_it_answers(
+    ground, tmp_path, monkeypatch
+):
+    seen, label = {}, View.label
+    monkeypatch.setattr(
+        View, "label", lambda self, found, *rest: seen.update({self.name: found[0]}) or label(self, found, *rest)
+    )
+    plan = ground[0].change({"training.ema": 0.5})
+    train((plan, ground[1]), tmp_path, "dcfed", settings=OPEN | {"begin": 1.0})
+    kept = memories(tmp_path)
+    assert all(same(seen[site], kept[site]["mean"]) and not same(seen[site], kept[site]["weights"]) for site in CASES)
+
+
 class Forgetful(InProcess):
     """Between rounds sites forget what their members said, and somebody else draws from torch's generator."""
 
@@ -169,6 +189,7 @@ def test_no_byte_depends_on_the_model_that_was_trained_without_the_mechanism(gro
 
 def test_what_goes_wrong_in_the_model_apart_is_for_the_sites_log_alone(ground, tmp_path, ear, monkeypatch):
     expected = private_bytes(ground, tmp_path / "one", ear)
+    (tmp_path / "two" / "sites" / "bravo" / "site.log").mkdir(parents=True)  # a log that cannot be written either
     with monkeypatch.context() as patch:
         patch.setattr(View, "_fit", failing_without_mechanism(View._fit))
         assert private_bytes(ground, tmp_path / "two", ear) == expected
@@ -403,7 +424,8 @@ def test_a_site_that_answers_something_else_is_left_out_and_named(ground, tmp_pa
 
 
 @pytest.mark.parametrize("settings", [{"confidence": 2}, {"temperature": 0}, {"members": 0}, {"weight": -1},
-                                      {"dropout_passes": -1}, {"dropout_passes": 1.5}])  # fmt: skip
+                                      {"dropout_passes": -1}, {"dropout_passes": 1.5}, {"exchanges": 2.0},
+                                      {"members": 2.0}, {"exchanges": 0}])  # fmt: skip
 def test_settings_that_cannot_be_are_refused(settings):
     with pytest.raises(Problems, match=f"{next(iter(settings))} is"):
         algorithms.make(Algorithm(name="dcfed", settings=settings))
@@ -578,6 +600,32 @@ def test_a_site_that_saw_something_else_before_it_learned_from_the_others_is_nam
     lines = [{"sites": {"alpha": {"disagreement": a}, "charlie": {"disagreement": c}}} for a, c in ((0.1, 0.8), (0, 0))]
     listed, named = exchanges._disagreement("all", lines)
     assert "alpha 0.10 at first, 0.00 in the end, charlie 0.80 at first" in listed and "charlie sees something" in named
+
+
+def test_a_site_that_missed_the_first_exchange_is_reported_all_the_same():
+    lines = [{"sites": {"alpha": {"disagreement": 0.1}}}, {"sites": {"charlie": {"disagreement": 0.9}}}]
+    listed, named = exchanges._disagreement("all", lines)
+    assert "charlie 0.90 at first, 0.90 in the end" in listed and "charlie sees something" in named
+
+
+@pytest.mark.parametrize(("settings", "rounds", "said"), [
+    ({}, 1, "no round was left in which a site could learn from them"),
+    ({"confidence": 0.0, "doubt": 1.0, "share": 0.0}, 3, "only background"),
+])  # fmt: skip
+def test_labels_that_can_teach_nothing_are_called_so(pictures, tmp_path, monkeypatch, settings, rounds, said):
+    if rounds > 1:
+        monkeypatch.setattr(View, "label", lambda self, *_: {
+            name: np.zeros((2, *grid), np.uint8) for name, grid in self._site.public.grids.items()
+        })  # fmt: skip
+    plan = pictures.plan.change({"training.rounds": rounds})
+    run = pictures.train(tmp_path / "run", plan=plan, settings=OPEN | settings)
+    assert said in "\n".join(exchanges.of_run(run))
+
+
+def test_a_plan_for_dcfed_takes_its_network_unless_another_is_asked_for(pictures):
+    wanted = {"hours": 0.01, "device": "cpu", "algorithm": "dcfed"}
+    assert autofed.plan(pictures.sites, **wanted).local.network.kind == "dcfed"
+    assert autofed.plan(pictures.sites, preset="plain", **wanted).local.network.kind == "unet"
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def test_dice_between_sites_counts_all_images_together():
     assert between.dice() == pytest.approx(np.array([[1, 0.8], [0.8, 1]]))
     nothing = pseudo.Overlaps()
     nothing.add([np.zeros((2, 4), bool)] * 2)
-    assert (nothing.dice() == 1).all()
+    assert (nothing.dice() == 1).all() and (nothing.dice(nothing=0) == 0).all()
 
 
 def test_a_site_that_agrees_with_nobody_is_hardly_heard():
@@ -104,10 +104,12 @@ def test_a_site_that_agrees_with_nobody_is_hardly_heard():
 
 
 def test_a_minority_of_liars_who_agree_is_outvoted():
-    dice = np.full((5, 5), 0.1)
-    dice[:3, :3], dice[3:, 3:] = 0.8, 0.95
-    np.fill_diagonal(dice, 1)
-    assert pseudo.trusts(dice, 0.1)[:3].min() == 1 and pseudo.trusts(dice, 0.1)[3:].max() < 0.1
+    """However well they agree with each other, and however badly the others do."""
+    for honest, lying in ((0.8, 0.95), (0.5, 1.0)):
+        dice = np.full((5, 5), 0.15)
+        dice[:3, :3], dice[3:, 3:] = honest, lying
+        np.fill_diagonal(dice, 1)
+        assert pseudo.trusts(dice, 0.1)[:3].min() == 1 and pseudo.trusts(dice, 0.1)[3:].max() < 0.1
 
 
 @pytest.mark.parametrize("sites", [1, 2])
@@ -138,6 +140,10 @@ def test_changes_are_counted_where_there_is_more_than_background():
     now["a"][0, 0, :4] = 1
     before["a"][0, 0, :1] = 1
     assert pseudo.changed(before, now) == 3 / 4
+    for maps in (before, now):
+        maps["b"][:] = UNKNOWN
+    assert pseudo.changed(before, now) == 3 / 4
+    assert pseudo.changed({"a": before["b"]}, {"a": now["a"]}) == 1  # what was not known and is background now
 
 
 def test_what_is_kept_is_told_of_images_and_of_voxels():

@@ -96,6 +96,10 @@ class SiteView(Protocol):
         """
         ...
 
+    def averaged(self, weights: Arrays) -> Arrays:
+        """The moving average of the site's own models with these, of this round; with no `training.ema` just these."""
+        ...
+
     def average_reach(self, proximal: float = 0.0) -> float:
         """How far the steps of this round reach (`Fitted.reach`), on average over the plan's sites, by patients."""
         ...
@@ -112,8 +116,8 @@ class SiteView(Protocol):
 class Algorithm(Protocol):
     """One way of learning together.
 
-    What else it may state, as a class variable: `gathers`, `personal`, `released`, `from_rest`, `labels_public` and
-    `answers_as_trained`; and methods `plan_problems` and `misfits` (see the functions below).
+    What else it may state, as a class variable: `gathers`, `personal`, `released`, `from_rest`, `labels_public`,
+    `answers_as_trained` and `preset`; and methods `plan_problems` and `misfits` (see the functions below).
     """
 
     def start(self, setup: Setup) -> ServerState:
@@ -195,6 +199,11 @@ def is_from_rest(algorithm: Algorithm) -> bool:
 def is_labelling(algorithm: Algorithm | type) -> bool:
     """Whether labels of public images travel and no weights: then sites may have networks and grids of their own."""
     return getattr(algorithm, "labels_public", False)
+
+
+def preset(algorithm: Algorithm | type) -> str:
+    """The network that it is published with, which a plan takes unless another is asked for."""
+    return getattr(algorithm, "preset", "plain")
 
 
 ANSWERS = "answers"

@@ -30,17 +30,18 @@ class DCFed:
     model, and snapshots of the act's last rounds: Huang et al., ICLR 2017) says what it sees in every public image and
     how sure it is. The coordinator puts that together, keeps what is sure, and in the next act all learn from it beside
     their own patients. `begin` is the share of the rounds in the first act, of patients alone; the others are equally
-    long, and `exchanges` is the number of acts, so of times that sites are asked. `members` is the size of the
-    ensemble, of which each looks `dropout_passes` times more with channels of its network dropping out. `weight` is
-    that of the agreed labels beside the patients, grown over the share `ramp` of an act. `temperature` is that of the
-    uncertainty and `trust` that of the agreement in a site's weight (`pseudo.fuse`, `pseudo.trusts`); `confidence`,
-    `doubt` and `share` are the gates (`pseudo.Gates`). When a smaller share of labels than `settled` changes, nobody is
-    asked again, and the rounds go on with what is agreed.
+    long. `exchanges` is how often sites are asked: where each act ends, or, if once, where the first of two does.
+    `members` is the size of the ensemble, of which each looks `dropout_passes` times more with channels dropping out.
+    `weight` is that of the agreed labels beside the patients, grown over the share `ramp` of an act. `temperature` is
+    that of the uncertainty and `trust` that of the agreement in a site's weight (`pseudo.fuse`, `pseudo.trusts`);
+    `confidence`, `doubt` and `share` are the gates (`pseudo.Gates`). When a smaller share of labels than `settled`
+    changes, nobody is asked again, and the rounds go on with what is agreed.
     """
 
     personal: ClassVar[bool] = True
     labels_public: ClassVar[bool] = True
     answers_as_trained: ClassVar[bool] = True
+    preset: ClassVar[str] = "dcfed"
     released: ClassVar[Mapping[str, str]] = {ANSWERS: ANSWERS}
 
     begin: float = 0.6
@@ -60,13 +61,13 @@ class DCFed:
         shares = ("begin", "ramp", "confidence", "doubt", "share", "settled")
         wrong = [name for name in shares if not 0 <= getattr(self, name) <= 1]
         found = [f"{name} is {getattr(self, name)}; expected 0 to 1" for name in wrong]
-        found += [f"{name} is {getattr(self, name)}; expected 1 or more" for name in ("exchanges", "members")
-                  if getattr(self, name) < 1]  # fmt: skip
+        for name, least in (("exchanges", 1), ("members", 1), ("dropout_passes", 0)):
+            number = getattr(self, name)
+            if not isinstance(number, int) or number < least:
+                found.append(f"{name} is {number}; expected a whole number, {least} or more")
         found += [f"{name} is {getattr(self, name)}; expected more than 0" for name in ("temperature", "trust")
                   if getattr(self, name) <= 0]  # fmt: skip
         found += [f"weight is {self.weight}; expected 0 or more"] if self.weight < 0 else []
-        if not isinstance(self.dropout_passes, int) or self.dropout_passes < 0:
-            found.append(f"dropout_passes is {self.dropout_passes}; expected a whole number, 0 or more")
         refuse("agreement.algorithm.settings", found)
 
     def plan_problems(self, plan: Plan) -> list[str]:
@@ -96,12 +97,10 @@ class DCFed:
         own = site.memory() or {"weights": site.start()}
         act = Act(*course["act"].tolist())
         fitted = site.fit(own["weights"], agreed=agreed, weight=weight, act=act)
-        past = [own[f"past_{i}"] for i in range(1, self.members) if f"past_{i}" in own]
-        model = own.get("mean", fitted.weights)  # with `training.ema`: the moving average up to the round before
-        members = [model, *past][: self.members]
-        shelf = members if request.round in self._snapshots(act) else past
-        site.remember({"weights": fitted.weights, **{f"past_{i}": past for i, past in enumerate(shelf, 1)}})
-        answers = site.label(members, self.dropout_passes) if asks else {}
+        past, model = _past(own, act), site.averaged(fitted.weights)
+        shelf = {request.round: model, **past} if request.round in self._snapshots(act) else past
+        site.remember({"weights": fitted.weights, **{f"{_PAST}{round}": kept for round, kept in shelf.items()}})
+        answers = site.label([model, *past.values()], self.dropout_passes) if asks else {}
         site.fit_apart(agreed, weight, act)
         return {ANSWERS: answers, "metrics": {"loss": fitted.losses}}
 
@@ -166,7 +165,7 @@ class DCFed:
         between = pseudo.Overlaps()
         for name in images:
             between.add([pseudo.shown(answers[site][name], is_regions=regions) for site in sites])
-        trust = dict(zip(sites, pseudo.trusts(between.dice(), self.trust).tolist(), strict=True))
+        trust = dict(zip(sites, pseudo.trusts(between.dice(nothing=0), self.trust).tolist(), strict=True))
         agreed, beside = {}, pseudo.Overlaps()
         for name in images:
             said = {site: answers[site][name] for site in sites}
@@ -175,12 +174,23 @@ class DCFed:
             together = pseudo.write(fused, np.zeros(fused.shape[1:]), is_regions=regions)
             beside.add([pseudo.shown(found, is_regions=regions) for found in (together, *said.values())])
         pictures, voxels = pseudo.kept(agreed)
+        structures = float(np.mean([pseudo.structured(found) for found in agreed.values()]))
         disagreement = dict(zip(sites, (1 - beside.dice()[0, 1:]).tolist(), strict=True))
         return agreed, {
-            "kept_images": pictures, "kept_voxels": voxels,
+            "kept_images": pictures, "kept_voxels": voxels, "structured_images": structures,
             **{f"trust/{site}": value for site, value in trust.items()},
             **{f"disagreement/{site}": value for site, value in disagreement.items()},
         }  # fmt: skip
+
+
+_PAST = "past_"
+"""Before the round, in the names of the groups that a site remembers: a snapshot."""
+
+
+def _past(own: Groups, act: Act) -> dict[int, Arrays]:
+    """The snapshots of this act that a site remembers, by round, the latest first."""
+    found = {int(name.removeprefix(_PAST)): kept for name, kept in own.items() if name.startswith(_PAST)}
+    return {round: found[round] for round in sorted(found, reverse=True) if round > act.after}
 
 
 def _up(value: float) -> int:

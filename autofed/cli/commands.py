@@ -127,11 +127,13 @@ def plan(
         str | None,
         typer.Option(
             help="How the sites learn together: fedavg (what plans choose), fedprox, fednova, scaffold, "
-            "fedbn, local, pooled."
+            "fedbn, dcfed, local, pooled."
         ),
     ] = None,
     configuration: Annotated[Configuration, typer.Option(help="On which grid to learn.")] = Configuration.auto,
-    preset: Annotated[Preset, typer.Option(help="Which network; nnU-Net's plain one by default.")] = Preset.plain,
+    preset: Annotated[
+        Preset | None, typer.Option(help="Which network; by default nnU-Net's plain one, and DCFed's own for dcfed.")
+    ] = None,
     like: Annotated[
         Path | None, typer.Option(help="A RUN or its plan, whose weights shall go on being trained at these sites.")
     ] = None,
@@ -162,7 +164,7 @@ def plan(
     settings = _settings(set_ or []) | ({"privacy.score_noise": SCORE_NOISE} if share_scores else {})
     promised: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "even_if_hopeless": even_if_hopeless}
     wanted: dict[str, Any] = {"hours": hours, "memory_gb": memory, "device": device.value, "algorithm": algorithm}
-    wanted |= {"configuration": configuration.value, "preset": preset.value, "like": like, "prior": prior}
+    wanted |= {"configuration": configuration.value, "preset": preset and preset.value, "like": like, "prior": prior}
     census: dict[str, Any] = {"work": work, "simulation": simulation}
     _refuse_without_census(private_census, census)
     wanted |= census | {"private_census": private_census}
@@ -501,7 +503,6 @@ SCORE_NOISE = 5.0
 _DEFAULTS = {
     "device": "auto",
     "configuration": "auto",
-    "preset": "plain",
     "simulation": False,
     "private_census": False,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -140,7 +141,8 @@ class View:
             kept = {"momentum": fitted.momentum} if site.plan.local.training.keep_momentum else {}
             own.keep(self._round, {"weights": fitted.weights, **kept}, self._since, site.plan.agreement.training)
         except Exception as error:
-            site.log(self._request, error)
+            with contextlib.suppress(OSError):  # a full disk takes no log either
+                site.log(self._request, error)
 
     def _beside(self, agreed: Maps, weight: float) -> Beside | None:
         """What is learned from public images in this round, if there is anything."""
@@ -207,6 +209,11 @@ class View:
         rates = [training.learning_rate * schedule.rate_at(before + step / steps) for step in range(steps)]
         return reach(rates, training.momentum, training.momentum > 0, proximal)
 
+    def averaged(self, weights: Arrays) -> Arrays:
+        """With `training.ema` the moving average of the site's own models up to these, which are this round's."""
+        ema = self._site.plan.agreement.training.ema
+        return self._site.memory.averaged(self._round, weights, self._since, ema) if ema else weights
+
     def memory(self) -> Groups | None:
         """What the site remembered in the last round in which its answer counted."""
         return self._site.memory.recall(self._since)
@@ -249,12 +256,15 @@ class Memory:
     def keep(self, round: int, groups: Groups, since: int, rounds: Rounds) -> None:
         """Write the groups of a round that goes on from round `since`, and forget what nothing will need again."""
         if rounds.ema and "weights" in groups:
-            past = (self.recall(since) or {}).get("mean")
-            groups = {**groups, "mean": moving_average(past, groups["weights"], rounds.ema, round)}
+            groups = {**groups, "mean": self.averaged(round, groups["weights"], since, rounds.ema)}
         save_groups(self.path(round), groups, self.words)
         for path in self.folder.glob("round_*.safetensors"):
             if int(path.stem.split("_")[1]) not in {round, since, *rounds.snapshots}:
                 path.unlink()
+
+    def averaged(self, round: int, weights: Arrays, since: int, ema: float) -> Arrays:
+        """The moving average of the models up to this one, of a round that goes on from round `since`."""
+        return moving_average((self.recall(since) or {}).get("mean"), weights, ema, round)
 
     def model(self, round: int) -> Arrays:
         """The weights of the site's own model after a round."""

@@ -48,18 +48,22 @@ def _of_fold(run: Run, fold: str, weights: int) -> list[str]:
     found.append(f"fold {fold}: labels of {100 * notes['kept_images']:.0f} % of the public images and "
                  f"{100 * notes['kept_voxels']:.0f} % of their voxels were agreed on"
                  + ("" if STUDENT in run.models() else "; there is no student"))  # fmt: skip
+    if notes["kept_images"] and not notes["structured_images"]:
+        found.append(f"fold {fold}: no structure is in any of these labels, only background; do not use such models")
+    if len(lines) == last[0]["round"]:
+        found.append(f"fold {fold}: no round was left in which a site could learn from them; give more rounds")
     return [*found, *_disagreement(fold, last)]
 
 
 def _disagreement(fold: str, lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How far each site's own view was from that of all: when first asked, before it learned from others, and last."""
-    first, last = (
-        {site: found["disagreement"] for site, found in line["sites"].items() if "disagreement" in found}
-        for line in (lines[0], lines[-1])
-    )
-    both = {site: (value, last.get(site, value)) for site, value in first.items()}
-    shown = ", ".join(f"{site} {one:.2f} at first, {other:.2f} in the end" for site, (one, other) in both.items())
-    far = [site for site, value in first.items() if value > DOUBTFUL]
+    """How far each site's own view was from that of all: when it first answered, and when last."""
+    said: dict[str, list[float]] = {}
+    for line in lines:
+        for site, found_there in line["sites"].items():
+            if "disagreement" in found_there:
+                said.setdefault(site, []).append(found_there["disagreement"])
+    shown = ", ".join(f"{site} {each[0]:.2f} at first, {each[-1]:.2f} in the end" for site, each in said.items())
+    far = [site for site, each in said.items() if each[0] > DOUBTFUL]
     found = [f"fold {fold}: 1 - Dice of each site's labels against those of all: {shown}"] if shown else []
     return found + [f"fold {fold}: {site} sees something else than the others; look at its labels" for site in far]
 

@@ -89,7 +89,7 @@ def plan(
     device: str = "auto",
     algorithm: str | None = None,
     configuration: str = "auto",
-    preset: str = "plain",
+    preset: str | None = None,
     like: PathLike | None = None,
     settings: Mapping[str, Any] | None = None,
     epsilon: float | None = None,
@@ -105,9 +105,10 @@ def plan(
     """The plan for several sites, each given as its folder or as the fingerprint it handed over.
 
     `hours` is for all sites together on this machine, and for each at the same time if it handed over the speed of its
-    own; without it a CPU gets one hour and an accelerator nnU-Net's full training. `memory_gb` defaults to what the
-    preset was made for. `settings` maps fields of the plan to values set by hand. `like` is a run or a plan whose
-    weights shall go on being trained at these sites: then grid, network and recipe are those of that plan, and so is
+    own; without it a CPU gets one hour and an accelerator nnU-Net's full training. The `preset` is the network
+    of the algorithm (dcfed has its own) or else nnU-Net's plain one, unless it is named; `memory_gb` defaults to what
+    it was made for. `settings` maps fields of the plan to values set by hand. `like` is a run or a plan whose weights
+    shall go on being trained at these sites: then grid, network and recipe are those of that plan, and so is
     the `algorithm` unless one is named; else the planner chooses it. `epsilon` and `delta` are the promise to every
     patient: network, steps and privacy parameters are planned for it, and refused where hardly anything would be,
     unless that is wanted (`even_if_hopeless`). Where the settings name a mechanism, it is only calibrated (see
@@ -127,7 +128,7 @@ def plan(
             partial(_guide, like),
             partial(algorithms.find, algorithm or "fedavg", trusted=trusted),
             partial(refuse, "--set", plans.unknown_fields(settings or {})),
-            partial(_budget, hours, memory_gb, device, configuration, preset, promised),
+            partial(_budget, hours, memory_gb, device, configuration, preset or _preset(algorithm), promised),
             partial(refuse, "--like", _taken_already(memory_gb, configuration, preset) if like else []),
             partial(refuse, "--epsilon", _no_promise(epsilon, delta, settings or {})),
             partial(refuse, "--private-census", _census_problems(work, epsilon) if private_census else []),
@@ -239,9 +240,19 @@ def _guide(like: PathLike | None) -> Plan | None:
     return plans.load(Path(like) / "plan.json" if Path(like).is_dir() else like)
 
 
-def _taken_already(memory_gb: float | None, configuration: str, preset: str) -> list[str]:
+def _preset(algorithm: str | None) -> str:
+    """The network of the algorithm that was asked for; if that is none, that is said elsewhere."""
+    from autofed import algorithms
+
+    try:
+        return algorithms.preset(algorithms.find(algorithm, trusted=(algorithm,))) if algorithm else "plain"
+    except Problems:
+        return "plain"
+
+
+def _taken_already(memory_gb: float | None, configuration: str, preset: str | None) -> list[str]:
     """What cannot be asked for where the network is given."""
-    asked = {"memory": memory_gb is not None, "configuration": configuration != "auto", "preset": preset != "plain"}
+    asked = {"memory": memory_gb is not None, "configuration": configuration != "auto", "preset": preset is not None}
     return [
         f"--{name} was asked for, but grid and network are those of the plan that is followed; leave out one of both"
         for name, wanted in asked.items()
