@@ -30,7 +30,7 @@ from autofed.report.pages import _training
 from autofed.verbs import exchanges
 from tests import small_federation
 from tests.small_federation import CASES, OPEN, labelled, private, same, train, with_algorithm
-from tests.synthetic import TUMOUR, make_site
+from tests.synthetic import ORGAN_AND_TUMOUR, REGIONS, TUMOUR, make_site
 
 SEEDED = {"noise_seed": 1, "simulation": True}
 
@@ -673,6 +673,29 @@ def test_sites_with_networks_and_grids_of_their_own(pictures, tmp_path):
     assert read_labels(next((tmp_path / "run_alpha").glob("*_000.png")))[0].shape == label.shape
     with pytest.raises(Problems, match="nobody is no site of the plan"):
         pictures.train(tmp_path / "other", site_plans={"nobody": coarse})
+
+
+VOLUMES = {"dimension": 3, "channels": ("T1", "T2"), "labels": REGIONS, "order": (1, 2)}
+COLOURS = {"dimension": 2, "channels": ("R", "G", "B"), "labels": ORGAN_AND_TUMOUR, "shape": (40, 48)}
+
+
+@pytest.mark.parametrize(("data", "annotated"), [(VOLUMES, 0.8), (COLOURS, 1.0)])
+def test_volumes_and_colours_regions_and_folds(tmp_path, data, annotated):
+    """Regions with an ignored part in two channels, or classes in three; each with a fold held out."""
+    sites = [make_site(tmp_path / name, cases=5, annotated=annotated, **data) for name in ("alpha", "bravo")]
+    public, test = (make_site(tmp_path / name, cases=3, part="Ts", seed=3, **data) for name in ("public", "test"))
+    small = {"training.rounds": 3, "steps_per_round": 6, "learning_rate": 0.05, "algorithm.settings": OPEN}
+    plan = autofed.plan(sites, hours=0.001, device="cpu", algorithm="dcfed", preset="plain", settings=small)
+    autofed.preprocess(plan, sites, tmp_path / "work")
+    run = autofed.train(
+        plan, tmp_path / "work", tmp_path / "run", folds=["0"], public=public / "imagesTs", device="cpu"
+    )
+    agreed = run.agreed("0")
+    assert len(agreed) == 3 and set(np.unique(list(agreed.values())[0])) <= {0, 1, 2, UNKNOWN}
+    assert any(((found != 0) & (found != UNKNOWN)).any() for found in agreed.values())
+    for model in ("alpha", "student"):
+        autofed.predict(run.folder, test / "imagesTs", tmp_path / model, model=model, device="cpu")
+        assert autofed.evaluate(tmp_path / model, test / "labelsTs").mean.dice is not None
 
 
 @pytest.mark.slow
