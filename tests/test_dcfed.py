@@ -533,7 +533,7 @@ def test_a_site_that_holds_other_public_images_does_not_take_part(ground, tmp_pa
 
 SMALL = {"training.batch_size": 4, "steps_per_round": 6, "training.rounds": 3, "learning_rate": 0.05,
          "network.features": [8, 16, 16], "patch_size": [32, 32], "network.strides": [[1, 1], [2, 2], [2, 2]],
-         "network.kernels": [[3, 3]] * 3, "training.momentum": 0.9}  # fmt: skip
+         "network.kernels": [[3, 3]] * 3, "training.momentum": 0.9, "training.precision": "float32"}  # fmt: skip
 PICTURES = {"dimension": 2, "labels": TUMOUR, "shape": (40, 48)}
 LEARNING = {"begin": 0.5, "exchanges": 2, "confidence": 0.6, "doubt": 1.0, "share": 0.3}
 
@@ -542,10 +542,11 @@ class Federation:
     """Three sites of which the last drew its outlines on other pictures, a public folder, a test set, and a plan."""
 
     def __init__(self, root):
-        self.root, self.names = root, ("alpha", "bravo", "charlie")
-        self.sites = [make_site(root / "raw" / name, cases=5, **PICTURES) for name in self.names]
-        self.public = make_site(root / "public", cases=6, seed=3, **PICTURES)
-        self.test = make_site(root / "test", cases=6, part="Ts", seed=4, **PICTURES)
+        counts = {"alpha": 2, "bravo": 2, "charlie": 5}
+        self.root, self.names = root, tuple(counts)
+        self.sites = [make_site(root / "raw" / name, cases=cases, **PICTURES) for name, cases in counts.items()]
+        self.public = make_site(root / "public", cases=8, seed=3, **PICTURES)
+        self.test = make_site(root / "test", cases=12, part="Ts", seed=4, **PICTURES)
         self.shuffle(self.sites[-1] / "labelsTr")
         self.plan = autofed.plan(self.sites, hours=0.01, device="cpu", settings=SMALL)
         autofed.preprocess(self.plan, self.sites, root / "work")
@@ -578,15 +579,15 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(pictures, tmp_path_factory):
-    return pictures.train(tmp_path_factory.mktemp("runs") / "run", plan=pictures.plan.change({"training.rounds": 12}))
+    return pictures.train(tmp_path_factory.mktemp("runs") / "run", plan=pictures.plan.change({"training.rounds": 20}))
 
 
 @pytest.mark.slow
 def test_a_site_with_wrong_labels_does_not_pull_the_others_down_and_is_reported(pictures, trained, tmp_path):
-    longer = pictures.plan.change({"training.rounds": 12})
+    longer = pictures.plan.change({"training.rounds": 20})
     alone = pictures.train(tmp_path / "local", "local", plan=longer)
-    for site in ("alpha", "bravo"):
-        assert pictures.dice(trained, site) >= pictures.dice(alone, site) - 0.02
+    together, apart = ([pictures.dice(run, site) for site in ("alpha", "bravo")] for run in (trained, alone))
+    assert all(a >= b - 0.01 for a, b in zip(together, apart, strict=True))
     last = [line for line in metrics.read(trained.rounds_folder) if "notes" in line][-1]["sites"]
     honest = [last[site] for site in ("alpha", "bravo")]
     assert last["charlie"]["disagreement"] > max(said["disagreement"] for said in honest)
@@ -647,7 +648,7 @@ def test_a_run_that_was_cut_off_goes_on_without_naming_the_images_again(pictures
         tmp_path / "cut" / "plan.json", pictures.root / "work", tmp_path / "cut", resume=True, device="cpu"
     )
     student = [load_groups(run.student_path("all"))[0]["weights"] for run in (whole, again)]
-    with pytest.raises(Problems, match="test_000, test_001, test_002, test_003, test_004 and 1 more are here but not"):
+    with pytest.raises(Problems, match="test_000, test_001, test_002, test_003, test_004 and 7 more are here but not"):
         autofed.train(
             again.plan(), pictures.root / "work", again.folder, resume=True, public=pictures.test / "imagesTs"
         )
