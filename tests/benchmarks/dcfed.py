@@ -7,9 +7,9 @@ with the same OUT and share the work; what is finished is not run again; `--tabl
 labels are that were agreed on is for dcfed_labels.py.
 
 * arms: all take the same steps with the same batch on patients; pooled takes as many in all on the union. In the second
-  act of dcfed (.4 of the rounds) a step also has a batch of public images: the longer local arm computes as much. Each
-  site holds out a fifth of its patients. Models are the last round's, without mirrored views, scored on the test set
-  that is common to all, and on the patients held out.
+  act of dcfed (.4 of the rounds) a step also has a batch of public images: the longer local arm computes as much. In
+  one arm agreed labels weigh three times what patients do. Each site holds out a fifth of its patients. Models are
+  the last round's, without mirrored views, scored on the test set that is common to all, and on the patients held out.
 * gates: how the defaults of the gates and of the course were chosen, from a few settings fixed beforehand: by the Dice
   of the patients that the sites hold out, with a seed of its own. Neither test sets nor labels of
   public images have a say.
@@ -54,9 +54,11 @@ from autofed.splits import ALL
 
 SEEDS = {"breast-ultrasound": 3, "dermoscopy": 3, "hippocampus": 1}
 LONGER, FACTOR = "longer", 1.4
+HEAVY, WEIGHT = "heavy", 3
 ARMS = {
     "local": ("local", ""), f"local, {FACTOR} times the steps": ("local", LONGER), "fedavg": ("fedavg", ""),
-    "fednova": ("fednova", ""), "dcfed": ("dcfed", ""), "pooled": ("pooled", ""),
+    "fednova": ("fednova", ""), "dcfed": ("dcfed", ""), f"dcfed, weight {WEIGHT}": ("dcfed", HEAVY),
+    "pooled": ("pooled", ""),
 }  # fmt: skip
 """Algorithm and label of each arm; the student is scored with dcfed."""
 
@@ -95,8 +97,9 @@ class Open(Bench):
     def plan_of(self, experiment: Experiment) -> plans.Plan:
         """The federation's plan with what is the experiment's own."""
         made = super().plan_of(experiment)
-        steps = made.local.training.steps_per_round
-        return made.change({"steps_per_round": round(FACTOR * steps)}) if experiment.label == LONGER else made
+        own = {LONGER: {"steps_per_round": round(FACTOR * made.local.training.steps_per_round)},
+               HEAVY: {"algorithm.settings": {"weight": float(WEIGHT)}}}  # fmt: skip
+        return made.change(own.get(experiment.label, {}))
 
 
 @dataclass(frozen=True)
