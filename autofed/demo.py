@@ -14,7 +14,7 @@ from autofed.problems import Problems
 
 FEDERATIONS = {"3d": "hippocampus", "2d": "nuclei"}
 
-FEWEST_STEPS = 300
+FEWEST_STEPS = 150
 """At each site: after fewer the model may find nothing at all, which shows nobody what autofed does."""
 
 
