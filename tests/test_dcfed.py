@@ -688,9 +688,12 @@ def test_volumes_and_colours_regions_and_folds(tmp_path, data, annotated):
     small = {"training.rounds": 3, "steps_per_round": 6, "learning_rate": 0.05, "algorithm.settings": OPEN}
     plan = autofed.plan(sites, hours=0.001, device="cpu", algorithm="dcfed", preset="plain", settings=small)
     autofed.preprocess(plan, sites, tmp_path / "work")
+    told = {}
     run = autofed.train(
-        plan, tmp_path / "work", tmp_path / "run", folds=["0"], public=public / "imagesTs", device="cpu"
-    )
+        plan, tmp_path / "work", tmp_path / "run", folds=["0"], public=public / "imagesTs", device="cpu",
+        progress=lambda stage, done, total: told.update({stage: (done, total)}),
+    )  # fmt: skip
+    assert told["alpha labels public images"] == told["bravo labels public images"] == (3, 3)  # one model, three images
     agreed = run.agreed("0")
     assert len(agreed) == 3 and set(np.unique(list(agreed.values())[0])) <= {0, 1, 2, UNKNOWN}
     assert any(((found != 0) & (found != UNKNOWN)).any() for found in agreed.values())

@@ -51,6 +51,7 @@ class Hospital(Protocol):
     feeder: Feeder | None
     public: PublicImages | None
     on_step: Callable[[], None]
+    on_image: Callable[[int, int], None]
 
     def log(self, request: Request, error: Exception) -> None:
         """Write to the site's own log."""
@@ -118,7 +119,7 @@ class View:
         site, public = self._site, self._site.public
         if public is None:
             return {}
-        return Labeller(public, site.plan, site.folder / "said", site.device, passes).label(members)
+        return Labeller(public, site.plan, site.folder / "said", site.device, passes, site.on_image).label(members)
 
     def fit_apart(self, agreed: Maps, weight: float, act: Act) -> None:
         """Train a model of the site's own, for as many steps as `fit`, where that is private; see `SiteView`.

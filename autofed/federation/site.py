@@ -49,7 +49,8 @@ class Site:
     noise that it was charged for. `noise_seed` makes that repeatable in tests, and then the ledger says that nothing
     is protected. `ledgers` maps the hospitals whose data this is to their ledgers: one, except where a simulation pools
     them; in a `simulation` they say that they count for no hospital.
-    `feeder` makes the patches, `public` are the public images if the algorithm labels them. `trusted` are the
+    `feeder` makes the patches, `public` are the public images if the algorithm labels them; `on_step` is told of every
+    step, `on_image` how many looks at public images are done, of how many. `trusted` are the
     algorithms outside autofed that this site allows a plan to name.
     """
 
@@ -71,6 +72,7 @@ class Site:
         noise_seed: int | None = None,
         simulation: bool = False,
         on_step: Callable[[], None] = lambda: None,
+        on_image: Callable[[int, int], None] = lambda done, total: None,
     ):
         self.name = name
         self.store = store
@@ -83,6 +85,7 @@ class Site:
         self.feeder = feeder
         self.public = public
         self.on_step = on_step
+        self.on_image = on_image
         self.run = run
         self.steps = sum(plan.steps_at(site) for site in ledgers)
         self.algorithm = algorithms.make(plan.agreement.algorithm, trusted)

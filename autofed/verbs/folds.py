@@ -158,5 +158,6 @@ class Folds:
             name, train, self._plan(name), self._folder(name, fold), ledgers,
             run=request_name(self.coordinator.identity.id, fold), held=held, stream=stream_name(name, fold),
             device=self.device, feeder=self.feeder, trusted=self.trusted, on_step=self.counter,
+            on_image=partial(self.counter.progress, f"{name} labels public images"),
             public=open_public_of(self._plan(name), self.public, self.work), simulation=self.simulation,
         )  # fmt: skip
