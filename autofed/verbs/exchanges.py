@@ -48,7 +48,7 @@ def _of_fold(run: Run, fold: str, weights: int) -> list[str]:
     found.append(f"fold {fold}: labels of {100 * notes['kept_images']:.0f} % of the public images and "
                  f"{100 * notes['kept_voxels']:.0f} % of their voxels were agreed on"
                  + ("" if STUDENT in run.models() else "; there is no student"))  # fmt: skip
-    if notes["kept_images"] and not notes["structured_images"]:
+    if notes["kept_images"] and not notes.get("structured_images", 1.0):
         found.append(f"fold {fold}: no structure is in any of these labels, only background; do not use such models")
     if len(lines) == last[0]["round"]:
         found.append(f"fold {fold}: no round was left in which a site could learn from them; give more rounds")

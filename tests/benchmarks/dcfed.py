@@ -54,7 +54,7 @@ from autofed.splits import ALL
 
 SEEDS = {"breast-ultrasound": 3, "dermoscopy": 3, "hippocampus": 1}
 LONGER, FACTOR = "longer", 1.4
-HEAVY, WEIGHT = "heavy", 3
+HEAVY, WEIGHT = "weight3", 3
 ARMS = {
     "local": ("local", ""), f"local, {FACTOR} times the steps": ("local", LONGER), "fedavg": ("fedavg", ""),
     "fednova": ("fednova", ""), "dcfed": ("dcfed", ""), f"dcfed, weight {WEIGHT}": ("dcfed", HEAVY),
