@@ -8,6 +8,9 @@ from hypothesis import strategies as st
 
 from autofed import planner
 from autofed.planner import grids, hours, topology
+from autofed.planner.candidates import builds
+from autofed.planner.coarser import choices
+from autofed.planner.forecast import steps_of
 from autofed.planner.grids import Grid
 from autofed.planner.presets import PRESETS
 from autofed.planner.topology import Task
@@ -299,6 +302,26 @@ def test_steps_fit_the_hours(sites, given_hours):
     steps = made.agreement.training.rounds * training.steps_per_round * len(sites)
     seconds = SPEED.seconds(made.local.network, training.patch_size, training.batch_size) * steps
     assert 0.5 * hours.USEFUL_SHARE * given_hours * 3600 <= seconds <= given_hours * 3600
+
+
+@pytest.mark.parametrize("sites", [("alpha", "bravo"), ("alpha", "bravo", "charlie", "delta")])
+def test_hours_count_what_is_learned_of_public_images_and_the_student(sites):
+    data, budget = fingerprint((40, 56, 40), cases=100, sites=sites), Budget(hours=0.05, speed=SPEED)
+    average, labels = (planner.make(data, budget, name) for name in ("fedavg", "dcfed"))
+    assert labels.local.network == average.local.network
+    work = 1.4 + 1 / len(sites)  # two of five rounds have as many public patches as patients'; a student learns once
+    assert steps_of(average) / steps_of(labels) == pytest.approx(work, rel=0.1)
+    why = next(line.why for line in labels.reasons if line.field == "agreement.algorithm.name")
+    assert f"{work:.2g} times as much" in why
+    followed = [planner.follow(data, guide, "earlier.json", budget) for guide in (average, labels)]
+    assert steps_of(followed[0]) / steps_of(followed[1]) == pytest.approx(work, rel=0.1)
+
+
+def test_hours_of_a_private_training_count_the_model_that_each_site_keeps():
+    data, budget = fingerprint((1, 256, 256), cases=2000), Budget(hours=0.5, speed=SPEED)
+    average, labels = (planner.make(data, budget, name) for name in ("local", "dcfed"))
+    builds_of = [next(iter(builds(made, choices(made)))) for made in (average, labels)]
+    assert builds_of[1].seconds / builds_of[0].seconds == pytest.approx(2 * 1.4 + 1 / len(average.agreement.patients))
 
 
 def test_the_batch_shrinks_before_the_network_narrows():

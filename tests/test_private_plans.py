@@ -248,7 +248,7 @@ def test_trained_weights_keep_a_network_that_was_set_by_hand():
 def test_weights_that_do_not_learn_get_no_noise_in_the_search_either():
     open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
     half = open_plan.change({"training.trained": "decoder"})
-    (build, *_), (whole, *_) = (list(builds(choices(p), WIDTHS, SITES_OF, p.budget)) for p in (half, open_plan))
+    (build, *_), (whole, *_) = (list(builds(p, choices(p))) for p in (half, open_plan))
     assert build.learning == build.network.trained_parameters("decoder") < whole.learning == whole.network.parameters
     made = protect(half, 8.0)
     why = next(r.why for r in made.reasons if r.field == "local.network.features")
@@ -291,9 +291,7 @@ def test_a_plan_without_single_patients_gradients_foretells_nothing():
 
 def _question(data) -> Question:
     open_plan = planner.make(data, Budget(hours=0.5, speed=SPEED))
-    patients = open_plan.agreement.patients
-    found = tuple(builds(choices(open_plan, data), WIDTHS, patients, open_plan.budget))
-    return Question(found, patients, 8.0, 1e-5, 0.5)
+    return Question.of(open_plan, 8.0, 1e-5, choices(open_plan, data))
 
 
 def _event(found):

@@ -85,7 +85,9 @@ def _open(fingerprint: Fingerprint, budget: Budget, algorithm: str | None) -> Pl
     _say_geometry(grid, found, budget, reasons)
     labelled = sum(site.labelled for site in fingerprint.sites.values())
     batch = batch_for_memory(found, grid, labelled, task, budget.memory_gb)
-    chosen = size(task, found, batch, sites, budget, reasons)
+    together = learning.algorithm(algorithm, len(sites), reasons)
+    passes = dict.fromkeys(sites, learning.work_of(together.name, len(sites), private=False))
+    chosen = size(task, found, batch, passes, budget, reasons)
     rounds, per_round = meetings(chosen.steps, len(sites), reasons)
     length = Length(per_round, chosen.steps * len(sites))
     recipe = training(found, chosen, length, batch_dice, declaration.dimension, budget, reasons)
@@ -104,7 +106,7 @@ def _open(fingerprint: Fingerprint, budget: Budget, algorithm: str | None) -> Pl
             regions_class_order=declaration.regions_class_order,
             dimension=declaration.dimension,
             patients={name: site.patients for name, site in fingerprint.sites.items()},
-            algorithm=learning.algorithm(algorithm, len(sites), reasons),
+            algorithm=together,
             training=rounds,
             privacy=Privacy(census_noise=fingerprint.noise.multiplier if fingerprint.noise else None),
             faults=faults(len(sites), reasons),

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from autofed.planner.coarser import Choice
-from autofed.planner.forecast import averaged, step_ratio
+from autofed.planner.forecast import averaged, averages, step_ratio
 from autofed.planner.foretelling import foretold, whole_ratio
 from autofed.planner.hours import USEFUL_SHARE
+from autofed.planner.learning import work_of
 from autofed.planner.topology import memory_needed
-from autofed.plans import Budget, Network
+from autofed.plans import Network, Plan
 from autofed.privacy import accounting
 from autofed.privacy.census import NoisedCensus, order_of
 from autofed.privacy.events import Event
@@ -60,19 +61,20 @@ class Build:
     drawing: float
 
 
-def builds(
-    choices: Iterable[Choice], widths: Sequence[int], patients: Mapping[str, int], budget: Budget
-) -> Iterator[Build]:
-    """All that fit the memory, with what a step costs on the machines of the budget."""
+def builds(plan: Plan, choices: Iterable[Choice]) -> Iterator[Build]:
+    """All that fit the memory of a plan, with what a step costs its algorithm on the machines of its budget."""
+    budget, patients = plan.budget, plan.agreement.patients
     here = sum(site not in budget.site_speeds for site in patients)
+    work = work_of(plan.agreement.algorithm.name, len(patients), private=True)
+    passes = {site: work * count for site, count in patients.items()}
     for choice in choices:
-        for width in widths if choice.own is None else choice.own.features[:1]:
+        for width in WIDTHS if choice.own is None else choice.own.features[:1]:
             network, patch = choice.network(width), choice.shape.patch
             learning = network.trained_parameters(choice.trained)
             drawing = SECONDS_A_NORMAL * learning * max(1, here)
             for patches in PATCHES:
                 if memory_needed(network, patch, patches, choice.task.preset) <= budget.memory_gb:
-                    seconds = budget.seconds_per_step(network, patch, patches, patients, patients)
+                    seconds = budget.seconds_per_step(network, patch, patches, patients, passes)
                     yield Build(choice, width, patches, network, learning, seconds, drawing)
 
 
@@ -116,6 +118,13 @@ class Question:
     coordinator_adds: bool = False
     averages: bool = True
     more: float = 1.0
+
+    @classmethod
+    def of(cls, plan: Plan, epsilon: float, delta: float, choices: Iterable[Choice]) -> Question:
+        """What is searched on these grids, within the plan's hours, beside what its promise already has to pay for."""
+        patients, hours, census = plan.agreement.patients, plan.budget.hours, plan.agreement.privacy.census_noise
+        ready = tuple(builds(plan, choices))
+        return cls(ready, patients, epsilon, delta, hours, census, averages=averages(plan))
 
     def search(self) -> list[Candidate]:
         """All candidates, the best first; none if no step fits."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from autofed.planner.presets import BASE_FEATURES
@@ -34,34 +34,37 @@ class Size:
     steps: int
 
 
-def size(task: Task, found: Topology, batch: int, sites: tuple[str, ...], budget: Budget, reasons: Reasons) -> Size:
+def size(
+    task: Task, found: Topology, batch: int, passes: Mapping[str, float], budget: Budget, reasons: Reasons
+) -> Size:
     """The widest network that gets enough steps in the hours; nnU-Net's own width and steps where no hours are given.
 
-    `batch` is what memory allows. A batch is made smaller before the network is made narrower.
+    `batch` is what memory allows, `passes` what a step computes at each site (`learning.work_of`). A batch is made
+    smaller before the network is made narrower.
     """
     cap = f"memory and {task.preset.dataset_share:.0%} of the voxels of all sites' labelled cases allow {batch}"
     if budget.hours is None:
         reasons.say("local.network.features", BASE_FEATURES, "no hours were given: nnU-Net's full width")
         reasons.say("local.training.batch_size", batch, cap)
-        return Size(BASE_FEATURES, batch, FULL_TRAINING // len(sites))
+        return Size(BASE_FEATURES, batch, FULL_TRAINING // len(passes))
     for base, smaller in _candidates(batch):
-        seconds = budget.seconds_per_step(task.network(found, base), found.patch, smaller, sites)
+        seconds = budget.seconds_per_step(task.network(found, base), found.patch, smaller, passes, passes)
         steps = _steps(budget, seconds)
         if steps >= ENOUGH_STEPS:
             break
-    steps = min(steps, FULL_TRAINING // len(sites))
+    steps = min(steps, FULL_TRAINING // len(passes))
     reasons.say("local.network.features", base, _width_reason(steps, seconds, budget))
     halved = "; smaller here, so that enough steps fit the hours" if smaller < batch else ""
     reasons.say("local.training.batch_size", smaller, cap + halved)
     return Size(base, smaller, max(1, steps))
 
 
-def fitting_steps(network: Network, patch: Shape, batch: int, sites: tuple[str, ...], budget: Budget) -> int:
+def fitting_steps(network: Network, patch: Shape, batch: int, passes: Mapping[str, float], budget: Budget) -> int:
     """How many steps of each site with a given network fit the hours, one at least; nnU-Net's where none are given."""
-    full = FULL_TRAINING // len(sites)
+    full = FULL_TRAINING // len(passes)
     if budget.hours is None:
         return full
-    return max(1, min(full, _steps(budget, budget.seconds_per_step(network, patch, batch, sites))))
+    return max(1, min(full, _steps(budget, budget.seconds_per_step(network, patch, batch, passes, passes))))
 
 
 def _steps(budget: Budget, seconds: float) -> int:

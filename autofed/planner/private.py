@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from autofed.fingerprints import Fingerprint
-from autofed.planner.candidates import LEAST_EXPECTED, RATES, WIDTHS, Build, Candidate, Question, builds
-from autofed.planner.coarser import Choice, choices, kept
-from autofed.planner.forecast import SOUND, STRAINED, averages, forecast
+from autofed.planner.candidates import LEAST_EXPECTED, RATES, Build, Candidate, Question
+from autofed.planner.coarser import choices, kept
+from autofed.planner.forecast import SOUND, STRAINED, forecast
 from autofed.planner.foretelling import learning_rate
 from autofed.planner.reasons import Reasons
 from autofed.planner.remedies import hopeless
@@ -37,7 +37,8 @@ def protect(
     """
     delta = delta or accounting.default_delta(max(plan.agreement.patients.values()))
     refuse("--epsilon", promise_problems(plan, delta))
-    question = _question(plan, epsilon, delta, [kept(plan)] if keep_network else choices(plan, fingerprint))
+    grids = [kept(plan)] if keep_network else choices(plan, fingerprint)
+    question = Question.of(plan, epsilon, delta, grids)
     found = question.best()
     if found is None:
         raise Problems("--epsilon", [_nothing_fits(plan, question)])
@@ -46,13 +47,6 @@ def protect(
     if told and told.grade == "hopeless" and not even_if_hopeless:
         raise Problems("--epsilon", [hopeless(question, found)])
     return made
-
-
-def _question(plan: Plan, epsilon: float, delta: float, grids: Iterable[Choice]) -> Question:
-    """What is searched: on these grids, within the plan's hours, beside what the promise already has to pay for."""
-    patients, hours, census = plan.agreement.patients, plan.budget.hours, plan.agreement.privacy.census_noise
-    ready = tuple(builds(grids, WIDTHS, patients, plan.budget))
-    return Question(ready, patients, epsilon, delta, hours, census, averages=averages(plan))
 
 
 def promise_problems(plan: Plan, delta: float) -> Iterator[str]:

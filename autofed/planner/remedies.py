@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from autofed.planner.candidates import WIDTHS, Candidate, Question, builds
+from autofed.planner.candidates import Candidate, Question
 from autofed.planner.coarser import choices
-from autofed.planner.forecast import SOUND, STRAINED, averages, forecast
+from autofed.planner.forecast import SOUND, STRAINED, forecast
 from autofed.plans import Plan
 
 _TIMES = (1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -30,11 +30,8 @@ def remedies(plan: Plan) -> tuple[str, ...]:
 
 def question_of(plan: Plan) -> Question:
     """What a private plan was asked for."""
-    stated, patients = plan.agreement.privacy, plan.agreement.patients
-    ready = tuple(builds(choices(plan), WIDTHS, patients, plan.budget))
-    epsilon, delta = float(stated.epsilon or 0), float(stated.delta or 0)
-    hours, census = plan.budget.hours, stated.census_noise
-    return Question(ready, patients, epsilon, delta, hours, census, averages=averages(plan))
+    stated = plan.agreement.privacy
+    return Question.of(plan, float(stated.epsilon or 0), float(stated.delta or 0), choices(plan))
 
 
 def hopeless(question: Question, found: Candidate) -> str:
