@@ -11,9 +11,9 @@ labels are that were agreed on is for dcfed_labels.py.
   and fednova, which is fedavg where all sites take as many steps, are run with the first seed only. Each site holds
   out a fifth of its patients. Models are the last round's, without mirrored views, scored on the test set that is
   common to all, and on the patients held out.
-* gates, only if asked for, since it takes as long as all else: how the defaults of the gates and of the course were chosen, from a few settings fixed beforehand: by the Dice
-  of the patients that the sites hold out, with a seed of its own. Neither test sets nor labels of
-  public images have a say.
+* gates: how the defaults of the gates and of the course were chosen, from a few settings fixed beforehand: by the Dice
+  of the patients that the sites hold out, with a seed of its own. Neither test sets nor labels of public images have a
+  say. Run only if asked for, since it takes as long as all the rest.
 * private: at epsilon 8, on the planned private settings, with nobody held out: ADP-FL with weights, and dcfed whose
   teachers ADP-FL trains. The models that sites keep to themselves are trained without it.
 """
