@@ -1,4 +1,4 @@
-"""The command line: autofed as a program."""
+"""The command line: a thin command per verb, which parses, calls and prints. Heavy imports are inside the commands."""
 
 from __future__ import annotations
 
@@ -7,9 +7,23 @@ import sys
 
 import typer
 
-from autofed.cli.commands import app
+from autofed.cli.planning import fingerprint, plan, preprocess
+from autofed.cli.predicting import demo, evaluate, predict
+from autofed.cli.protecting import audit, ledger
+from autofed.cli.training import site, train
 
 __all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="autofed",
+    help="Plan, train and ship a segmentation model over several hospitals, none of which shares a scan.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for verb in (fingerprint, plan, preprocess, train, site, predict, evaluate, ledger, audit, demo):
+    app.command()(verb)
 
 _INTERRUPTED = 130
 """The exit code of a program that Ctrl-C ended (128 and SIGINT)."""

@@ -1,0 +1,99 @@
+"""What a model is for: predict, evaluate; and the demo, which does it all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from autofed.cli import terminal
+from autofed.cli.options import Device, DeviceOption, Processes, Task, count
+
+
+def predict(
+    runs: Annotated[list[Path], typer.Argument(help="One or more RUNs, whose models vote together.")],
+    images: Annotated[Path, typer.Option("-i", "--images", help="A folder of scans, or one file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="OUT: labels, uncertainty maps, pictures.")],
+    model: Annotated[
+        str | None, typer.Option(help="global (the default), a SITE with a model of its own, or student.")
+    ] = None,
+    fold: Annotated[
+        list[str] | None, typer.Option(help="Only these folds; by default that of all patients, or else every one.")
+    ] = None,
+    mirroring: Annotated[bool, typer.Option("--mirroring/--no-mirroring", help="Average mirrored views.")] = True,
+    postprocessing: Annotated[
+        bool, typer.Option("--postprocessing/--no-postprocessing", help="As held-out cases showed to help.")
+    ] = True,
+    save_probabilities: Annotated[bool, typer.Option("--save-probabilities", help="Also as .npz.")] = False,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Labels with maps of uncertainty for new scans, on the scans' own grid."""
+    from autofed import report, verbs
+
+    with terminal.progress() as progress:
+        written = verbs.predict(
+            runs,
+            images,
+            output,
+            model=model,
+            folds=fold or [],
+            mirroring=mirroring,
+            postprocessing=postprocessing,
+            device=device.value,
+            save_probabilities=save_probabilities,
+            progress=progress,
+        )
+        pictures = report.draw_predictions(output, progress)
+    typer.echo(f"{output}: {len(written)} cases")  # type: ignore[arg-type]
+    if pictures:
+        typer.echo(f"look at the pictures in {pictures[0].parent}")
+
+
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="OUT: a folder of predictions.")],
+    labels: Annotated[Path, typer.Argument(help="A folder of reference labels, or of sites in raw layout.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="report.json; a page goes beside it.")] = None,
+    processes: Processes = 0,
+) -> None:
+    """Dice, Jaccard and HD95 per case, class and site, and a page to look at."""
+    from autofed import verbs
+
+    target = output or predictions / "report.json"
+    with terminal.progress() as progress:
+        found = verbs.evaluate(predictions, labels, target, processes=count(processes), progress=progress)
+        page = _write_page(found, predictions, labels, target)
+    for name, scores in [*found.classes.items(), ("mean", found.mean)]:
+        typer.echo(
+            f"{name:<20} Dice {terminal.number(scores.dice)}  Jaccard {terminal.number(scores.jaccard)}  "
+            f"HD95 {terminal.number(scores.hd95_mm, 2)}"
+        )
+    for note in found.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"written to {target}; look at {page}")
+
+
+def _write_page(found: Any, predictions: Path, labels: Path, target: Path) -> Path:
+    from autofed import report
+    from autofed.files import read_json
+
+    about = predictions / "prediction.json"
+    runs = [Path(run) for run in read_json(about)["runs"]] if about.is_file() else []
+    page = target.with_suffix(".html")
+    report.page(found, predictions, labels, runs, page)
+    return page
+
+
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where everything goes.")] = Path("demo-autofed"),
+    task: Annotated[Task, typer.Option(help="3d: hippocampus in MRI; 2d: nuclei in microscopy.")] = Task.volumes,
+    minutes: Annotated[float, typer.Option(help="Training time to plan for.")] = 2.5,
+) -> None:
+    """The whole way on real scans that come with autofed: plan, preprocess, train, predict, evaluate."""
+    from autofed import demo as shipped
+
+    with terminal.progress() as progress:
+        result = shipped.run(output, task.value, minutes=minutes, progress=progress)
+    typer.echo(f"mean Dice on {result.cases} scans that no site has seen: {terminal.number(result.dice)}")
+    typer.echo(f"pictures: {result.pictures}")
+    typer.echo(f"page:     {result.page}")
