@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autofed import planner
+from autofed.algorithms.dcfed import DCFed
 from autofed.planner import grids, hours, topology
 from autofed.planner.candidates import builds
 from autofed.planner.coarser import choices
@@ -305,23 +306,29 @@ def test_steps_fit_the_hours(sites, given_hours):
 
 
 @pytest.mark.parametrize("sites", [("alpha", "bravo"), ("alpha", "bravo", "charlie", "delta")])
-def test_hours_count_what_is_learned_of_public_images_and_the_student(sites):
-    data, budget = fingerprint((40, 56, 40), cases=100, sites=sites), Budget(hours=0.05, speed=SPEED)
+@pytest.mark.parametrize("here", [True, False])
+def test_hours_count_what_is_learned_of_public_images_and_the_student(sites, here):
+    speeds = {"speed": SPEED} if here else {"site_speeds": dict.fromkeys(sites, SPEED)}
+    data, budget = fingerprint((40, 56, 40), cases=100, sites=sites), Budget(hours=0.02, **speeds)
     average, labels = (planner.make(data, budget, name) for name in ("fedavg", "dcfed"))
     assert labels.local.network == average.local.network
-    work = 1.4 + 1 / len(sites)  # two of five rounds have as many public patches as patients'; a student learns once
+    at_once = 1 if here else len(sites)  # so many sites work at the same time, but only one student
+    work = 2 - DCFed().begin + at_once / len(sites)
     assert steps_of(average) / steps_of(labels) == pytest.approx(work, rel=0.1)
-    why = next(line.why for line in labels.reasons if line.field == "agreement.algorithm.name")
-    assert f"{work:.2g} times as much" in why
+    assert "student" in reason(labels, "agreement.algorithm.name")
     followed = [planner.follow(data, guide, "earlier.json", budget) for guide in (average, labels)]
     assert steps_of(followed[0]) / steps_of(followed[1]) == pytest.approx(work, rel=0.1)
+    sooner = labels.change({"algorithm.settings": {"begin": 0.2}})
+    followed[1] = planner.follow(data, sooner, "earlier.json", budget)
+    assert steps_of(followed[0]) / steps_of(followed[1]) == pytest.approx(work + 0.4, rel=0.1)
 
 
 def test_hours_of_a_private_training_count_the_model_that_each_site_keeps():
     data, budget = fingerprint((1, 256, 256), cases=2000), Budget(hours=0.5, speed=SPEED)
     average, labels = (planner.make(data, budget, name) for name in ("local", "dcfed"))
-    builds_of = [next(iter(builds(made, choices(made)))) for made in (average, labels)]
-    assert builds_of[1].seconds / builds_of[0].seconds == pytest.approx(2 * 1.4 + 1 / len(average.agreement.patients))
+    (alone, *_), (taught, *_) = (list(builds(made, choices(made))) for made in (average, labels))
+    expected = 2 * (2 - DCFed().begin) + 1 / len(average.agreement.patients)
+    assert taught.seconds / alone.seconds == pytest.approx(expected)
 
 
 def test_the_batch_shrinks_before_the_network_narrows():
@@ -343,7 +350,7 @@ def test_sites_on_machines_of_their_own_work_at_the_same_time_and_the_slowest_co
     uneven = Budget(hours=1, site_speeds={"a": SPEED, "b": slow})
     mixed = Budget(hours=1, site_speeds={"a": SPEED}, speed=slow)
     one = SPEED.seconds(network, (40, 56, 40), 2)
-    times = [b.seconds_per_step(network, (40, 56, 40), 2, ("a", "b")) / one for b in (here, both, uneven, mixed)]
+    times = [b.seconds_per_step(network, (40, 56, 40), 2, {"a": 1, "b": 1}) / one for b in (here, both, uneven, mixed)]
     slowest = slow.seconds(network, (40, 56, 40), 2) / one
     assert times == pytest.approx([2, 1, slowest, slowest])
 

@@ -18,7 +18,6 @@ from autofed.problems import Problems
 from tests.plans_made import SPEED, fingerprint
 
 SITES = ("alpha", "bravo")
-SITES_OF = dict.fromkeys(SITES, 500)
 
 
 def pictures(cases=1000, pixels=3000, edge=128, sites=SITES, **more):
@@ -71,7 +70,7 @@ def test_the_hours_are_kept(made):
     private = made.agreement.privacy
     passes = {site: private.sampling_rate * n for site, n in made.agreement.patients.items()}
     seconds = made.budget.seconds_per_step(
-        made.local.network, made.local.training.patch_size, private.patches_per_patient, SITES, passes
+        made.local.network, made.local.training.patch_size, private.patches_per_patient, passes
     )
     assert 0.3 * 1800 < steps * seconds <= 1800
     planner.check_memory(made)

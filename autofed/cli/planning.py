@@ -112,7 +112,7 @@ def plan(
     """Network, patch size, rounds and all the rest, from the data of all sites; every decision has its reason."""
     from autofed import plans, verbs
 
-    settings = _read(set_ or []) | ({"privacy.score_noise": SCORE_NOISE} if share_scores else {})
+    settings = _settings(set_ or []) | ({"privacy.score_noise": SCORE_NOISE} if share_scores else {})
     promised: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "even_if_hopeless": even_if_hopeless}
     wanted: dict[str, Any] = {"hours": hours, "memory_gb": memory, "device": device.value, "algorithm": algorithm}
     wanted |= {"configuration": configuration.value, "preset": preset and preset.value, "like": like, "prior": prior}
@@ -152,7 +152,7 @@ def preprocess(
     typer.echo(f"next: autofed train {plan} {output} -o RUN")
 
 
-def _read(assignments: list[str]) -> dict[str, Any]:
+def _settings(assignments: list[str]) -> dict[str, Any]:
     import json
 
     settings: dict[str, Any] = {}

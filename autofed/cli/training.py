@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,7 +52,8 @@ def train(
     device: DeviceOption = Device.auto,
 ) -> None:
     """Train over all sites, round by round."""
-    from autofed import verbs
+    from autofed import report, verbs
+    from autofed.verbs import exchanges, ledgers
 
     with terminal.progress() as progress:
         run = verbs.train(
@@ -72,27 +74,23 @@ def train(
             progress=progress,
             say=lambda line: typer.echo(line, err=True),
         )
-    _tell(run, output, work)
-
-
-def _tell(run: Run, output: Path, work: Path | None) -> None:
-    from autofed import report
-    from autofed.verbs import exchanges, ledgers
-
     typer.echo(f"{output}: finished; models: {', '.join(run.models())}")
-    for trained in run.folds():
-        for site, missed in run.left_out(trained).items():
-            typer.echo(f"fold {trained}: {len(missed)} of {run.finished(trained)} rounds without {site}; "
-                       f"why is in {run.fold_folder(trained) / 'metrics.jsonl'}")  # fmt: skip
-        scores = [f"{name} {terminal.number(dice)}" for name, dice in run.held_out(trained).items()]
-        if scores:
-            typer.echo(f"fold {trained}: Dice of the held-out cases: {', '.join(scores)}")
-    for line in (*exchanges.of_run(run), *ledgers.of_run(run, work)):
+    for line in (*_of_folds(run), *exchanges.of_run(run), *ledgers.of_run(run, work)):
         typer.echo(line)
     for path in report.draw_run(run):
         typer.echo(f"{path}: what is taught of some public images")
     chosen = "" if "global" in run.models() else " --model MODEL"
     typer.echo(f"next: autofed predict {output} -i IMAGES -o OUT{chosen}")
+
+
+def _of_folds(run: Run) -> Iterator[str]:
+    for trained in run.folds():
+        for site, missed in run.left_out(trained).items():
+            yield (f"fold {trained}: {len(missed)} of {run.finished(trained)} rounds without {site}; "
+                   f"why is in {run.fold_folder(trained) / 'metrics.jsonl'}")  # fmt: skip
+        scores = [f"{name} {terminal.number(dice)}" for name, dice in run.held_out(trained).items()]
+        if scores:
+            yield f"fold {trained}: Dice of the held-out cases: {', '.join(scores)}"
 
 
 def _by_site(assignments: list[str]) -> dict[str, Path]:

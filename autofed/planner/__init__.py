@@ -28,6 +28,7 @@ from autofed.planner.schedules import Length, faults, meetings, training
 from autofed.planner.topology import Task, Topology, batch_for_memory, memory_needed, patch_for_memory
 from autofed.plans import (
     Agreement,
+    Algorithm,
     Budget,
     Geometry,
     Inference,
@@ -85,8 +86,7 @@ def _open(fingerprint: Fingerprint, budget: Budget, algorithm: str | None) -> Pl
     _say_geometry(grid, found, budget, reasons)
     labelled = sum(site.labelled for site in fingerprint.sites.values())
     batch = batch_for_memory(found, grid, labelled, task, budget.memory_gb)
-    together = learning.algorithm(algorithm, len(sites), reasons)
-    passes = dict.fromkeys(sites, learning.work_of(together.name, len(sites), private=False))
+    passes = learning.passes(Algorithm(name=algorithm or "fedavg"), sites, budget)
     chosen = size(task, found, batch, passes, budget, reasons)
     rounds, per_round = meetings(chosen.steps, len(sites), reasons)
     length = Length(per_round, chosen.steps * len(sites))
@@ -106,7 +106,7 @@ def _open(fingerprint: Fingerprint, budget: Budget, algorithm: str | None) -> Pl
             regions_class_order=declaration.regions_class_order,
             dimension=declaration.dimension,
             patients={name: site.patients for name, site in fingerprint.sites.items()},
-            algorithm=together,
+            algorithm=learning.algorithm(algorithm, len(sites), reasons),
             training=rounds,
             privacy=Privacy(census_noise=fingerprint.noise.multiplier if fingerprint.noise else None),
             faults=faults(len(sites), reasons),

@@ -15,7 +15,7 @@ from autofed.planner.coarser import Choice
 from autofed.planner.forecast import averaged, averages, step_ratio
 from autofed.planner.foretelling import foretold, whole_ratio
 from autofed.planner.hours import USEFUL_SHARE
-from autofed.planner.learning import work_of
+from autofed.planner.learning import passes
 from autofed.planner.topology import memory_needed
 from autofed.plans import Network, Plan
 from autofed.privacy import accounting
@@ -49,7 +49,7 @@ class Build:
     """What a site may train: a grid and a network on it, K patches in a pass, and the seconds of a step.
 
     `learning` is the number of parameters that train, and so get noise. `seconds` are those of a step in which every
-    site takes one pass for each of its patients; `drawing` those of its noise.
+    site takes one pass for each of its patients, and what its algorithm adds; `drawing` those of its noise.
     """
 
     choice: Choice
@@ -65,8 +65,8 @@ def builds(plan: Plan, choices: Iterable[Choice]) -> Iterator[Build]:
     """All that fit the memory of a plan, with what a step costs its algorithm on the machines of its budget."""
     budget, patients = plan.budget, plan.agreement.patients
     here = sum(site not in budget.site_speeds for site in patients)
-    work = work_of(plan.agreement.algorithm.name, len(patients), private=True)
-    passes = {site: work * count for site, count in patients.items()}
+    each = passes(plan.agreement.algorithm, patients, budget, private=True)
+    together = {site: each[site] * count for site, count in patients.items()}
     for choice in choices:
         for width in WIDTHS if choice.own is None else choice.own.features[:1]:
             network, patch = choice.network(width), choice.shape.patch
@@ -74,7 +74,7 @@ def builds(plan: Plan, choices: Iterable[Choice]) -> Iterator[Build]:
             drawing = SECONDS_A_NORMAL * learning * max(1, here)
             for patches in PATCHES:
                 if memory_needed(network, patch, patches, choice.task.preset) <= budget.memory_gb:
-                    seconds = budget.seconds_per_step(network, patch, patches, patients, passes)
+                    seconds = budget.seconds_per_step(network, patch, patches, together)
                     yield Build(choice, width, patches, network, learning, seconds, drawing)
 
 

@@ -8,7 +8,7 @@ from autofed.labels import Labels
 from autofed.planner.annotations import annotated_at
 from autofed.planner.grids import full_resolution
 from autofed.planner.hours import fitting_steps
-from autofed.planner.learning import work_of
+from autofed.planner.learning import passes
 from autofed.planner.private import protect
 from autofed.planner.reasons import Reasons, short
 from autofed.planner.refusals import data_problems
@@ -41,8 +41,8 @@ def follow(
     reasons, training, sites = Reasons(), guide.local.training, tuple(fingerprint.sites)
     _say_kept(fingerprint, guide, source, reasons)
     chosen = _algorithm(guide, source, algorithm, reasons)
-    passes = dict.fromkeys(sites, work_of(chosen.name, len(sites), private=False))
-    steps = fitting_steps(guide.local.network, training.patch_size, training.batch_size, passes, budget)
+    counted = passes(chosen, sites, budget)
+    steps = fitting_steps(guide.local.network, training.patch_size, training.batch_size, counted, budget)
     rounds, per_round = meetings(steps, len(sites), reasons)
     within = "no hours were given: as long as nnU-Net's" if budget.hours is None else f"fit {budget.hours:g} h"
     reasons.say("local.training.steps_per_round", per_round, f"{steps} steps at every site in all; {within}")

@@ -39,7 +39,7 @@ def size(
 ) -> Size:
     """The widest network that gets enough steps in the hours; nnU-Net's own width and steps where no hours are given.
 
-    `batch` is what memory allows, `passes` what a step computes at each site (`learning.work_of`). A batch is made
+    `batch` is what memory allows, `passes` what a step computes at each site (`learning.passes`). A batch is made
     smaller before the network is made narrower.
     """
     cap = f"memory and {task.preset.dataset_share:.0%} of the voxels of all sites' labelled cases allow {batch}"
@@ -48,7 +48,7 @@ def size(
         reasons.say("local.training.batch_size", batch, cap)
         return Size(BASE_FEATURES, batch, FULL_TRAINING // len(passes))
     for base, smaller in _candidates(batch):
-        seconds = budget.seconds_per_step(task.network(found, base), found.patch, smaller, passes, passes)
+        seconds = budget.seconds_per_step(task.network(found, base), found.patch, smaller, passes)
         steps = _steps(budget, seconds)
         if steps >= ENOUGH_STEPS:
             break
@@ -64,7 +64,7 @@ def fitting_steps(network: Network, patch: Shape, batch: int, passes: Mapping[st
     full = FULL_TRAINING // len(passes)
     if budget.hours is None:
         return full
-    return max(1, min(full, _steps(budget, budget.seconds_per_step(network, patch, batch, passes, passes))))
+    return max(1, min(full, _steps(budget, budget.seconds_per_step(network, patch, batch, passes))))
 
 
 def _steps(budget: Budget, seconds: float) -> int:

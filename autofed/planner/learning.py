@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from autofed.planner.reasons import Reasons
-from autofed.plans import Algorithm
+from autofed.plans import Algorithm, Budget
 
-_LESSONS = 0.4
-"""Of dcfed's steps so many have public images beside the patients, which doubles them (`begin` leaves that share)."""
+BEGIN = 0.6
+"""The share of dcfed's rounds in which sites learn from patients alone, unless the settings say `begin`."""
 
 
-def work_of(algorithm: str, sites: int, *, private: bool) -> float:
-    """What a step of a site computes in all, in steps on patients: more than 1 where public images teach, too.
+def passes(chosen: Algorithm, sites: Collection[str], budget: Budget, *, private: bool = False) -> dict[str, float]:
+    """What a step computes for each site, in passes over its patches: 1, and more where public images teach, too.
 
-    dcfed's student takes as many steps as one of the sites; with private teachers a site also trains a model of its
-    own. What labelling costs is not in it: how many public images there are is not known to the planner.
+    After `begin` a step of dcfed has as many public patches beside the patients'; with private teachers a site also
+    trains a model of its own. The student takes as many steps as a site: beside those that take turns on this machine,
+    and after those that work at the same time elsewhere. What labelling costs is not in it: how many public images
+    there are is not known to the planner.
     """
-    if algorithm != "dcfed":
-        return 1.0
-    return (2 if private else 1) * (1 + _LESSONS) + 1 / sites
+    if chosen.name != "dcfed":
+        return dict.fromkeys(sites, 1.0)
+    own = (2 if private else 1) * (2 - float(chosen.settings.get("begin", BEGIN)))
+    here = [site for site in sites if site not in budget.site_speeds]
+    return {site: own + (1 / len(here) if site in here else 1) for site in sites}
 
 
 def algorithm(wanted: str | None, sites: int, reasons: Reasons) -> Algorithm:
@@ -26,9 +32,8 @@ def algorithm(wanted: str | None, sites: int, reasons: Reasons) -> Algorithm:
     Who gives sites different numbers of steps by hand gets fednova (`plans.changes`).
     """
     if wanted is not None:
-        work = work_of(wanted, sites, private=False)
-        beside = f"; with public images and a student a step computes {work:.2g} times as much" if work > 1 else ""
-        reasons.say("agreement.algorithm.name", wanted, f"asked for{beside}")
+        counted = "; hours count its steps on public images and its student, too" if wanted == "dcfed" else ""
+        reasons.say("agreement.algorithm.name", wanted, f"asked for{counted}")
         return Algorithm(name=wanted)
     why = "every site takes as many steps as the others: then nothing more elaborate was better beyond chance"
     reasons.say("agreement.algorithm.name", "fedavg", why if sites > 1 else "one site has nobody to drift from")

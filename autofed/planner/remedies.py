@@ -25,10 +25,10 @@ def remedies(plan: Plan) -> tuple[str, ...]:
     told = forecast(plan)
     if told is None or told.grade == "sound":
         return ()
-    return tuple(_remedies(question_of(plan), told.whole))
+    return tuple(_remedies(_question_of(plan), told.whole))
 
 
-def question_of(plan: Plan) -> Question:
+def _question_of(plan: Plan) -> Question:
     """What a private plan was asked for."""
     stated = plan.agreement.privacy
     return Question.of(plan, float(stated.epsilon or 0), float(stated.delta or 0), choices(plan))

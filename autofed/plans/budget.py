@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from types import MappingProxyType
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -86,14 +85,17 @@ class Budget(Record):
         network: Network,
         patch: Shape,
         batch: int,
-        sites: Collection[str],
-        passes: Mapping[str, float] = MappingProxyType({}),
+        passes: Mapping[str, float],
     ) -> float:
         """Seconds until every site has taken one step: the slowest site counts.
 
-        A step is one pass over `batch` patches, or as many as `passes` says: one for each patient under privacy.
+        A step is as many passes over `batch` patches as `passes` says of each site: one, or one for each patient under
+        privacy, and more where public images teach, too.
         """
-        speeds = {s: self.site_speeds[s] for s in sites if s in self.site_speeds}
-        remote = [passes.get(s, 1) * speed.seconds(network, patch, batch) for s, speed in speeds.items()]
-        here = sum(passes.get(s, 1) for s in sites if s not in self.site_speeds)
+        here = sum(count for site, count in passes.items() if site not in self.site_speeds)
+        remote = [
+            count * self.site_speeds[site].seconds(network, patch, batch)
+            for site, count in passes.items()
+            if site in self.site_speeds
+        ]
         return max([*remote, *([here * self.speed.seconds(network, patch, batch)] if here and self.speed else [])])

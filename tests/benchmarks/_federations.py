@@ -139,7 +139,7 @@ class Bench:
     def plan(self, federation: str) -> plans.Plan:
         """The plan that all runs of a federation share; ends if OUT holds results of another."""
         made = plans.load(GALLERY / federation / ("plan.json" if self.full else "plan-cpu.json"))
-        changes = FULL if self.full else QUICK[federation]
+        changes = self.changes(federation)
         made = made.change(
             {"keep_momentum": False, **changes, "training.snapshots": [changes["training.rounds"]], "validate_every": 0}
         )
@@ -149,6 +149,10 @@ class Bench:
         elif plans.load(path) != made:
             raise SystemExit(f"{path} is another plan than this script's; name another -o")
         return made
+
+    def changes(self, federation: str) -> Mapping[str, Any]:
+        """What this machine's plan changes in the gallery's."""
+        return FULL if self.full else QUICK[federation]
 
     def prepare(self, federation: str) -> plans.Plan:
         """The plan, and the sites' data prepared for it, by one process while others wait."""

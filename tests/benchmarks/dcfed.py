@@ -61,8 +61,8 @@ ARMS = {
 }  # fmt: skip
 """Algorithm and label of each arm; the student is scored with dcfed."""
 
-ONCE = ("fednova", LONGER)
-"""Algorithms and labels of arms that need one seed."""
+ONCE = (f"local, {FACTOR} times the steps", "fednova")
+"""Arms that need one seed."""
 
 STEPS = {"breast-ultrasound": 180, "dermoscopy": 162, "hippocampus": 28}
 """In a round: two to nine times those of the other scripts, so that a site alone hardly gains from more of them."""
@@ -92,10 +92,10 @@ class Open(Bench):
 
     steps: int = 0
 
-    def plan(self, federation: str) -> plans.Plan:
-        """That of the other scripts, for longer: where a site still learns from every step, labels add nothing."""
-        made, steps = super().plan(federation), self.steps or (0 if self.full else STEPS[federation])
-        return made.change({"steps_per_round": steps}) if steps else made
+    def changes(self, federation: str) -> Mapping[str, Any]:
+        """Those of the other scripts, for longer: where a site still learns from every step, labels add nothing."""
+        steps = self.steps or (0 if self.full else STEPS[federation])
+        return {**super().changes(federation), **({"steps_per_round": steps} if steps else {})}
 
     def plan_of(self, experiment: Experiment) -> plans.Plan:
         """The federation's plan with what is the experiment's own."""
@@ -165,7 +165,7 @@ def wanted(
 def runs(federation: str, arm: str, seeds: Sequence[int] | None = None) -> list[Experiment]:
     """Some seeds of an arm, or all."""
     algorithm, label = ARMS[arm]
-    usual = 1 if {algorithm, label} & set(ONCE) else SEEDS[federation]
+    usual = 1 if arm in ONCE else SEEDS[federation]
     return [Experiment(federation, algorithm, seed, label=label) for seed in seeds or range(usual)]
 
 

@@ -114,10 +114,8 @@ class Planned(Bench):
 
     def _steps(self, made: plans.Plan, passes: Mapping[str, float]) -> int:
         """Those that fit the hours."""
-        training, sites = made.local.training, made.agreement.patients
-        seconds = made.budget.seconds_per_step(
-            made.local.network, training.patch_size, training.batch_size, sites, passes
-        )
+        training, network = made.local.training, made.local.network
+        seconds = made.budget.seconds_per_step(network, training.patch_size, training.batch_size, passes)
         return max(1, int(float(made.budget.hours or 0) * 3600 * USEFUL_SHARE / seconds))
 
     def start(self, experiment: Experiment, made: plans.Plan) -> Path | None:
