@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from autofed import planner
 from autofed.algorithms.dcfed import DCFed
-from autofed.planner import grids, hours, topology
+from autofed.planner import grids, hours, learning, topology
 from autofed.planner.candidates import builds
 from autofed.planner.coarser import choices
 from autofed.planner.forecast import steps_of
 from autofed.planner.grids import Grid
 from autofed.planner.presets import PRESETS
 from autofed.planner.topology import Task
-from autofed.plans import Budget, Speed
+from autofed.plans import Algorithm, Budget, Speed
 from autofed.problems import Problems
 from tests.plans_made import SPEED, fingerprint, small_plan
 
@@ -321,6 +321,14 @@ def test_hours_count_what_is_learned_of_public_images_and_the_student(sites, her
     sooner = labels.change({"algorithm.settings": {"begin": 0.2}})
     followed[1] = planner.follow(data, sooner, "earlier.json", budget)
     assert steps_of(followed[0]) / steps_of(followed[1]) == pytest.approx(work + 0.4, rel=0.1)
+
+
+@pytest.mark.parametrize("begin", ["soon", 5, -1])
+def test_a_share_that_the_algorithm_will_refuse_does_not_spoil_the_hours(begin):
+    known, wrong = (Algorithm(name="dcfed", settings=settings) for settings in ({}, {"begin": begin}))
+    assert learning.passes(wrong, ("a", "b"), Budget()) == learning.passes(known, ("a", "b"), Budget()) == {
+        "a": pytest.approx(1.9), "b": pytest.approx(1.9),
+    }  # fmt: skip
 
 
 def test_hours_of_a_private_training_count_the_model_that_each_site_keeps():

@@ -21,7 +21,10 @@ def passes(chosen: Algorithm, sites: Collection[str], budget: Budget, *, private
     """
     if chosen.name != "dcfed":
         return dict.fromkeys(sites, 1.0)
-    own = (2 if private else 1) * (2 - float(chosen.settings.get("begin", BEGIN)))
+    begin = chosen.settings.get("begin", BEGIN)
+    if not isinstance(begin, (int, float)) or not 0 <= begin <= 1:
+        begin = BEGIN  # the algorithm itself refuses it, and says why
+    own = (2 if private else 1) * (2 - begin)
     here = [site for site in sites if site not in budget.site_speeds]
     return {site: own + (1 / len(here) if site in here else 1) for site in sites}
 
