@@ -30,7 +30,7 @@ def passes(chosen: Algorithm, sites: Collection[str], budget: Budget, *, private
 
 
 def algorithm(wanted: str | None, sites: int, reasons: Reasons) -> Algorithm:
-    """The algorithm asked for, or federated averaging, which no other beat at equal steps (docs/benchmarks.md).
+    """The algorithm asked for, or federated averaging, which no other beat at equal steps (docs/benchmarks).
 
     Who gives sites different numbers of steps by hand gets fednova (`plans.changes`).
     """
