@@ -11,11 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from autofed.labels import Labels
 from autofed.prepared import UNKNOWN, Maps
-from autofed.uncertainty import binary_entropy, entropy
 
 Said = Mapping[str, np.ndarray]
 """By site: what it says of one image."""
@@ -67,6 +65,10 @@ def gated(fused: np.ndarray, order: tuple[int, ...], gates: Gates) -> np.ndarray
     background: an image is shown as a whole or not at all, since an image whose structures are left out teaches that
     there are none.
     """
+    import torch
+
+    from autofed.uncertainty import binary_entropy, entropy
+
     values, is_regions = torch.from_numpy(np.ascontiguousarray(fused)), bool(order)
     if is_regions:
         confidence, doubt = np.maximum(fused, 1 - fused).min(0), binary_entropy(values).amax(0).numpy()

@@ -68,7 +68,7 @@ def private(plan, mechanism, **more):
 
 def sharing():
     """The names of the algorithms whose sites share weights."""
-    return [name for name in algorithms.names() if "update" in algorithms.released(algorithms.find(name))]
+    return [name for name in algorithms.names() if "update" in algorithms.find(name).released]
 
 
 def with_algorithm(plan, name):
@@ -77,7 +77,7 @@ def with_algorithm(plan, name):
 
 def sites_of(plan, stores, folder, run_id, **options):
     chosen = algorithms.make(plan.agreement.algorithm)
-    held = {"pooled": pool(stores)} if algorithms.gathers(chosen) else stores
+    held = {"pooled": pool(stores)} if chosen.gathers else stores
     ledgers = {n: folder / n / "ledger.jsonl" for n in stores}
     return [
         Site(
@@ -99,7 +99,7 @@ def train(
     plan, stores = ground
     plan = with_algorithm(plan, name)
     grids = {}
-    if algorithms.is_labelling(algorithms.find(name)):
+    if algorithms.find(name).labels_public:
         plan, public = labelled((plan, stores), OPEN if settings is None else settings)
         grids, options = public.grids, {**options, "public": public}
     sites = sites_of(plan, dict(reversed(stores.items())) if turned else stores, folder, run_id, **options)

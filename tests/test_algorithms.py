@@ -1,12 +1,13 @@
 """Algorithms on quadratics, where it is known where they end; and how far local solvers reach."""
 
 from dataclasses import dataclass, field
-from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
+from autofed import algorithms
 from autofed.algorithms import Setup
 from autofed.algorithms.fedavg import FedAvg
 from autofed.algorithms.fedbn import FedBN
@@ -16,9 +17,10 @@ from autofed.algorithms.local import LocalOnly
 from autofed.algorithms.scaffold import Scaffold
 from autofed.exchange import Release, Request
 from autofed.fit import Fitted
-from autofed.plans import Average
 from autofed.privacy.none import NoPrivacy
+from autofed.problems import Problems
 from autofed.solver import reach
+from tests.plans_made import small_plan
 
 RATE = 0.05
 
@@ -61,7 +63,7 @@ class Quadratic:
 def end(algorithm, sites, rounds=400, *, silent=lambda round, site: False, first=("w",)):
     """The state after so many rounds; a silent site computes nothing in that round."""
     patients = {site.name: site.patients for site in sites}
-    plan = SimpleNamespace(agreement=SimpleNamespace(patients=patients, average=Average()))
+    plan = small_plan().change({"agreement.patients": patients, "faults.least_sites": 1})
     for site in sites:
         site.others = sites
     state = algorithm.start(Setup(plan, {name: np.zeros(2, np.float32) for name in first}))
@@ -142,6 +144,50 @@ def test_local_models_end_at_their_own_site():
     sites = [Quadratic("a", 0.0), Quadratic("b", 1.0)]
     end(LocalOnly(), sites, silent=lambda round, site: round < 3 and site.name == "b")  # joins late, from the start
     assert [float(site.remembered["weights"]["w"][0]) for site in sites] == pytest.approx([0, 1], abs=1e-4)
+
+
+# --- what an algorithm states of itself
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"personl": True}, "did you mean personal"),
+        ({"labels_publik": True, "__annotations__": {"labels_publik": ClassVar[bool]}}, "did you mean labels_public"),
+        ({"misfit": lambda self, arrays, shared: []}, "did you mean misfits"),
+        ({"momentum": 0.9}, "a hyper-parameter is written momentum: float"),
+        ({"personal": True, "__annotations__": {"personal": bool}}, "write personal: ClassVar"),
+        ({"personl": 1, "gather": 1}, "did you mean personal.*; .*did you mean gathers"),
+    ],
+)
+def test_a_slip_of_the_pen_is_an_error(body, said):
+    with pytest.raises(TypeError, match=f"^Odd: .*{said}"):
+        type("Odd", (FedAvg,), body)
+
+
+def test_what_an_algorithm_may_well_have():
+    body = {
+        "personal": True, "preset": "resenc-m", "share": 0.5, "train": FedAvg.train, "_rule": 3, "LIMIT_": None,
+        "half": property(lambda self: self.share / 2), "__annotations__": {"share": float, "LIMIT_": int},
+    }  # fmt: skip
+    kind = dataclass(frozen=True)(type("Fine", (FedAvg,), body))
+    assert (kind.personal, kind.preset, kind.gathers, kind(share=0.25).half) == (True, "resenc-m", False, 0.125)
+
+
+def test_an_algorithm_that_lacks_a_part_is_refused():
+    with pytest.raises(Problems, match="expected a frozen dataclass that extends autofed.algorithms.Algorithm"):
+        algorithms.find("tests.test_algorithms:Partial", trusted=("tests.test_algorithms:Partial",))
+
+
+@dataclass(frozen=True)
+class Partial(algorithms.Algorithm):
+    def start(self, setup): ...
+
+
+def test_a_plan_is_judged_by_what_the_algorithm_states_and_no_foreign_code_is_run_for_it():
+    assert algorithms.stated("pooled").gathers and algorithms.stated("dcfed").labels_public
+    assert algorithms.stated("tests.test_algorithms:Partial") is algorithms.stated("none") is algorithms.Algorithm
+    assert [name for name in algorithms.names() if not algorithms.stated(name).shares_weights()] == ["dcfed", "local"]
 
 
 # --- how far local steps reach

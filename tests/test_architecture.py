@@ -27,7 +27,6 @@ FLOORS = (
         "fingerprints",
         "census",
         "privacy",
-        "planner",
         "prepared",
         "splits",
         "batches",
@@ -49,7 +48,7 @@ FLOORS = (
         "pseudo",
         "scores",
     ),
-    ("algorithms",),
+    ("algorithms", "planner"),
     (
         "federation.selection",
         "federation.labelling",
@@ -69,6 +68,7 @@ FLOORS = (
     ("runs", "predictions", "verbs"),
     ("report", "demo", "cli"),
 )
+ALGORITHMS = sorted(path.stem for path in (HOUSE / "autofed" / "algorithms").glob("[!_]*.py"))
 ORDER = tuple(room for floor in FLOORS for room in floor)
 
 HEAVY = ("torch", "monai", "numpy", "scipy", "SimpleITK", "nibabel", "pydantic", "matplotlib", "flwr", "dp_accounting")
@@ -79,6 +79,7 @@ WITHOUT = {
     "fingerprints": ("torch", "monai"),
     "census": ("torch", "monai"),
     "planner": ("torch", "monai"),
+    "algorithms": ("torch", "monai"),
     "privacy": ("autofed.images", "autofed.case"),
 }
 PICKLERS = ("pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal")
@@ -240,6 +241,8 @@ def test_the_house_stands(check):
         ("autofed.verbs.planning", ("torch", "monai", "scipy")),
         ("autofed.verbs.preparing", ("torch", "monai", "scipy")),
         ("autofed.planner", ("torch",)),
+        ("autofed.algorithms", ("torch", "monai", "scipy")),
+        *((f"autofed.algorithms.{name}", ("torch", "monai", "scipy")) for name in ALGORITHMS),
         ("autofed.batches", ("torch", "monai")),
     ],
 )

@@ -52,7 +52,7 @@ def combinations():
     """Every algorithm with every mechanism that can protect it."""
     for name, mechanism in product(algorithms.names(), ("none", *PRIVATE)):
         protects = privacy.find(private(small_plan(), mechanism)).protects
-        if mechanism == "none" or set(algorithms.released(algorithms.find(name))) <= set(protects):
+        if mechanism == "none" or set(algorithms.find(name).released) <= set(protects):
             yield name, mechanism
 
 

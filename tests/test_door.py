@@ -40,7 +40,7 @@ def listening():
 
 
 def protected(mechanism, name):
-    groups = set(algorithms.released(algorithms.find(name)))
+    groups = set(algorithms.find(name).released)
     return groups | ({privacy.ADAPTATION} if mechanism == "adp" else set())
 
 

@@ -29,11 +29,11 @@ def ground(tmp_path_factory):
 
 def test_sites_count_by_their_patients(ground):
     plan, _ = ground
-    assert algorithms.site_weights(plan) == {"alpha": 2.0, "bravo": 3.0}
+    assert plan.agreement.site_weights == {"alpha": 2.0, "bravo": 3.0}
     releases = [
         Release("r", 1, s, {"update": {"w": np.full(2, v, np.float32)}}) for s, v in (("alpha", 1), ("bravo", 6))
     ]
-    found = loop._average(privacy.find(plan), algorithms.site_weights(plan), releases, "update")
+    found = loop._average(privacy.find(plan), plan.agreement.site_weights, releases, "update")
     assert found["w"].tolist() == [4, 4]
 
 
@@ -131,7 +131,7 @@ def test_a_release_is_charged_before_it_is_computed(site):
 
 
 @dataclass(frozen=True)
-class _Failing:
+class _Failing(algorithms.Algorithm):
     def start(self, setup): ...
 
     def merge(self, state, releases, average): ...

@@ -33,7 +33,7 @@ from tests.small_federation import PRIVATE, private
 from tests.synthetic import TUMOUR, make_site
 
 CASES = {"alpha": 6, "bravo": 3}
-SHARED = [name for name in algorithms.names() if not getattr(algorithms.find(name), "gathers", False)]
+SHARED = [name for name in algorithms.names() if not algorithms.find(name).gathers]
 
 
 class OneProcess(Grid):
@@ -122,7 +122,7 @@ class Ground:
         return with_public(plan, (), self.root / "public")
 
     def public(self, name):
-        return self.root / "public" if algorithms.is_labelling(algorithms.find(name)) else None
+        return self.root / "public" if algorithms.find(name).labels_public else None
 
 
 @pytest.fixture(scope="module")

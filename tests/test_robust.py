@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as drawn
 
-from autofed import privacy
-from autofed.algorithms import site_weights
+from autofed import plans, privacy
 from autofed.plans import Average
 from autofed.privacy.events import Event
 from autofed.privacy.none import NoPrivacy
@@ -215,9 +214,19 @@ def test_rules_that_cannot_be_are_refused(field, value):
         small_plan(**{field: value})
 
 
-def test_weights_by_noise_are_the_inverse_of_its_variance():
-    """The noise of a site's mean gradient has a standard deviation of z C / (q n)."""
+def test_sites_weigh_by_their_patients_and_no_longer_by_noise():
     plan = small_plan().change({"agreement.patients": {"alpha": 10, "bravo": 40}})
-    assert site_weights(plan) == {"alpha": 10, "bravo": 40}
-    squared = site_weights(plan.change({"average.weights": "noise"}))
-    assert squared["bravo"] / squared["alpha"] == (1 / 10) ** 2 / (1 / 40) ** 2
+    assert plan.agreement.site_weights == {"alpha": 10, "bravo": 40}
+    assert plan.change({"average.weights": "patients"}).agreement == plan.agreement
+    with pytest.raises(Problems, match='weights by noise gained nothing and are gone; write "patients"'):
+        plan.change({"average.weights": "noise"})
+
+
+def test_a_plan_that_was_written_with_weights_by_patients_still_loads_and_one_with_noise_says_why_not(tmp_path):
+    small_plan().save(tmp_path / "plan.json")
+    written = (tmp_path / "plan.json").read_text()
+    assert written.count('"weights": "patients"') == 1
+    assert plans.load(tmp_path / "plan.json") == small_plan()
+    (tmp_path / "plan.json").write_text(written.replace('"weights": "patients"', '"weights": "noise"'))
+    with pytest.raises(Problems, match="weights by noise gained nothing and are gone"):
+        plans.load(tmp_path / "plan.json")

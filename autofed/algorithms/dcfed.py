@@ -8,12 +8,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from autofed import pseudo
-from autofed.algorithms import AGREED, ANSWERS, NOTES, Act, Average, Setup, SiteView
+from autofed.algorithms import AGREED, ANSWERS, NOTES, Act, Algorithm, Average, Setup, SiteView
 from autofed.exchange import Arrays, Groups, Release, Request, ServerState
 from autofed.labels import Labels
 from autofed.plans import Plan
@@ -22,7 +22,7 @@ from autofed.problems import refuse
 
 
 @dataclass(frozen=True)
-class DCFed:
+class DCFed(Algorithm):
     """Sites label public images for each other; weights never travel, and networks may differ.
 
     A training has acts. Over each the learning rate falls from its first value to 0, since a model that is still on its
@@ -76,6 +76,17 @@ class DCFed:
             return []
         found = f"dropout_passes is {self.dropout_passes}, but no channel of the network drops out"
         return [f"{found}; write --set network.dropout=0.2, or dropout_passes 0"]
+
+    @classmethod
+    def passes(cls, settings: Mapping[str, Any], *, private: bool) -> float:
+        """After `begin` a step has as many public patches beside the patients'.
+
+        With private teachers a site also trains a model of its own (`SiteView.fit_apart`).
+        """
+        begin = settings.get("begin", cls.begin)
+        if not isinstance(begin, (int, float)) or not 0 <= begin <= 1:
+            begin = cls.begin
+        return (2 if private else 1) * (2 - begin)
 
     def start(self, setup: Setup) -> ServerState:
         """Nothing is known of any public image."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from autofed.algorithms import Average, Setup, SiteView
+from autofed.algorithms import Algorithm, Average, Setup, SiteView
 from autofed.exchange import Arrays, Groups, Release, Request, ServerState
-from autofed.fit import Fitted
+
+if TYPE_CHECKING:
+    from autofed.fit import Fitted
 
 
 @dataclass(frozen=True)
-class FedAvg:
+class FedAvg(Algorithm):
     """Every site trains from the common weights; their updates are averaged, weighted by number of patients."""
 
     def start(self, setup: Setup) -> ServerState:

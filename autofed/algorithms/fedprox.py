@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from autofed.algorithms import SiteView
 from autofed.algorithms.fedavg import FedAvg
 from autofed.exchange import Arrays
-from autofed.fit import Fitted
+
+if TYPE_CHECKING:
+    from autofed.fit import Fitted
 
 
 @dataclass(frozen=True)

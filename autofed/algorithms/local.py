@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from autofed.algorithms import Average, Setup, SiteView
+from autofed.algorithms import Algorithm, Average, Setup, SiteView
 from autofed.exchange import Groups, Release, Request, ServerState
 
 
 @dataclass(frozen=True)
-class LocalOnly:
+class LocalOnly(Algorithm):
     """Every site trains its own model from the common start, for as many steps as in fedavg; no weights leave."""
 
     personal: ClassVar[bool] = True

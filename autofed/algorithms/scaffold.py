@@ -8,12 +8,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from autofed.algorithms import Average, Setup, SiteView, site_weights
+from autofed.algorithms import Algorithm, Average, Setup, SiteView
 from autofed.exchange import Arrays, Groups, Release, Request, ServerState
 
 
 @dataclass(frozen=True)
-class Scaffold:
+class Scaffold(Algorithm):
     """Every site corrects its steps by how its gradients differ from everyone's, so that it does not drift to its own.
 
     The site's control variate c_i stays in its memory, the common one c is the average of them all.
@@ -24,7 +24,7 @@ class Scaffold:
 
     def start(self, setup: Setup) -> ServerState:
         """The common weights and c = 0."""
-        patients = {site: np.array([share]) for site, share in site_weights(setup.plan).items()}
+        patients = {site: np.array([share]) for site, share in setup.plan.agreement.site_weights.items()}
         return ServerState(0, {"weights": setup.weights, "control": _zeros(setup.weights)}, {"patients": patients})
 
     def local(self, site: SiteView, request: Request) -> Groups:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from autofed.algorithms import Act, Algorithm, is_from_rest, site_weights
+from autofed.algorithms import Act, Algorithm
 from autofed.batches import Feeder
 from autofed.exchange import Arrays, Groups, Request, load_groups, save_groups
 from autofed.federation.labelling import Labeller
@@ -96,7 +96,7 @@ class View:
         if not self._charged_steps:
             raise RuntimeError("the steps that this round was charged for have been taken")
         self._charged_steps = 0
-        keeps = self._site.plan.local.training.keep_momentum and not is_from_rest(self._site.algorithm)
+        keeps = self._site.plan.local.training.keep_momentum and not self._site.algorithm.from_rest
         fitted = self._fit(
             weights,
             self._mechanism,
@@ -198,7 +198,7 @@ class View:
     def average_reach(self, proximal: float = 0.0) -> float:
         """How far the steps of all sites reach in this round, on average; a site that is not in the plan is alone."""
         site, plan = self._site, self._site.plan
-        weights = site_weights(plan) if site.name in plan.agreement.patients else {site.name: 1.0}
+        weights = plan.agreement.site_weights if site.name in plan.agreement.patients else {site.name: 1.0}
         ways = {
             name: self._reach(plan.steps_at(name) if len(weights) > 1 else site.steps, proximal) for name in weights
         }

@@ -50,7 +50,7 @@ def open_public_of(plan: Plan, folder: Path | None, work: Path) -> PublicImages 
     """
     from autofed import algorithms
 
-    if not plan.agreement.public_images or not algorithms.is_labelling(algorithms.find(plan.agreement.algorithm.name)):
+    if not plan.agreement.public_images or not algorithms.find(plan.agreement.algorithm.name).labels_public:
         return None
     if folder is None:
         found = f"the plan agrees on {len(plan.agreement.public_images)} public images"
@@ -217,7 +217,7 @@ class Premises(Record):
 
         chosen = algorithms.make(plan.agreement.algorithm)
         kept = promise.problems(plan, {self.site: plan.steps_at(self.site)})
-        return [*kept, *algorithms.plan_problems(chosen, plan)]
+        return [*kept, *chosen.plan_problems(plan)]
 
     def _data(self, plan: Plan, name: str) -> tuple[Store, Split]:
         fold, folder = self._place(name)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from autofed.algorithms import NOTES, Algorithm, Average, is_personal, misfits, released, site_weights
+from autofed.algorithms import NOTES, Algorithm, Average
 from autofed.exchange import Arrays, Groups, Release, Request, ServerState, to_bytes
 from autofed.federation import metrics, server, states
 from autofed.federation.acceptance import Answers, accept
@@ -78,13 +78,13 @@ class Course:
         whole = {s: to_bytes(sent.request(self.run, round, question, r, anew=True)) for s, r in again.items()}
         answers |= self.transport(whole) if whole else {}
         adapts = self.mechanism.adapts if question == TRAIN else {}
-        checks = (partial(misfits, self.algorithm),) if question == TRAIN else ()
+        checks = (self.algorithm.misfits,) if question == TRAIN else ()
         labels = Labels.of(self.plan.agreement)
         return accept(answers, sites, request, _released(self, question), labels, adapts, *checks)
 
 
 def _released(course: Course, question: str) -> Mapping[str, str]:
-    return released(course.algorithm) if question == TRAIN else {}
+    return course.algorithm.released if question == TRAIN else {}
 
 
 def run(course: Course, state: ServerState) -> ServerState:
@@ -111,7 +111,7 @@ def _may_go_on(course: Course, state: ServerState) -> bool:
 def _round(course: Course, state: ServerState) -> ServerState:
     """Have the sites train, and save what they come to. From here on the round is what it is, whoever asks again."""
     begin, meter = time.monotonic(), metrics.Meter(course.transport)
-    sent = parcel_of(state, released(course.algorithm).values(), course.plan.agreement.wire)
+    sent = parcel_of(state, course.algorithm.released.values(), course.plan.agreement.wire)
     answers = replace(course, transport=meter).ask(TRAIN, state.round + 1, sent, _answered(state))
     state = _merge(course, state, answers.releases)
     state = replace(state, kept=sent.keep(state.kept))
@@ -147,7 +147,7 @@ def _validate(course: Course, state: ServerState) -> Sequence[Release]:
 
 def _ask_to_score(course: Course, question: str, state: ServerState, model: Arrays) -> Sequence[Release]:
     """Have the common model scored, or, where there is none or every site has its own, each site's own."""
-    shared = {"weights": model} if model and not is_personal(course.algorithm) else {}
+    shared = {"weights": model} if model and not course.algorithm.personal else {}
     return course.ask(question, state.round, Parcel(shared, shared), _answered(state)).releases
 
 
@@ -176,7 +176,7 @@ def _with_scores(said: Mapping[str, Any], scores: Sequence[Release]) -> dict[str
 
 def _keep_best(course: Course, state: ServerState) -> None:
     """Keep the model of this round if no other scored as well; where sites have their own, each keeps its own best."""
-    model = {} if is_personal(course.algorithm) else states.model_of(state)
+    model = {} if course.algorithm.personal else states.model_of(state)
     found = best_of(metrics.scores(course.folder)) if model else None
     if found and found.round == state.round:
         states.save_best(course.folder, model, found)
@@ -184,7 +184,7 @@ def _keep_best(course: Course, state: ServerState) -> None:
 
 def _merge(course: Course, state: ServerState, releases: Sequence[Release]) -> ServerState:
     current = adapted(course.mechanism, state.shared.get(ADAPTATION, {}), state.round + 1)
-    weights = site_weights(course.plan)
+    weights = course.plan.agreement.site_weights
     average = partial(_average, current, {site: weights.get(site, 1.0) for site in course.sites})
     merged = course.algorithm.merge(state, releases, average)
     merged = server.step(course.plan.agreement.server, state, merged)

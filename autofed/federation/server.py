@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from autofed.algorithms import Algorithm, released
+from autofed.algorithms import Algorithm
 from autofed.exchange import ServerState
 from autofed.plans import Server
 from autofed.problems import refuse
@@ -45,7 +45,7 @@ def step(server: Server, before: ServerState, merged: ServerState) -> ServerStat
 
 def refuse_idle(server: Server, algorithm: Algorithm, name: str) -> None:
     """`Problems` if the coordinator is to step in its own way, but the algorithm leaves it no weights to step with."""
-    idle = not _is_merge_itself(server) and "weights" not in released(algorithm).values()
+    idle = not _is_merge_itself(server) and not algorithm.shares_weights()
     refuse("agreement.server", [
         f"{name} shares no weights, so the coordinator cannot step with {server.optimiser} and rate {server.rate:g}; "
         "expected plain and 1, or another algorithm"

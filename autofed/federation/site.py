@@ -89,13 +89,13 @@ class Site:
         self.run = run
         self.steps = sum(plan.steps_at(site) for site in ledgers)
         self.algorithm = algorithms.make(plan.agreement.algorithm, trusted)
-        refuse(name, [*algorithms.plan_problems(self.algorithm, plan), *privacy_problems(plan, self.algorithm)])
+        refuse(name, [*self.algorithm.plan_problems(plan), *privacy_problems(plan, self.algorithm)])
         refuse(name, promise.problems(plan, {name: self.steps}))
         self.ledgers = [open_ledger(path, site, plan, self.steps, simulation) for site, path in ledgers.items()]
         refuse(name, [problem for ledger in self.ledgers for problem in _other_census(plan, ledger)])
         self.noise_seed = noise_seed
         self.mechanism = privacy.find(plan, len(store.patients))
-        self.shelf = Shelf(self.folder / "wire", algorithms.released(self.algorithm), plan.agreement.wire)
+        self.shelf = Shelf(self.folder / "wire", self.algorithm.released, plan.agreement.wire)
 
     def answer(self, data: bytes) -> bytes:
         """The one door. A release is charged before it is computed, protected, stored, and only then sent."""
@@ -181,7 +181,7 @@ class Site:
     def _compute(self, request: Request, guard: Guard) -> Groups:
         if request.question == TRAIN:
             draft = self.algorithm.local(View(self, request, cast(Mechanism, guard)), request)
-            kept = guard.private and not algorithms.answers_as_trained(self.algorithm)
+            kept = guard.private and not self.algorithm.answers_as_trained
             return {group: found for group, found in draft.items() if not (kept and group == algorithms.ANSWERS)}
         return validate(self, request) if request.question == VALIDATE else verify(self, request)
 
@@ -281,8 +281,8 @@ def privacy_problems(plan: Plan, algorithm: algorithms.Algorithm) -> list[str]:
             f"the layer {layer} couples patients, so {mechanism.name} cannot bound each; plan another network"
             for layer in coupling_layers(build(plan.local.network))
         ]
-    protected = set(mechanism.protects) - (set() if algorithms.answers_as_trained(algorithm) else {algorithms.ANSWERS})
-    unprotected = sorted(set(algorithms.released(algorithm)) - protected) if mechanism.private else []
+    protected = set(mechanism.protects) - (set() if algorithm.answers_as_trained else {algorithms.ANSWERS})
+    unprotected = sorted(set(algorithm.released) - protected) if mechanism.private else []
     if unprotected:
         found = f"{plan.agreement.algorithm.name} releases {', '.join(unprotected)}"
         problems.append(f"{found}, and {mechanism.name} has no protection for it; write dp-sgd, or another algorithm")

@@ -16,7 +16,7 @@ from autofed.planner import census, learning
 from autofed.planner.annotations import annotated_at
 from autofed.planner.following import follow
 from autofed.planner.forecast import Forecast, SiteForecast, forecast
-from autofed.planner.grids import ANISOTROPY, Grid, full_resolution, low_resolution, preferred
+from autofed.planner.grids import Grid, full_resolution, low_resolution, preferred
 from autofed.planner.hours import SMALLEST_BATCH, size
 from autofed.planner.intensities import intensity
 from autofed.planner.presets import PRESETS, Preset
@@ -41,7 +41,6 @@ from autofed.plans import (
 from autofed.problems import Problems, refuse
 
 __all__ = [
-    "ANISOTROPY",
     "PRESETS",
     "Forecast",
     "SiteForecast",

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from autofed import algorithms
 from autofed.files import Record
 from autofed.planner.foretelling import whole_ratio
 from autofed.plans import Plan, Positive
@@ -52,7 +53,7 @@ def forecast(plan: Plan) -> Forecast | None:
         return None
     sites = {site: _site(plan, site, patients) for site, patients in plan.agreement.patients.items()}
     ratios = {name: site.ratio for name, site in sites.items()}
-    ratio = averaged(ratios, weights_of(plan)) if averages(plan) else max(ratios.values())
+    ratio = averaged(ratios, plan.agreement.site_weights) if averages(plan) else max(ratios.values())
     whole = whole_ratio(ratio, trained(plan), steps_of(plan))
     return Forecast(grade=grade(whole), ratio=ratio, whole=whole, sites=sites)
 
@@ -73,15 +74,9 @@ def averaged(ratios: Mapping[str, float], weights: Mapping[str, float]) -> float
     return math.sqrt(math.fsum((weights[site] / total * ratio) ** 2 for site, ratio in ratios.items()))
 
 
-def weights_of(plan: Plan) -> dict[str, float]:
-    """The weights of the sites' answers in the average."""
-    power = 2 if plan.agreement.average.weights == "noise" else 1
-    return {site: float(patients) ** power for site, patients in plan.agreement.patients.items()}
-
-
 def averages(plan: Plan) -> bool:
     """Whether the sites' updates are averaged, and their noise with them."""
-    return plan.agreement.algorithm.name not in ("local", "dcfed")
+    return algorithms.stated(plan.agreement.algorithm.name).shares_weights()
 
 
 def trained(plan: Plan) -> int:

@@ -10,10 +10,7 @@ import numpy as np
 from autofed.fingerprints import Fingerprint, values
 from autofed.images import PICTURE_SLICE_MM
 from autofed.planner.reasons import Reasons, short
-from autofed.plans import Configuration
-
-ANISOTROPY = 3.0
-"""An axis this many times coarser than the others is treated apart (nnU-Net)."""
+from autofed.plans import ANISOTROPY, Configuration
 
 FLAT_SLICES = 8.0
 """Slices this many times farther apart than pixels share too little for a kernel of three slices to gain from."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from autofed import algorithms
 from autofed.fingerprints import Fingerprint
 from autofed.planner.candidates import LEAST_EXPECTED, RATES, Build, Candidate, Question
 from autofed.planner.coarser import choices, kept
@@ -53,8 +54,9 @@ def promise_problems(plan: Plan, delta: float) -> Iterator[str]:
     """Why no plan can keep such a promise at these sites, all at once."""
     patients = plan.agreement.patients
     most = max(patients.values())
-    if plan.agreement.algorithm.name == "pooled":
-        yield "pooled puts all data in one place, where no site's promise holds; plan another algorithm, or no epsilon"
+    name = plan.agreement.algorithm.name
+    if algorithms.stated(name).gathers:
+        yield f"{name} puts all data in one place, where no site's promise holds; plan another algorithm, or no epsilon"
     if delta >= 1 / most:
         yield (f"a delta of {delta:g} allows one of {1 / delta:.0f} patients to be given away, a site has {most}; "
                f"write one far below {1 / most:.2g}, such as --delta {accounting.default_delta(most):g}")  # fmt: skip
@@ -143,8 +145,7 @@ def _learning(plan: Plan, found: Candidate) -> Iterator[Decision]:
     yield "local.training.momentum", 0.9, "an average over ten steps, so that noise of long ago is forgotten"
     yield "local.training.keep_momentum", True, "rounds are too short to gather it anew"
     yield "local.training.gradient_clip", NO_CLIP, "patients are bounded one by one; this would shorten steps unawares"
-    if plan.agreement.average.weights == "patients":
-        yield "agreement.average.weights", "patients", "weights by noise gained nothing, and lean to the largest site"
+    yield "agreement.average.weights", "patients", "weights by noise gained nothing, and lean to the largest site"
 
 
 _TOGETHER = "grid, width, patches, rate and steps were chosen together, for the least loss foretold"

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from autofed.planner.grids import ANISOTROPY
 from autofed.planner.hours import Size
 from autofed.planner.reasons import Reasons
 from autofed.planner.topology import Topology
-from autofed.plans import Budget, Faults, Rounds, Training, spaced_snapshots
+from autofed.plans import ANISOTROPY, Budget, Faults, Rounds, Training, spaced_snapshots
 
 SHORT_TRAINING = 40_000
 """Below so many steps of all sites together the plan departs from nnU-Net's long training."""

@@ -3,6 +3,7 @@
 from autofed.plans.agreement import Agreement, Algorithm, Average, Faults, Rounds, Server, spaced_snapshots
 from autofed.plans.budget import Budget, Speed
 from autofed.plans.kinds import (
+    ANISOTROPY,
     Configuration,
     Device,
     Millimetres,
@@ -19,6 +20,7 @@ from autofed.plans.plan import VERSION, Plan, Reason, is_plan, load, unknown_fie
 from autofed.plans.privacy import Privacy, mechanisms
 
 __all__ = [
+    "ANISOTROPY",
     "CHANNELS_LAST_BELOW",
     "SPATIAL_KERNEL",
     "VERSION",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from autofed.case import site_name_problem
 from autofed.files import Record
@@ -26,13 +26,23 @@ class Average(Record):
     "mean" is weighted by patients, and so is "norm-bound", for which answers are first shrunk to at most `bound` times
     the median norm of all sites' answers. "median" and "trimmed-mean" count every site once, coordinate by coordinate,
     the latter without the share `trim` of the sites at either end. The `weights` of a mean are the sites' numbers of
-    patients, or, where the noise that sites add is what differs most, their squares: the inverse of its variance.
+    patients; the field has no other value any more, and stays so that a plan reads as it was written.
     """
 
     rule: Literal["mean", "median", "trimmed-mean", "norm-bound"] = "mean"
-    weights: Literal["patients", "noise"] = "patients"
+    weights: Literal["patients"] = "patients"
     trim: float = Field(0.2, gt=0, lt=0.5)
     bound: float = Field(1.0, ge=1)
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _by_patients(cls, weights: Any) -> Any:
+        if weights == "noise":
+            raise ValueError(
+                'weights by noise gained nothing and are gone; write "patients", and train anew what was trained with '
+                "the other"
+            )
+        return weights
 
 
 class Server(Record):
@@ -125,6 +135,11 @@ class Agreement(Record):
     wire: WirePrecision = "float32"
     annotated: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     public_images: tuple[str, ...] = ()
+
+    @property
+    def site_weights(self) -> dict[str, float]:
+        """Each site's weight in an average: its number of patients, as the plan says it and never a message."""
+        return {site: float(patients) for site, patients in self.patients.items()}
 
     @model_validator(mode="after")
     def _names_and_labels(self) -> Self:

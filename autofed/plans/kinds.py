@@ -15,3 +15,6 @@ PresetName = Literal["plain", "resenc-m", "resenc-l", "resenc-xl", "dcfed"]
 Positive = Annotated[int, Field(ge=1)]
 Shape = tuple[Positive, ...]
 Millimetres = Annotated[float, Field(gt=0)]
+
+ANISOTROPY = 3.0
+"""An axis this many times coarser than the others is treated apart (nnU-Net)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,13 +12,9 @@ from autofed.case import Case
 from autofed.files import Record
 from autofed.fingerprints import crop_box
 from autofed.images import Geometry as FileGeometry
-from autofed.planner import ANISOTROPY
-from autofed.plans import Channel, Geometry, Intensity
+from autofed.plans import ANISOTROPY, Channel, Geometry, Intensity
 from autofed.prepared.resampling import resample, resample_labels
 from autofed.problems import refuse
-
-if TYPE_CHECKING:
-    pass
 
 _EPSILON = 1e-8
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from autofed.labels import voxel_counts
-
-if TYPE_CHECKING:
-    pass
 
 _POLE = math.sqrt(3) - 2  # of the filter that turns values into coefficients of a cubic B-spline
 _SLAB = 1 << 20  # voxels that are resampled together

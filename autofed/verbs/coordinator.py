@@ -70,7 +70,7 @@ class Coordinator:
         state = states.load(folder, saved[-1]) if saved else self.algorithm.start(self._setup(fold))
         begin(state.round)
         state = rounds.run(course, state)
-        if self.public is not None and algorithms.is_labelling(self.algorithm):
+        if self.public is not None and self.algorithm.labels_public:
             train_student(self.plan, state, self.public, self.run.student_path(fold), self.device)
         if course.holds_out:
             self._verify(course, state)

@@ -27,7 +27,7 @@ def of_run(run: Run) -> list[str]:
 
 def _labels(plan: plans.Plan) -> bool:
     try:
-        return algorithms.is_labelling(algorithms.find(plan.agreement.algorithm.name))
+        return algorithms.find(plan.agreement.algorithm.name).labels_public
     except Problems:  # one from elsewhere, which only whoever trained had allowed
         return False
 

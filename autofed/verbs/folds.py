@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from autofed import algorithms
 from autofed.batches import Feeder
 from autofed.federation.inprocess import InProcess
 from autofed.federation.premises import (
@@ -116,12 +115,12 @@ class Folds:
         """The steps in a round that each patient of a site may take part in."""
         plan = self.coordinator.plan
         own = {site: self._plan(site).steps_at(site) for site in plan.agreement.patients}
-        return {POOLED: sum(own.values())} if algorithms.gathers(self.coordinator.algorithm) else own
+        return {POOLED: sum(own.values())} if self.coordinator.algorithm.gathers else own
 
     def _cannot_be_pooled(self) -> list[str]:
         """One step on patches of several sites has one loss, and what was annotated differs from site to site."""
         partial = self.coordinator.plan.agreement.annotated
-        if not partial or not algorithms.gathers(self.coordinator.algorithm):
+        if not partial or not self.coordinator.algorithm.gathers:
             return []
         shown = "; ".join(f"{site} only {', '.join(names)}" for site, names in partial.items())
         name = self.coordinator.plan.agreement.algorithm.name
@@ -143,7 +142,7 @@ class Folds:
         train = {name: store.only(splits[name].train) for name, store in self.stores.items()}
         held = {name: store.only(splits[name].validation) for name, store in self.stores.items()}
         ledgers = {name: self._ledger(name) for name in self.stores}
-        if algorithms.gathers(self.coordinator.algorithm):
+        if self.coordinator.algorithm.gathers:
             return [self._site(POOLED, fold, pool(train), pool(held), ledgers)]
         return [self._site(name, fold, train[name], held[name], {name: ledgers[name]}) for name in self.stores]
 

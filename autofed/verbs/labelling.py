@@ -25,7 +25,7 @@ def with_public(made: Plan, trusted: Collection[str], folder: Path | None, run: 
     `Problems` if it has none to label, or names the difference if it, or the run that was begun, agrees on others.
     """
     choice = made.agreement.algorithm
-    if not algorithms.is_labelling(algorithms.find(choice.name, trusted)):
+    if not algorithms.find(choice.name, trusted).labels_public:
         return made
     if folder is None:
         raise Problems("--public", [f"with {choice.name} the sites label public images; name a folder that holds them"])

@@ -245,7 +245,7 @@ def _preset(algorithm: str | None) -> str:
     from autofed import algorithms
 
     try:
-        return algorithms.preset(algorithms.find(algorithm, trusted=(algorithm,))) if algorithm else "plain"
+        return algorithms.find(algorithm, trusted=(algorithm,)).preset if algorithm else "plain"
     except Problems:
         return "plain"
 

@@ -74,10 +74,10 @@ def train(
     made = _extended(folder, made, rounds or 0) if extended else _with_choices(made, None, rounds)
     chosen, wanted = algorithms.make(made.agreement.algorithm, trusted), _numbered(folds)
     refuse_idle(made.agreement.server, chosen, made.agreement.algorithm.name)
-    gathers = algorithms.gathers(chosen)
+    gathers = chosen.gathers
     here = (device, workers, simulation)
     refuse("train", _misplaced(connection, work, gathers=gathers, folds=wanted, here=here))
-    own = own_plans(folder, made, site_plans or {}, is_labelling=algorithms.is_labelling(chosen))
+    own = own_plans(folder, made, site_plans or {}, is_labelling=chosen.labels_public)
     refuse("train", [*_misplaced_labels(chosen, made, public, init, own, connection), *_unfit(chosen, made, own)])
     stores = {} if work is None else _stores(Path(work), made, own)
     _refuse_other_run(folder, folder.plan() if extended else made, resume, init, simulation)
@@ -140,7 +140,7 @@ def _misplaced_labels(
 ) -> list[str]:
     """What is asked for that does not go with an algorithm that labels public images, or goes with no other."""
     name = made.agreement.algorithm.name
-    if not algorithms.is_labelling(chosen):
+    if not chosen.labels_public:
         asked = [("--public", public), ("--site-plan", own)]
         return [f"{option} is for sites that label public images; {name} shares weights" for option, given in asked
                 if given]  # fmt: skip
@@ -156,7 +156,7 @@ def _unfit(chosen: algorithms.Algorithm, made: Plan, own: Mapping[str, Plan]) ->
     """What the algorithm needs and does not find: in the plan of the run, or in that of a site with its own."""
     others = ", ".join(site for site in sorted(made.agreement.patients) if site not in own)
     followed = {others: made, **own} if others else own
-    return [f"{who}: {problem}" for who, plan in followed.items() for problem in algorithms.plan_problems(chosen, plan)]
+    return [f"{who}: {problem}" for who, plan in followed.items() for problem in chosen.plan_problems(plan)]
 
 
 def _identity(folder: Run, sites: tuple[str, ...], simulation: bool, public: Path | None) -> Identity:

@@ -218,7 +218,7 @@ class Bench:
 
     def options(self, experiment: Experiment) -> dict[str, Any]:
         """What else the training of an experiment is told: where the public images are, if its sites label them."""
-        labels = algorithms.is_labelling(algorithms.find(experiment.algorithm))
+        labels = algorithms.find(experiment.algorithm).labels_public
         return {"public": self.data / experiment.federation / "public"} if labels else {}
 
     def plan_of(self, experiment: Experiment) -> plans.Plan:

@@ -189,7 +189,6 @@ def ablation() -> dict[str, Experiment]:
         "a quarter of the steps": {"training.rounds": rounds // 4},
         "one patch": {"privacy.patches_per_patient": 1},
         "flat clip": {"privacy.clipping": "flat"},
-        "weights by noise": {"average.weights": "noise"},
         "five times the rate": {"learning_rate": 5 * RATES["dermoscopy"]},
         "public start": {},
         "public start, that rate": {"learning_rate": 5 * RATES["dermoscopy"]},

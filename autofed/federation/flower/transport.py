@@ -207,7 +207,7 @@ def _misfits(said: Introduction, plan: Plan) -> list[str]:
     if not said.agreement:
         return [f"{said.site} cannot take part; why is in its own site.log and on the terminal of its SuperNode"]
     problems = []
-    free = algorithms.is_labelling(algorithms.find(plan.agreement.algorithm.name))  # to have networks of their own
+    free = algorithms.find(plan.agreement.algorithm.name).labels_public  # to have networks of their own
     for name, theirs, ours in (
         ("agreement", said.agreement, plan.agreement.digest()),
         ("local part", said.local, plan.local.digest()),
