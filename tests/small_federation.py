@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from autofed import algorithms, privacy
+from autofed import algorithms
 from autofed.algorithms import Setup
 from autofed.case import open_dataset
 from autofed.exchange import load_groups
 from autofed.federation import rounds as loop
 from autofed.federation import states
+from autofed.federation.aggregation import Aggregator
 from autofed.federation.inprocess import InProcess
 from autofed.federation.site import Site
 from autofed.network import build, weights_of
@@ -107,7 +108,9 @@ def train(
     state = state or chosen.start(Setup(plan, weights_of(build(plan.local.network, seed=1)), grids))
     names = tuple(s.name for s in sites)
     door = (transport or InProcess)(sites)
-    return loop.run(loop.Course(chosen, privacy.find(plan), plan, door, folder / "rounds", run_id, names), state)
+    return loop.run(
+        loop.Course(chosen, Aggregator.of(plan, names), plan, door, folder / "rounds", run_id, names), state
+    )
 
 
 def final_arrays(folder, plan):

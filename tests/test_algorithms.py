@@ -16,8 +16,8 @@ from autofed.algorithms.fedprox import FedProx
 from autofed.algorithms.local import LocalOnly
 from autofed.algorithms.scaffold import Scaffold
 from autofed.exchange import Release, Request
+from autofed.federation.aggregation import Aggregator
 from autofed.fit import Fitted
-from autofed.privacy.none import NoPrivacy
 from autofed.problems import Problems
 from autofed.solver import reach
 from tests.plans_made import small_plan
@@ -67,12 +67,11 @@ def end(algorithm, sites, rounds=400, *, silent=lambda round, site: False, first
     for site in sites:
         site.others = sites
     state = algorithm.start(Setup(plan, {name: np.zeros(2, np.float32) for name in first}))
-    average = lambda found, group: NoPrivacy(1).average({r.site: r.arrays[group] for r in found}, patients)  # noqa: E731
     for round in range(1, rounds + 1):
         request = Request("r", round, "train", state.shared)
         asked = [site for site in sites if not silent(round, site)]
         releases = [Release("r", round, site.name, algorithm.local(site, request)) for site in asked]
-        state = algorithm.merge(state, releases, average)
+        state = algorithm.merge(state, releases, Aggregator.of(plan, patients).average)
     return state
 
 

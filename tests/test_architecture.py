@@ -59,6 +59,8 @@ FLOORS = (
         "federation.states",
         "federation.metrics",
         "federation.server",
+        "federation.aggregation_rules",
+        "federation.aggregation",
         "federation.acceptance",
         "federation.rounds",
         "federation.inprocess",

@@ -16,6 +16,7 @@ from autofed.algorithms import Setup
 from autofed.exchange import Release, Request, from_bytes
 from autofed.federation import metrics, states
 from autofed.federation import rounds as loop
+from autofed.federation.aggregation import Aggregator
 from autofed.federation.inprocess import InProcess
 from autofed.federation.site import Site
 from autofed.files import digest
@@ -108,10 +109,7 @@ def test_sites_that_learn_nothing_change_nothing(ground, name, rule):
         fit=lambda weights, **_: Fitted(dict(weights), np.zeros(1, np.float32), reach=1.0),
     )  # fmt: skip
     releases = [Release("r", 1, s, chosen.local(idle, Request("r", 1, "train", state.shared))) for s in SITES]
-    average = lambda found, group: privacy.find(plan).average(  # noqa: E731
-        {r.site: r.arrays[group] for r in found}, dict.fromkeys(SITES, 1.0)
-    )
-    after = chosen.merge(state, releases, average)
+    after = Aggregator.of(plan, SITES).merge(chosen, state, releases)
     assert after.round == 1 and same(dict(after.shared["weights"]), weights)
 
 
@@ -136,7 +134,7 @@ def test_one_site_that_holds_all_data_equals_plain_training_in_the_same_rounds(g
     site = Site("pooled", together, made, tmp_path / "site", ledgers, run="r")
     chosen = algorithms.make(made.agreement.algorithm)
     state = chosen.start(Setup(made, weights_of(build(local.network, seed=1))))
-    course = loop.Course(chosen, privacy.find(made), made, InProcess([site]), tmp_path, "r", ("pooled",))
+    course = loop.Course(chosen, Aggregator.of(made, ("pooled",)), made, InProcess([site]), tmp_path, "r", ("pooled",))
     found = loop.run(course, state)
     assert all(np.allclose(found.shared["weights"][n], weights[n], atol=1e-5) for n in weights)
     assert [len(PrivacyLedger(path, n).charges()) for n, path in ledgers.items()] == [3, 3]

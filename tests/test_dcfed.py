@@ -14,6 +14,7 @@ from autofed.algorithms.dcfed import DCFed
 from autofed.algorithms.fedavg import FedAvg
 from autofed.exchange import Failure, Release, Request, from_bytes, load_groups
 from autofed.federation import answers, metrics, rounds
+from autofed.federation.aggregation import Aggregator
 from autofed.federation.answers import OWN, View, _rate
 from autofed.federation.flower.transport import _misfits
 from autofed.federation.inprocess import InProcess
@@ -477,7 +478,9 @@ def test_public_images_of_any_size_come_onto_the_grid_and_back(ground, tmp_path)
     chosen = algorithms.make(plan.agreement.algorithm)
     sites = [Site(n, s, plan, work / n, {n: work / f"{n}.jsonl"}, run="r", public=public) for n, s in stores.items()]
     state = chosen.start(Setup(plan, {}, public.grids))
-    course = rounds.Course(chosen, privacy.find(plan), plan, InProcess(sites), tmp_path / "rounds", "r", tuple(CASES))
+    course = rounds.Course(
+        chosen, Aggregator.of(plan, CASES), plan, InProcess(sites), tmp_path / "rounds", "r", tuple(CASES)
+    )
     end = rounds.run(course, state)
     assert all((found != UNKNOWN).any() for found in end.shared["agreed"].values())
     assert not any("left_out" in line for line in metrics.read(tmp_path / "rounds"))

@@ -11,7 +11,7 @@ import pytest
 from autofed import algorithms, privacy
 from autofed.exchange import Failure, Release, Request, ServerState, from_bytes, to_bytes
 from autofed.federation import metrics, states
-from autofed.federation import rounds as loop
+from autofed.federation.aggregation import Aggregator
 from autofed.federation.inprocess import InProcess
 from autofed.federation.site import CODES, Site
 from autofed.network import build, weights_of
@@ -33,7 +33,7 @@ def test_sites_count_by_their_patients(ground):
     releases = [
         Release("r", 1, s, {"update": {"w": np.full(2, v, np.float32)}}) for s, v in (("alpha", 1), ("bravo", 6))
     ]
-    found = loop._average(privacy.find(plan), plan.agreement.site_weights, releases, "update")
+    found = Aggregator.of(plan, SITES).average(releases, "update")
     assert found["w"].tolist() == [4, 4]
 
 

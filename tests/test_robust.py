@@ -9,18 +9,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as drawn
 
 from autofed import plans, privacy
-from autofed.plans import Average
-from autofed.privacy.events import Event
+from autofed.federation.aggregation import Aggregator
+from autofed.federation.aggregation_rules import Mean, Median, NormBound, TrimmedMean
 from autofed.privacy.none import NoPrivacy
-from autofed.privacy.robust import Median, NormBound, TrimmedMean, around
 from autofed.problems import Problems
 from tests.plans_made import small_plan
 
-MEAN = NoPrivacy(1)
+MEAN = Mean()
 RULES = {
-    "median": Median(MEAN),
-    "trimmed-mean": TrimmedMean(MEAN, 0.2),
-    "norm-bound": NormBound(MEAN, 1.0),
+    "median": Median(),
+    "trimmed-mean": TrimmedMean(0.2),
+    "norm-bound": NormBound(1.0),
 }
 robust = pytest.mark.parametrize("rule", RULES)
 BEARS = {"median": lambda n: (n - 1) // 2, "trimmed-mean": lambda n: 1 if 3 <= n <= 5 else 2}
@@ -88,13 +87,13 @@ def test_who_claims_most_patients_counts_once(rule):
 
 def test_under_a_bound_sites_weigh_by_their_patients():
     told = {s: {"w": np.array(v, np.float32)} for s, v in {"a": [3, 0], "b": [0, 3], "c": [30, 40]}.items()}
-    found = NormBound(MEAN, 2.0).average(told, {"a": 1.0, "b": 2.0, "c": 3.0})
+    found = NormBound(2.0).average(told, {"a": 1.0, "b": 2.0, "c": 3.0})
     assert found["w"] == pytest.approx([(3 + 3 * 3.6) / 6, (2 * 3 + 3 * 4.8) / 6])  # c is shrunk to 2 * 3
 
 
 def test_the_norm_is_that_of_all_arrays_of_a_group():
     told = {s: {"v": np.array([3.0 * k]), "w": np.array([4.0 * k])} for s, k in {"a": 1, "b": 1, "c": 10}.items()}
-    found = NormBound(MEAN, 1.0).average(told, {"a": 1.0, "b": 1.0, "c": 2.0})
+    found = NormBound(1.0).average(told, {"a": 1.0, "b": 1.0, "c": 2.0})
     assert (found["v"], found["w"]) == (pytest.approx([3.0]), pytest.approx([4.0]))
 
 
@@ -165,47 +164,26 @@ def test_with_half_the_sites_lying_no_answer_counts_for_more_than_an_honest_one_
     assert np.linalg.norm(np.concatenate([found["w"], found["v"]])) <= largest * (1 + 1e-9)
 
 
-# --- as a mechanism
-
-
-class Noting(NoPrivacy):
-    """An inner mechanism that tells what it was asked for, and ages."""
-
-    def sampler(self, patients, seed):
-        return iter([[list(patients)]])
-
-    def step(self, gradients, like):
-        return ["stepped", *gradients]
-
-    def release(self, arrays):
-        return {"only": arrays["only"]}
-
-    def cost(self, steps):
-        return (Event(mechanism="noting", steps=steps),)
-
-    def adapt(self, released):
-        return Noting(self.batch_size + 1)
+# --- in a plan
 
 
 @robust
-def test_all_but_the_average_is_the_inner_mechanisms(rule):
-    found = around(Noting(1), Average(rule=rule))
-    assert next(found.sampler(["p"], (1,))) == [["p"]] and found.step(iter(["g"]), []) == ["stepped", "g"]
-    assert found.release({"only": {}, "secret": {}}) == {"only": {}}
-    assert found.cost(3) == (Event(mechanism="noting", steps=3),)
-    older = found.adapt({})
-    assert older.inner.batch_size == 2 and type(older) is type(RULES[rule])
-
-
-@robust
-def test_a_plan_names_the_rule(rule):
-    found = privacy.find(small_plan(**{"average.rule": rule, "average.trim": 0.3, "average.bound": 2.0}))
-    assert type(found) is type(RULES[rule]) and found.inner == NoPrivacy(2)
+def test_a_plan_names_the_rule_and_its_mechanism_is_the_same(rule):
+    plan = small_plan(**{"average.rule": rule, "average.trim": 0.3, "average.bound": 2.0})
+    found = Aggregator.of(plan, ("alpha",)).rule
+    assert type(found) is type(RULES[rule])
     assert getattr(found, "trim", 0.3) == 0.3 and getattr(found, "bound", 2.0) == 2.0
+    assert privacy.find(plan) == NoPrivacy(2)
 
 
-def test_the_mean_is_the_inner_mechanism_itself():
-    assert privacy.find(small_plan()) == NoPrivacy(2)
+def test_without_a_rule_it_is_the_mean():
+    assert Aggregator.of(small_plan(), ()).rule == Mean()
+
+
+def test_a_site_that_holds_all_data_weighs_one_beside_nobody():
+    plan = small_plan().change({"agreement.patients": {"alpha": 10, "bravo": 40}})
+    assert Aggregator.of(plan, ("alpha", "bravo")).site_weights == {"alpha": 10, "bravo": 40}
+    assert Aggregator.of(plan, ("pooled",)).site_weights == {"pooled": 1}
 
 
 @pytest.mark.parametrize(("field", "value"), [("average.trim", 0.5), ("average.bound", 0.5), ("average.rule", "mode")])

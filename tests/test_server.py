@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from autofed import algorithms, privacy
+from autofed import algorithms
 from autofed.exchange import Release, ServerState, from_bytes, to_bytes
 from autofed.federation import rounds, server, states
+from autofed.federation.aggregation import Aggregator
 from autofed.federation.inprocess import InProcess
 from autofed.plans import Algorithm, Server
 from autofed.problems import Problems
@@ -123,8 +124,8 @@ class Pulling:
 def trained(folder, transport=None, begin=None, **settings):
     sites = ("alpha", "bravo", "charlie")
     plan = small_plan(sites=sites, cases=6, **{"training.rounds": 4, "validate_every": 0, **settings})
-    course = rounds.Course(algorithms.make(plan.agreement.algorithm), privacy.find(plan), plan, transport or Pulling(),
-                           folder, "r", sites)  # fmt: skip
+    chosen, aggregator = algorithms.make(plan.agreement.algorithm), Aggregator.of(plan, sites)
+    course = rounds.Course(chosen, aggregator, plan, transport or Pulling(), folder, "r", sites)
     return rounds.run(course, begin or state(0.5, -2.0))
 
 

@@ -6,22 +6,23 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from autofed.algorithms import NOTES, Algorithm, Average
+from autofed import privacy
+from autofed.algorithms import NOTES, Algorithm
 from autofed.exchange import Arrays, Groups, Release, Request, ServerState, to_bytes
-from autofed.federation import metrics, server, states
+from autofed.federation import metrics, states
 from autofed.federation.acceptance import Answers, accept
+from autofed.federation.aggregation import Aggregator
 from autofed.federation.deltas import Parcel, has_forgotten, parcel_of
 from autofed.federation.selection import best_of, moving_average
 from autofed.federation.site import TRAIN, VALIDATE, VERIFY
 from autofed.labels import Labels
 from autofed.plans import Plan
-from autofed.privacy import ADAPTATION, Mechanism, adapted, promise
+from autofed.privacy import ADAPTATION, promise
 from autofed.problems import Problems
 
 _log = logging.getLogger(__name__)
@@ -37,11 +38,12 @@ Transport = Callable[[Mapping[str, bytes]], Mapping[str, bytes]]
 class Course:
     """A training as the coordinator sees it: who takes part, by which rules, and the folder that holds its rounds.
 
-    `holds_out` says that some sites hold patients out, so that there is something to score.
+    The `aggregator` makes one state of the answers of a round. `holds_out` says that some sites hold patients out, so
+    that there is something to score.
     """
 
     algorithm: Algorithm
-    mechanism: Mechanism
+    aggregator: Aggregator
     plan: Plan
     transport: Transport
     folder: Path
@@ -77,7 +79,7 @@ class Course:
         again = {s: since.get(s, 0) for s, answer in answers.items() if s in sites and has_forgotten(answer)}
         whole = {s: to_bytes(sent.request(self.run, round, question, r, anew=True)) for s, r in again.items()}
         answers |= self.transport(whole) if whole else {}
-        adapts = self.mechanism.adapts if question == TRAIN else {}
+        adapts = privacy.find(self.plan).adapts if question == TRAIN else {}
         checks = (self.algorithm.misfits,) if question == TRAIN else ()
         labels = Labels.of(self.plan.agreement)
         return accept(answers, sites, request, _released(self, question), labels, adapts, *checks)
@@ -183,12 +185,8 @@ def _keep_best(course: Course, state: ServerState) -> None:
 
 
 def _merge(course: Course, state: ServerState, releases: Sequence[Release]) -> ServerState:
-    current = adapted(course.mechanism, state.shared.get(ADAPTATION, {}), state.round + 1)
-    weights = course.plan.agreement.site_weights
-    average = partial(_average, current, {site: weights.get(site, 1.0) for site in course.sites})
-    merged = course.algorithm.merge(state, releases, average)
-    merged = server.step(course.plan.agreement.server, state, merged)
-    shared = _with_history(merged.shared, state.shared, releases, average)
+    merged = course.aggregator.merge(course.algorithm, state, releases)
+    shared = _with_history(merged.shared, state.shared, releases, course.aggregator)
     answered = {**state.kept.get(_ANSWERED, {}), **{r.site: np.array([merged.round]) for r in releases}}
     return replace(merged, shared=shared, kept={**_with_mean(course, state, merged), _ANSWERED: answered})
 
@@ -202,16 +200,10 @@ def _with_mean(course: Course, before: ServerState, merged: ServerState) -> Grou
     return {**merged.kept, "mean": moving_average(past, merged.shared["weights"], ema, merged.round)}
 
 
-def _average(
-    mechanism: Mechanism, weights: Mapping[str, float], releases: Sequence[Release], group: str
-) -> dict[str, np.ndarray]:
-    return mechanism.average({r.site: r.arrays[group] for r in releases}, weights)
-
-
-def _with_history(shared: Groups, before: Groups, releases: Sequence[Release], average: Average) -> Groups:
+def _with_history(shared: Groups, before: Groups, releases: Sequence[Release], aggregator: Aggregator) -> Groups:
     """`shared` with the averaged adaptation groups of all rounds so far, if the sites' mechanism releases any."""
     if not all(ADAPTATION in release.arrays for release in releases):
         return shared
-    past, now = before.get(ADAPTATION, {}), average(releases, ADAPTATION)
+    past, now = before.get(ADAPTATION, {}), aggregator.average(releases, ADAPTATION)
     stacked = {name: np.concatenate([*([past[name]] if name in past else []), now[name][None]]) for name in now}
     return {**shared, ADAPTATION: stacked}

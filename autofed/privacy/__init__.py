@@ -73,10 +73,6 @@ class Mechanism(Guard, Protocol):
         """
         ...
 
-    def average(self, releases: Mapping[str, Arrays], weights: Mapping[str, float]) -> dict[str, Any]:
-        """The weighted average over sites (site -> arrays), the same to the bit whatever the order of the sites."""
-        ...
-
     def planned(self, rounds: int, steps: int) -> tuple[Event, ...]:
         """What so many rounds of so many steps will cost if nothing is adapted: the sum of their `cost`."""
         ...
@@ -120,18 +116,16 @@ def for_scores(plan: Plan, columns: int) -> Guard | None:
 
 
 def find(plan: Plan, patients: int = 0) -> Mechanism:
-    """The mechanism and the rule for averages that a plan names, for a site that trains on so many patients.
+    """The mechanism that a plan names, for a site that trains on so many patients.
 
     `Problems` if there is no mechanism of that name.
     """
-    from autofed.privacy.robust import around
-
     privacy = plan.agreement.privacy
     if privacy.mechanism not in _MAKERS:
         names = ", ".join(_MAKERS)
         found = f"there is no mechanism {privacy.mechanism!r}; the mechanisms are: {names}"
         raise Problems("agreement.privacy.mechanism", [found])
-    return around(_MAKERS[privacy.mechanism](plan, patients), plan.agreement.average)
+    return _MAKERS[privacy.mechanism](plan, patients)
 
 
 def _none(plan: Plan, patients: int) -> Mechanism:

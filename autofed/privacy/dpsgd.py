@@ -12,7 +12,6 @@ from autofed.exchange import Arrays, Groups
 from autofed.privacy import Gradient
 from autofed.privacy.chance import Chance, of_answer
 from autofed.privacy.events import Event
-from autofed.privacy.none import weighted_mean
 
 
 @dataclass(frozen=True)
@@ -104,10 +103,6 @@ class DPSGD:
     def release(self, arrays: Groups) -> Groups:
         """What is made of steps alone; losses, and whatever else an algorithm has to say, stay at the site."""
         return {group: found for group, found in arrays.items() if group in self.protects}
-
-    def average(self, releases: Mapping[str, Arrays], weights: Mapping[str, float]) -> dict[str, np.ndarray]:
-        """The weighted mean: what is made of released numbers costs nothing."""
-        return weighted_mean(releases, weights)
 
     def cost(self, steps: int) -> tuple[Event, ...]:
         """So many Gaussian mechanisms, each on a Poisson sample of the patients."""

@@ -56,10 +56,6 @@ class FedDP:
         """The bounded and noised update, and nothing else."""
         return {UPDATE: self._noised(arrays[UPDATE])} if UPDATE in arrays else {}
 
-    def average(self, releases: Mapping[str, Arrays], weights: Mapping[str, float]) -> dict[str, np.ndarray]:
-        """As without privacy."""
-        return NoPrivacy(self.batch_size).average(releases, weights)
-
     def cost(self, steps: int) -> tuple[Event, ...]:
         """One Gaussian mechanism a round, however many steps it has."""
         return self.planned(1, steps)

@@ -49,10 +49,6 @@ class NoPrivacy:
         """Everything, as it is."""
         return arrays
 
-    def average(self, releases: Mapping[str, Arrays], weights: Mapping[str, float]) -> dict[str, np.ndarray]:
-        """The weighted mean of what the sites released."""
-        return weighted_mean(releases, weights)
-
     def cost(self, steps: int) -> tuple[Event, ...]:
         """One event that says that nothing bounds what was learned about a patient."""
         return (Event(mechanism="none", steps=steps),)
@@ -64,16 +60,3 @@ class NoPrivacy:
     def adapt(self, released: Arrays) -> NoPrivacy:
         """The same mechanism."""
         return self
-
-
-def weighted_mean(releases: Mapping[str, Arrays], weights: Mapping[str, float]) -> dict[str, np.ndarray]:
-    """Weighted average in float64, summed in the order of the sites' names."""
-    sites = sorted(releases)
-    total = sum(weights[site] for site in sites)
-    average = {}
-    for name, first in releases[sites[0]].items():
-        exact = np.zeros(first.shape, dtype=np.float64)
-        for site in sites:
-            exact += releases[site][name].astype(np.float64) * (weights[site] / total)
-        average[name] = exact.astype(first.dtype)
-    return average

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from filelock import FileLock, Timeout
 
-from autofed import algorithms, privacy
+from autofed import algorithms
 from autofed.algorithms import Algorithm
 from autofed.exchange import Release, ServerState
 from autofed.federation import rounds, states
+from autofed.federation.aggregation import Aggregator
 from autofed.federation.premises import request_name
 from autofed.files import digest, read_json, write_json
 from autofed.labels import Labels
@@ -63,8 +64,8 @@ class Coordinator:
     def _train(self, fold: str, transport: rounds.Transport, begin: Callable[[int], None]) -> None:
         folder = self.run.fold_folder(fold)
         course = rounds.Course(
-            self.algorithm, privacy.find(self.plan), self.plan, transport, folder, request_name(self.identity.id, fold),
-            self.identity.sites, holds_out=fold != ALL and self._shares_scores(),
+            self.algorithm, Aggregator.of(self.plan, self.identity.sites), self.plan, transport, folder,
+            request_name(self.identity.id, fold), self.identity.sites, holds_out=fold != ALL and self._shares_scores(),
         )  # fmt: skip
         saved = states.saved_rounds(folder)
         state = states.load(folder, saved[-1]) if saved else self.algorithm.start(self._setup(fold))
