@@ -36,6 +36,11 @@ def prose(text: str) -> list[tuple[int, str]]:
     return lines
 
 
+def broken_rows(text: str) -> list[int]:
+    """Rows of tables that were filled like prose."""
+    return [number for number, line in prose(text) if " | " in re.sub(r"`[^`]*`", "", line)]
+
+
 def long_lines(text: str) -> list[int]:
     return [number for number, line in prose(text) if len(line) > LONGEST]
 
@@ -81,6 +86,11 @@ def test_no_line_of_prose_is_long(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_row_of_a_table_has_a_line(page):
+    assert broken_rows(page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_link_between_pages_leads_somewhere(page):
     assert dead_links(page, page.read_text(encoding="utf-8")) == []
 
@@ -93,6 +103,7 @@ def test_every_page_is_in_the_nav_of_the_site():
 def test_the_checks_find_what_is_wrong():
     long = "word " * 30
     assert long_lines(f"{long}\n\n    {long}\n| {long} |\n```\n{long}\n```\n* {long}\n") == [1, 8]
+    assert broken_rows("| a | b |\n| - | - |\n| c\nd | e |\n`f | g`\n") == [4]
     page = DOCS / "privacy.md"
     right = "[a](tutorial.md) [b](tutorial.md#plan) [c](https://example.org) `[d](code.md)`"
     assert dead_links(page, right) == []
