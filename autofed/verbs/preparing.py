@@ -23,7 +23,7 @@ def preprocess(
     processes: int = 1,
     progress: Progress = silent,
 ) -> dict[str, int]:
-    """Prepare the sites' data for a plan in WORK/<site>/; gives how many cases were new, by site."""
+    """Prepare the sites' data for a plan in `WORK/<site>/`; gives how many cases were new, by site."""
     made = plan if isinstance(plan, Plan) else plans.load(plan)
     datasets = open_datasets(sites)
     refuse("the sites and the plan", [p for d in datasets for p in _disagreement(d, made)])
