@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from autofed.verbs import evaluate, fingerprint, plan, predict, preprocess, train
 
 
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_VERBS])
+
+
 def __getattr__(name: str) -> Any:
     if name in _VERBS:
         from autofed import verbs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, combinations
 
 import numpy as np
@@ -43,7 +43,7 @@ class Structure:
     largest: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """What the ensemble says of one scan, on the scan's own grid (Z, Y, X).
 
@@ -59,7 +59,14 @@ class Prediction:
     members: int
     plan_digest: str
     weights_digest: str
-    probabilities: np.ndarray | None = field(default=None, repr=False)
+    probabilities: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        """Its size and its structures, but no map."""
+        shape = " x ".join(map(str, self.labels.shape))
+        structures = self.structures.items()
+        sizes = ", ".join(f"{name} {s.size:.4g} {s.measure.partition('_')[2]}" for name, s in structures)
+        return f"Prediction({shape} voxels; {sizes or 'no structures'}; {self.members} members)"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from autofed.problems import Problems
+from autofed.problems import Problems, named
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -94,7 +94,7 @@ def _here(
         try:
             take(i, function(item))
         except Problems as error:
-            problems += _named(error)
+            problems += named(error)
         progress(stage, i + 1, len(work))
     return problems
 
@@ -124,7 +124,7 @@ def _spread(
                     try:
                         take(i, future.result())
                     except Problems as error:
-                        problems[i] = _named(error)
+                        problems[i] = named(error)
                     finished += 1
                     progress(stage, finished, len(work))
         except BrokenProcessPool:
@@ -132,10 +132,6 @@ def _spread(
         finally:
             pool.shutdown(cancel_futures=True)
     return [p for i in sorted(problems) for p in problems[i]]
-
-
-def _named(error: Problems) -> list[str]:
-    return [f"{error.about}: {problem}" for problem in error.problems]
 
 
 def _killed(processes: int) -> str:

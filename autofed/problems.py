@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar, cast
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 SHOWN = 20
 """So many problems are printed; `Problems.problems` holds them all."""
@@ -37,13 +41,39 @@ def refuse(about: str, problems: Iterable[str]) -> None:
         raise Problems(about, found)
 
 
-def gathered(about: str, calls: Iterable[Callable[[], Any]]) -> list[Any]:
-    """What the calls give, in their order; one `Problems` with those of all calls if any of them refuses."""
-    results, problems = [], []
-    for call in calls:
+class Attempts:
+    """Calls that may refuse, tried one after the other; see `attempts`."""
+
+    def __init__(self, about: str):
+        self.about = about
+        self.problems: list[str] = []
+
+    def __call__(self, call: Callable[P, R], /, *args: P.args, **keywords: P.kwargs) -> R:
+        """What the call gives. What it refuses is noted, and nobody sees the None that comes instead."""
         try:
-            results.append(call())
+            return call(*args, **keywords)
         except Problems as error:
-            problems += [f"{error.about}: {problem}" for problem in error.problems]
-    refuse(about, problems)
-    return results
+            self.problems += named(error, self.about)
+            return cast("R", None)
+
+
+@contextmanager
+def attempts(about: str) -> Iterator[Attempts]:
+    """For several calls that may refuse: `with attempts("plan") as attempt: budget = attempt(parse, text)`.
+
+    The block's end raises one `Problems` with those of all calls, so what they gave counts only after it.
+    """
+    attempt = Attempts(about)
+    yield attempt
+    refuse(about, attempt.problems)
+
+
+def gathered(about: str, calls: Iterable[Callable[[], R]]) -> list[R]:
+    """What calls of one kind give, in their order; one `Problems` with those of all calls if any of them refuses."""
+    with attempts(about) as attempt:
+        return [attempt(call) for call in calls]
+
+
+def named(error: Problems, about: str = "") -> list[str]:
+    """Its problems as parts of a larger list, each with what it is about, unless the list is about the same."""
+    return list(error.problems) if error.about == about else [f"{error.about}: {p}" for p in error.problems]

@@ -1,11 +1,14 @@
 """The command line: every verb from the shell, exit codes, and messages without tracebacks."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+import typer
 
+import autofed
 from autofed.cli import app, main
 from tests import plans_made
 from tests.synthetic import make_site
@@ -167,3 +170,96 @@ def test_a_promise_is_planned_shown_and_refused(tmp_path, monkeypatch, capsys):
     assert "2000" in table and "8.00" in table
     code, text = call(monkeypatch, capsys, "plan", tmp_path / "many.json", "--epsilon", "0", "--delta", "2")
     assert code == 2 and "found an epsilon of 0" in text and "found a delta of 2" in text
+
+
+# --- help, hints and what comes before any work
+
+
+def commands():
+    program = typer.main.get_command(app)
+    return program, program.commands
+
+
+def shown_by(monkeypatch, capsys, *arguments):
+    """What is printed, as one line of words."""
+    code, text = call(monkeypatch, capsys, *arguments)
+    assert code == 0, text
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", sorted(commands()[1]))
+def test_help_is_whole_and_right(monkeypatch, capsys, name):
+    text = shown_by(monkeypatch, capsys, name, "-h")
+    assert text == shown_by(monkeypatch, capsys, name, "--help")
+    assert "\\" not in text and "Positional arguments" not in text
+    for parameter in commands()[1][name].params:
+        assert parameter.help, f"{name} says nothing of {parameter.name}"
+        assert " ".join(parameter.help.split()) in text
+
+
+def test_the_help_of_the_program_shows_the_usual_course_and_whole_summaries(monkeypatch, capsys):
+    program, named = commands()
+    text = shown_by(monkeypatch, capsys, "-h")
+    assert "..." not in text.partition("Commands:")[2].partition("The usual course")[0]
+    for command in named.values():
+        assert command.short_help.endswith(".") and command.short_help in text
+    course = text.partition("The usual course")[2]
+    places = [course.index(f"autofed {verb} ") for verb in ("plan", "preprocess", "train", "predict", "evaluate")]
+    assert places == sorted(places)
+    assert program.name == "autofed"
+
+
+def test_the_version_is_told(monkeypatch, capsys):
+    assert shown_by(monkeypatch, capsys, "--version") == f"autofed {autofed.__version__}"
+
+
+def test_names_are_completed():
+    asked = {"_AUTOFED_COMPLETE": "complete_bash", "COMP_WORDS": "autofed pre", "COMP_CWORD": "1"}
+    script = "import sys; sys.argv = ['autofed']; from autofed.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | asked, capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    assert done.stdout.split() == ["preprocess", "predict"], done.stderr
+
+
+def test_who_misspells_a_command_is_shown_the_right_one_once(monkeypatch, capsys):
+    code, text = call(monkeypatch, capsys, "prediction")
+    assert code == 2 and text.count("Did you mean") == 1 and "'predict'" in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "site plan.json WORK --name alpha -o MEMORY --superlink localhost:1 --key k",
+        "plan SITE --work WORK",
+        "plan SITE --set rounds",
+        "ledger SITE --epsilon 8",
+        "train plan.json WORK -o RUN --site-plan alpha",
+    ],
+)
+def test_a_wrong_use_is_told_before_anything_heavy_is_loaded(words):
+    script = f"import sys; from autofed.cli import app\ntry: app({words.split()!r}, standalone_mode=False)\n"
+    script += "except Exception as e: print(type(e).__name__, sorted({'torch', 'numpy', 'flwr'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "BadParameter []", done.stderr
+
+
+def test_the_folder_of_a_federation_stands_for_its_sites(tmp_path, monkeypatch, capsys):
+    for name in ("sites/alpha", "sites/bravo", "test"):
+        (tmp_path / "sites").mkdir(exist_ok=True)
+        make_site(tmp_path / name, cases=2)
+    code, text = call(monkeypatch, capsys, "plan", tmp_path, "-o", tmp_path / "plan.json", "--hours", "0.01",
+                      "--device", "cpu")  # fmt: skip
+    assert code == 0, text
+    patients = json.loads((tmp_path / "plan.json").read_text())["agreement"]["patients"]
+    assert patients == {"alpha": 2, "bravo": 2}
+    code, text = call(monkeypatch, capsys, "preprocess", tmp_path / "plan.json", tmp_path, "-o", tmp_path / "WORK")
+    assert code == 0 and "alpha: 2 cases prepared" in text and "bravo: 2 cases prepared" in text
+    code, text = call(monkeypatch, capsys, "fingerprint", tmp_path, "-o", tmp_path / "one.json")
+    assert code == 2 and "did you mean the folders in it (sites/alpha, sites/bravo)?" in text
+
+
+def test_a_refusal_says_once_what_it_is_about(tmp_path, monkeypatch, capsys):
+    code, text = call(monkeypatch, capsys, "plan", tmp_path / "nowhere")
+    assert code == 2 and text.lstrip().startswith(
+        f"error: the sites' data: {tmp_path / 'nowhere'}: there is no such folder"
+    )

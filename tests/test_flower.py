@@ -392,9 +392,10 @@ def test_a_superlink_that_flower_does_not_know(ground, tmp_path):
     ],
 )
 def test_a_site_that_could_take_part_in_nothing_says_so_at_once(ground, tmp_path, wanted, says):
-    usual = {"site": "alpha", "plan": ground.root / "plan.json", "work": ground.root / "alpha" / "work"}
+    places = {"site": "alpha", "plan": ground.root / "plan.json", "work": ground.root / "alpha" / "work"}
+    keys = {name: wanted.pop(name) for name in ("key",) if name in wanted}
     with pytest.raises(Problems, match=says):
-        hospitals.attend(**(usual | {"memory": tmp_path, "superlink": "localhost:1"} | wanted))
+        hospitals.attend(Premises(**(places | {"memory": tmp_path} | wanted)), "localhost:1", **keys)
 
 
 @pytest.mark.parametrize(

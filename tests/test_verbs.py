@@ -2,6 +2,7 @@
 
 import json
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from autofed.federation import states
 from autofed.federation.states import saved_rounds
 from autofed.problems import Problems
 from autofed.runs import Run
+from autofed.verbs import planning
 from tests.synthetic import ORGAN_AND_TUMOUR, make_site
 
 SMALL = {"training.batch_size": 2, "training.steps_per_round": 2, "training.rounds": 3, "learning_rate": 0.05}
@@ -124,6 +126,30 @@ def test_an_array_gives_what_its_file_gives(volumes, tmp_path):
     )
     assert np.array_equal(found.labels, images.read_labels(tmp_path / "test_000.nii.gz")[0])
     assert np.allclose(found.entropy, images.read(tmp_path / "test_000_entropy.nii.gz").array[0], atol=1e-6)
+
+
+def test_an_image_of_nibabel_gives_what_its_file_gives(tmp_path):
+    site = make_site(tmp_path / "alpha", cases=2)
+    stages = len(autofed.plan([site], hours=0.01, device="cpu").local.network.features)
+    settings = {**SMALL, "training.rounds": 1, "network.features": [4] * stages}
+    made = autofed.plan([site], hours=0.01, device="cpu", settings=settings)
+    autofed.preprocess(made, [site], tmp_path / "work")
+    run = autofed.train(made, tmp_path / "work", tmp_path / "run", device="cpu").folder
+    path = site / "imagesTr" / "alpha_000_0000.nii.gz"
+    scan = nibabel.load(path)
+    turned = nibabel.Nifti1Image(scan.get_fdata(), scan.affine @ np.diag([1, 2, 3, 1]))  # voxels of three edges
+    nibabel.save(turned, tmp_path / "scan_0000.nii.gz")
+    autofed.predict(run, tmp_path / "scan_0000.nii.gz", tmp_path / "out", mirroring=False)
+    there = autofed.predict(run, turned, mirroring=False)
+    assert np.array_equal(there.labels, images.read_labels(tmp_path / "out" / "scan.nii.gz")[0])
+    assert np.allclose(there.entropy, images.read(tmp_path / "out" / "scan_entropy.nii.gz").array[0], atol=1e-6)
+    with pytest.raises(Problems, match="a spacing of its own; leave out spacing_mm"):
+        autofed.predict(run, turned, spacing_mm=(1, 1, 1))
+    with pytest.raises(Problems, match="found a builtins.list; expected an array of numpy"):
+        autofed.predict(run, [1, 2])
+    with pytest.raises(Problems, match="need an output folder; name one, or hand over an array"):
+        autofed.predict(run, path)
+    assert len(repr(there)) < 120 and "x" in repr(there) and "tumour" in repr(there)
 
 
 @pytest.mark.parametrize(
@@ -395,6 +421,36 @@ def test_a_site_whose_number_of_patients_changed(volumes, tmp_path):
     autofed.preprocess(volumes.root / "plan.json", [other, volumes.sites[1]], tmp_path / "work")
     with pytest.raises(Problems, match="alpha has 4 patients with labels, the plan says 3"):
         autofed.train(volumes.root / "plan.json", tmp_path / "work", tmp_path / "run", device="cpu")
+
+
+def test_a_plan_for_a_machine_that_is_not_here(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    site = make_site(tmp_path / "alpha", cases=2)
+    made = autofed.plan([site], device="cuda", memory_gb=24)
+    assert made.budget.device == "cuda" and made.budget.speed is None and made.budget.memory_gb == 24
+    training = made.agreement.training.rounds * made.local.training.steps_per_round
+    assert training > 240_000 and made.local.network.features[0] == 32
+    with pytest.raises(Problems, match="cuda is not here.*cannot be divided into steps for alpha.*--speed speed.json"):
+        autofed.plan([site], device="cuda", hours=2)
+    with pytest.raises(Problems, match="cuda is not here; this machine has"):
+        autofed.fingerprint(site, speed=True, device="cuda")
+    speed = json.loads(planning.SPEED_BY_HAND)
+    (tmp_path / "speed.json").write_text(json.dumps(speed))
+    timed = autofed.plan([site], device="cuda", hours=2, speed=tmp_path / "speed.json")
+    assert timed.budget.speed.model_dump() == speed and timed.local.training.precision == speed["precision"]
+    assert autofed.plan([site], hours=2, speed=timed.budget.speed) == timed
+    slower = timed.budget.speed.model_copy(update={"seconds_per_step": 1.0})
+    few = autofed.plan([site], hours=2, speed=slower)
+    assert few.agreement.training.rounds * few.local.training.steps_per_round <= 2 * 3600
+    with pytest.raises(Problems, match="--speed: it is that of cuda, but --device is cpu; leave one out"):
+        autofed.plan([site], hours=2, speed=slower, device="cpu")
+
+
+def test_a_private_plan_for_a_machine_that_is_not_here(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    site = make_site(tmp_path / "alpha", cases=8)
+    made = autofed.plan([site], device="cuda", epsilon=8, even_if_hopeless=True)
+    assert made.agreement.privacy.promises and made.budget.hours is None and made.budget.speed is None
 
 
 def test_nothing_to_plan():

@@ -16,7 +16,7 @@ from autofed.case.reading import attempt, header_problems, image_problems, read_
 from autofed.files import digest, read_json
 from autofed.images import Geometry
 from autofed.labels import Values, canonical, declared_order, declared_structures, value_problems
-from autofed.problems import Problems, refuse
+from autofed.problems import Problems, named, refuse
 
 
 @dataclass(frozen=True)
@@ -117,15 +117,29 @@ def open_dataset(folder: Path | str, *, headers: bool = True) -> Dataset:
     return dataset
 
 
+def site_folders(folders: Iterable[Path | str]) -> list[Path]:
+    """The same folders, but for one that is a whole federation: in its place those that it holds in `sites`."""
+    return [site for folder in map(Path, folders) for site in _sites_in(folder) or [folder]]
+
+
+def _sites_in(folder: Path) -> list[Path]:
+    if (folder / "dataset.json").is_file():
+        return []
+    return sorted(path.parent for path in folder.glob("sites/*/dataset.json"))
+
+
 def open_datasets(folders: Iterable[Path | str]) -> list[Dataset]:
-    """Read several sites and check that they agree; all problems of all sites come in one `Problems`."""
+    """Read several sites and check that they agree; all problems of all sites come in one `Problems`.
+
+    A folder that holds sites in `sites` stands for these.
+    """
     datasets: list[Dataset] = []
     problems: list[str] = []
-    for folder in folders:
+    for folder in site_folders(folders):
         try:
             datasets.append(open_dataset(folder))
         except Problems as error:
-            problems += [f"{error.about}: {p}" for p in error.problems]
+            problems += named(error)
     names = [d.name.casefold() for d in datasets]  # the names of folders, which some file systems take for one
     problems += [
         f"two sites are called {n!r}; rename one of the folders" for n in sorted(set(names)) if names.count(n) > 1

@@ -65,6 +65,7 @@ def no_dataset(folder: Path) -> str:
     """Why a folder without dataset.json is no dataset, and which one may be meant."""
     if not folder.exists():
         return "there is no such folder"
-    inside = sorted(p.parent.name for p in folder.glob("*/dataset.json"))
-    hint = f"; did you mean the folders in it ({', '.join(inside[:6])})?" if inside else ""
+    inside = sorted(folder.glob("sites/*/dataset.json")) or sorted(folder.glob("*/dataset.json"))
+    names = ", ".join(str(path.parent.relative_to(folder)) for path in inside[:6])
+    hint = f"; did you mean the folders in it ({names})?" if inside else ""
     return f"there is no dataset.json; expected nnU-Net's raw layout (dataset.json, imagesTr, labelsTr){hint}"

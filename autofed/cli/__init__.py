@@ -4,26 +4,62 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
+from autofed import __version__
 from autofed.cli.planning import fingerprint, plan, preprocess
 from autofed.cli.predicting import demo, evaluate, predict
+from autofed.cli.program import HELP_NAMES, Command, Program
 from autofed.cli.protecting import audit, ledger
 from autofed.cli.training import site, train
 
 __all__ = ["app", "main"]
 
+_COURSE = """\b
+The usual course, from the sites' folders to scores:
+  autofed plan SITE... -o plan.json --hours 1
+  autofed preprocess plan.json SITE... -o WORK
+  autofed train plan.json WORK -o RUN
+  autofed predict RUN -i IMAGES -o OUT
+  autofed evaluate OUT LABELS
+
+\b
+With a promise to every patient, add --epsilon to the first:
+  autofed plan SITE... -o plan.json --hours 1 --epsilon 8
+
+\b
+All of it on scans that come with autofed:
+  autofed demo"""
+
 app = typer.Typer(
+    cls=Program,
     name="autofed",
-    help="Plan, train and ship a segmentation model over several hospitals, none of which shares a scan.",
+    context_settings=HELP_NAMES,
+    epilog=_COURSE,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 for verb in (fingerprint, plan, preprocess, train, site, predict, evaluate, ledger, audit, demo):
-    app.command()(verb)
+    app.command(cls=Command)(verb)
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"autofed {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Plan, train and ship a segmentation model over several hospitals, none of which shares a scan."""
+
 
 _INTERRUPTED = 130
 """The exit code of a program that Ctrl-C ended (128 and SIGINT)."""

@@ -53,6 +53,50 @@ class Task(StrEnum):
     pictures = "2d"
 
 
+# --- arguments
+
+SiteArgument = Annotated[Path, typer.Argument(metavar="SITE", help="The site's folder, in nnU-Net's raw layout.")]
+SitesArgument = Annotated[
+    list[Path],
+    typer.Argument(metavar="SITE...", help="The sites' folders in nnU-Net's raw layout, or one that holds sites/*."),
+]
+SourcesArgument = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="SITE...",
+        help="The sites' folders or their fingerprints, or a folder that holds sites/*; or a finished plan, to show or "
+        "change it.",
+    ),
+]
+PlanArgument = Annotated[Path, typer.Argument(metavar="PLAN", help="The plan, a JSON file.")]
+AgreedArgument = Annotated[
+    Path, typer.Argument(metavar="PLAN", help="The site's own copy of the plan, which it agreed to.")
+]
+WorkArgument = Annotated[Path, typer.Argument(metavar="WORK", help="The folder with the prepared data of this site.")]
+PreparedArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="WORK", help="The folder with the prepared data of every site; none with --connection."),
+]
+RunsArgument = Annotated[
+    list[Path], typer.Argument(metavar="RUN...", help="The folder of a run; of several, their models vote together.")
+]
+PredictionsArgument = Annotated[
+    Path, typer.Argument(metavar="OUT", help="The folder that `autofed predict` filled, or any with label maps.")
+]
+LabelsArgument = Annotated[
+    Path, typer.Argument(metavar="LABELS", help="A folder of reference labels, or of sites in raw layout.")
+]
+LedgerArgument = Annotated[
+    Path,
+    typer.Argument(metavar="WORK/SITE", help="The folder of a site's prepared data, or its ledger.jsonl."),
+]
+CanarySite = Annotated[
+    Path | None,
+    typer.Argument(metavar="WORK/SITE", help="The prepared data of a site, whose patients make the canaries' images."),
+]
+
+# --- options of several commands
+
 Processes = Annotated[int, typer.Option(help="Processes for reading and preparing; 0: one per processor.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes the fastest there is.")]
 CensusOption = Annotated[
@@ -64,6 +108,109 @@ WorkOption = Annotated[
 ]
 SimulatedCensus = Annotated[
     bool, typer.Option("--simulation", help="With --private-census: ledgers that count for nobody.")
+]
+PlanOutput = Annotated[Path | None, typer.Option("-o", "--output", help="The plan, a JSON file.")]
+PublicOption = Annotated[
+    Path | None, typer.Option(help="With dcfed: a folder of public images, the same at every site.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print it as JSON and nothing else.")]
+
+# --- what a plan may cost and shall promise
+
+Hours = Annotated[
+    float | None,
+    typer.Option(help="Training time from start to end; default 1 on a CPU, nnU-Net's full training elsewhere."),
+]
+Memory = Annotated[float | None, typer.Option(help="Memory of the device in GB; default 8, more for larger presets.")]
+PlannedDevice = Annotated[
+    Device, typer.Option(help="What will train, here or elsewhere; auto takes the fastest there is here.")
+]
+SpeedOption = Annotated[
+    Path | None, typer.Option(help="With --hours for a device that is not here: a JSON file with its speed.")
+]
+AlgorithmOption = Annotated[
+    str | None,
+    typer.Option(
+        help="How the sites learn together: fedavg (what plans choose), fedprox, fednova, scaffold, fedbn, dcfed, "
+        "local, pooled."
+    ),
+]
+ConfigurationOption = Annotated[Configuration, typer.Option(help="On which grid to learn.")]
+PresetOption = Annotated[
+    Preset | None, typer.Option(help="Which network; by default nnU-Net's plain one, and DCFed's own for dcfed.")
+]
+Like = Annotated[
+    Path | None, typer.Option(help="A RUN or its plan, whose weights shall go on being trained at these sites.")
+]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE, set by hand; may be repeated.")]
+Epsilon = Annotated[
+    float | None, typer.Option(help="The promise to every patient: network, steps and noise are planned for it.")
+]
+Delta = Annotated[float | None, typer.Option(help="How likely it may be broken; default 1e-5 or less.")]
+CensusEpsilon = Annotated[float | None, typer.Option(help="With --private-census: that of the plan to come.")]
+CensusDelta = Annotated[float | None, typer.Option(help="With --private-census: its delta; default 1e-5 or less.")]
+EvenIfHopeless = Annotated[
+    bool, typer.Option("--even-if-hopeless", help="Write a private plan also if hardly anything would be learned.")
+]
+ShareScores = Annotated[
+    bool, typer.Option("--share-scores", help="Sites tell held-out patients' scores, with noise and charged.")
+]
+Prior = Annotated[
+    Path | None, typer.Option(help="A plan for data of the same kind, for what noised fingerprints do not tell.")
+]
+Explain = Annotated[bool, typer.Option("--explain", help="Show every decision with its reason.")]
+
+# --- how to train
+
+RunOutput = Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Where the run is kept.")]
+Connection = Annotated[
+    str | None,
+    typer.Option(help="Instead of WORK: the SuperLink, by its name in Flower's config, with the sites behind it."),
+]
+OtherAlgorithm = Annotated[
+    str | None,
+    typer.Option(help="Instead of the plan's: fedavg, fedprox, fednova, scaffold, fedbn, dcfed, local, pooled."),
+]
+SitePlans = Annotated[
+    list[str] | None,
+    typer.Option(help="With dcfed: SITE=plan.json, a plan with another network or grid; once for each such site."),
+]
+Rounds = Annotated[int | None, typer.Option(help="Instead of the plan's.")]
+Folds = Annotated[
+    list[str] | None,
+    typer.Option(help="all (default): hold nobody out; 0 to 4: a fifth of each site's patients; cv: all five."),
+]
+Init = Annotated[Path | None, typer.Option(help="A RUN or a file of weights to start from.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on after the last finished round; with more --rounds, for longer.")
+]
+Simulation = Annotated[bool, typer.Option("--simulation", help="Charge ledgers of this run instead of the sites' own.")]
+WorkersOption = Annotated[
+    int | None, typer.Option(help="Processes that make patches; 0: none. Default: a thread on a CPU.", min=0)
+]
+
+# --- what predicts, and what is audited
+
+Model = Annotated[str | None, typer.Option(help="global (the default), a SITE with a model of its own, or student.")]
+TheseFolds = Annotated[
+    list[str] | None, typer.Option(help="Only these folds; by default that of all patients, or else every one.")
+]
+Mirroring = Annotated[bool, typer.Option("--mirroring/--no-mirroring", help="Average mirrored views.")]
+PostprocessingOption = Annotated[
+    bool, typer.Option("--postprocessing/--no-postprocessing", help="As held-out cases showed to help.")
+]
+SaveProbabilities = Annotated[bool, typer.Option("--save-probabilities", help="Also as .npz.")]
+Kind = Annotated[
+    Canary,
+    typer.Option(
+        help="gradient: loud gradients, seconds to minutes; image: a whole training of one site; "
+        "labels: the same, seen through labels of public images alone."
+    ),
+]
+Alpha = Annotated[float, typer.Option(help="How often the bound may be wrong.", min=1e-9, max=0.5)]
+InversionOption = Annotated[
+    Path | None,
+    typer.Option(help="Instead: reconstruct a patch from one update, with and without the mechanism; a PNG."),
 ]
 
 

@@ -6,16 +6,39 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from click.core import ParameterSource
 
 from autofed.cli import terminal
 from autofed.cli.options import (
+    AlgorithmOption,
+    CensusDelta,
+    CensusEpsilon,
     CensusOption,
     Configuration,
+    ConfigurationOption,
+    Delta,
     Device,
     DeviceOption,
-    Preset,
+    Epsilon,
+    EvenIfHopeless,
+    Explain,
+    Hours,
+    JsonOption,
+    Like,
+    Memory,
+    PlanArgument,
+    PlannedDevice,
+    PlanOutput,
+    PresetOption,
+    Prior,
     Processes,
+    Settings,
+    ShareScores,
     SimulatedCensus,
+    SiteArgument,
+    SitesArgument,
+    SourcesArgument,
+    SpeedOption,
     WorkOption,
     count,
 )
@@ -23,32 +46,30 @@ from autofed.cli.options import (
 SCORE_NOISE = 5.0
 """What --share-scores sets: a small part of an epsilon of 8; the score of 50 patients is then off by about .1."""
 
-_DEFAULTS = {
-    "device": "auto",
-    "configuration": "auto",
-    "simulation": False,
-    "private_census": False,
-}
+_CHANGES_A_PLAN = (
+    "sources", "output", "set_", "share_scores", "epsilon", "delta", "even_if_hopeless", "explain", "json", "processes",
+)  # fmt: skip
+"""What goes with a finished plan; anything else would mean planning anew."""
 
 
 def fingerprint(
-    site: Annotated[Path, typer.Argument(help="A folder in nnU-Net's raw layout.")],
+    site: SiteArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="The fingerprint to hand over, a JSON file.")],
     speed: Annotated[bool, typer.Option("--speed", help="Also how fast this machine trains.")] = False,
     private_census: CensusOption = False,
-    epsilon: Annotated[float | None, typer.Option(help="With --private-census: that of the plan to come.")] = None,
-    delta: Annotated[float | None, typer.Option(help="Its delta; default 1e-5 or less.")] = None,
+    epsilon: CensusEpsilon = None,
+    delta: CensusDelta = None,
     work: WorkOption = None,
     simulation: SimulatedCensus = False,
     device: DeviceOption = Device.auto,
     processes: Processes = 0,
 ) -> None:
     """What a hospital can compute alone and hand over: counts and sums, never a case."""
+    promised: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "work": work, "simulation": simulation}
+    _refuse_without_census(private_census, promised)
     from autofed import verbs
 
     options: dict[str, Any] = {"speed": speed, "device": device.value, "processes": count(processes)}
-    promised: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "work": work, "simulation": simulation}
-    _refuse_without_census(private_census, promised)
     if private_census:
         with terminal.progress() as progress:
             noised = verbs.noised_fingerprint(site, output, progress=progress, **promised, **options)
@@ -64,70 +85,48 @@ def fingerprint(
 
 
 def plan(
-    sources: Annotated[list[Path], typer.Argument(help="Sites' folders or their fingerprints; or a plan, to show it.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The plan, a JSON file.")] = None,
-    hours: Annotated[
-        float | None,
-        typer.Option(help="Training time from start to end; default 1 on a CPU, nnU-Net's full training elsewhere."),
-    ] = None,
-    memory: Annotated[
-        float | None, typer.Option(help="Memory of the device in GB; default 8, more for larger presets.")
-    ] = None,
-    device: DeviceOption = Device.auto,
-    algorithm: Annotated[
-        str | None,
-        typer.Option(
-            help="How the sites learn together: fedavg (what plans choose), fedprox, fednova, scaffold, "
-            "fedbn, dcfed, local, pooled."
-        ),
-    ] = None,
-    configuration: Annotated[Configuration, typer.Option(help="On which grid to learn.")] = Configuration.auto,
-    preset: Annotated[
-        Preset | None, typer.Option(help="Which network; by default nnU-Net's plain one, and DCFed's own for dcfed.")
-    ] = None,
-    like: Annotated[
-        Path | None, typer.Option(help="A RUN or its plan, whose weights shall go on being trained at these sites.")
-    ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE, set by hand; may be repeated.")] = None,
-    epsilon: Annotated[
-        float | None, typer.Option(help="The promise to every patient: network, steps and noise are planned for it.")
-    ] = None,
-    delta: Annotated[float | None, typer.Option(help="How likely it may be broken; default 1e-5 or less.")] = None,
-    even_if_hopeless: Annotated[
-        bool, typer.Option("--even-if-hopeless", help="Write a private plan also if hardly anything would be learned.")
-    ] = False,
-    share_scores: Annotated[
-        bool, typer.Option("--share-scores", help="Sites tell held-out patients' scores, with noise and charged.")
-    ] = False,
+    ctx: typer.Context,
+    sources: SourcesArgument,
+    output: PlanOutput = None,
+    hours: Hours = None,
+    memory: Memory = None,
+    device: PlannedDevice = Device.auto,
+    speed: SpeedOption = None,
+    algorithm: AlgorithmOption = None,
+    configuration: ConfigurationOption = Configuration.auto,
+    preset: PresetOption = None,
+    like: Like = None,
+    set_: Settings = None,
+    epsilon: Epsilon = None,
+    delta: Delta = None,
+    even_if_hopeless: EvenIfHopeless = False,
+    share_scores: ShareScores = False,
     private_census: CensusOption = False,
     work: WorkOption = None,
     simulation: SimulatedCensus = False,
-    prior: Annotated[
-        Path | None, typer.Option(help="A plan for data of the same kind, for what noised fingerprints do not tell.")
-    ] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Show every decision with its reason.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON and nothing else.")] = False,
+    prior: Prior = None,
+    explain: Explain = False,
+    json: JsonOption = False,
     processes: Processes = 0,
 ) -> None:
     """Network, patch size, rounds and all the rest, from the data of all sites; every decision has its reason."""
+    settings = _settings(set_ or []) | ({"privacy.score_noise": SCORE_NOISE} if share_scores else {})
+    _refuse_without_census(private_census, {"work": work, "simulation": simulation})
     from autofed import plans, verbs
 
-    settings = _settings(set_ or []) | ({"privacy.score_noise": SCORE_NOISE} if share_scores else {})
     promised: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "even_if_hopeless": even_if_hopeless}
-    wanted: dict[str, Any] = {"hours": hours, "memory_gb": memory, "device": device.value, "algorithm": algorithm}
-    wanted |= {"configuration": configuration.value, "preset": preset and preset.value, "like": like, "prior": prior}
-    census: dict[str, Any] = {"work": work, "simulation": simulation}
-    _refuse_without_census(private_census, census)
-    wanted |= census | {"private_census": private_census}
     if len(sources) == 1 and plans.is_plan(sources[0]):
-        _refuse_new_wishes(wanted)
+        _refuse_planning_anew(ctx)
         made = verbs.change(sources[0], output, settings, **promised)
         explain = explain or not output
     else:
         with terminal.progress() as progress:
             made = verbs.plan(
-                sources, output, **wanted, **promised, settings=settings, processes=count(processes), progress=progress
-            )
+                sources, output, **promised, hours=hours, memory_gb=memory, device=device.value, speed=speed,
+                algorithm=algorithm, configuration=configuration.value, preset=preset and preset.value, like=like,
+                settings=settings, private_census=private_census, work=work, simulation=simulation, prior=prior,
+                processes=count(processes), progress=progress,
+            )  # fmt: skip
     if json:
         typer.echo(made.model_dump_json(indent=2))
         return
@@ -137,9 +136,11 @@ def plan(
 
 
 def preprocess(
-    plan: Annotated[Path, typer.Argument(help="The plan.")],
-    sites: Annotated[list[Path], typer.Argument(help="The sites' folders.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="WORK: where the prepared data goes, by site.")],
+    plan: PlanArgument,
+    sites: SitesArgument,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="WORK", help="Where the prepared data goes, by site.")
+    ],
     processes: Processes = 0,
 ) -> None:
     """Bring the sites' data onto the plan's grid. A second run does nothing; an interrupted one goes on."""
@@ -175,11 +176,10 @@ def _refuse_without_census(private_census: bool, options: dict[str, Any]) -> Non
         raise typer.BadParameter(f"{' and '.join(f'--{name}' for name in given)} goes with --private-census")
 
 
-def _refuse_new_wishes(wanted: dict[str, Any]) -> None:
+def _refuse_planning_anew(ctx: typer.Context) -> None:
     """A finished plan can be shown and changed field by field; anything else means planning anew."""
     from autofed.problems import refuse
 
-    asked = [name for name, value in wanted.items() if value != _DEFAULTS.get(name)]
-    problems = [f"{name} was asked for, but a plan is changed by --set alone; plan again from the fingerprints"
-                for name in asked]  # fmt: skip
-    refuse("plan", problems)
+    given = [name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    refuse("plan", [f"--{name.replace('_', '-')} was asked for, but a plan is changed by --set alone; plan again from "
+                    "the fingerprints" for name in given if name not in _CHANGES_A_PLAN])  # fmt: skip

@@ -8,24 +8,34 @@ from typing import Annotated, Any
 import typer
 
 from autofed.cli import terminal
-from autofed.cli.options import Device, DeviceOption, Processes, Task, count
+from autofed.cli.options import (
+    Device,
+    DeviceOption,
+    LabelsArgument,
+    Mirroring,
+    Model,
+    PostprocessingOption,
+    PredictionsArgument,
+    Processes,
+    RunsArgument,
+    SaveProbabilities,
+    Task,
+    TheseFolds,
+    count,
+)
 
 
 def predict(
-    runs: Annotated[list[Path], typer.Argument(help="One or more RUNs, whose models vote together.")],
+    runs: RunsArgument,
     images: Annotated[Path, typer.Option("-i", "--images", help="A folder of scans, or one file.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="OUT: labels, uncertainty maps, pictures.")],
-    model: Annotated[
-        str | None, typer.Option(help="global (the default), a SITE with a model of its own, or student.")
-    ] = None,
-    fold: Annotated[
-        list[str] | None, typer.Option(help="Only these folds; by default that of all patients, or else every one.")
-    ] = None,
-    mirroring: Annotated[bool, typer.Option("--mirroring/--no-mirroring", help="Average mirrored views.")] = True,
-    postprocessing: Annotated[
-        bool, typer.Option("--postprocessing/--no-postprocessing", help="As held-out cases showed to help.")
-    ] = True,
-    save_probabilities: Annotated[bool, typer.Option("--save-probabilities", help="Also as .npz.")] = False,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="OUT", help="Where labels, uncertainty maps and pictures go.")
+    ],
+    model: Model = None,
+    fold: TheseFolds = None,
+    mirroring: Mirroring = True,
+    postprocessing: PostprocessingOption = True,
+    save_probabilities: SaveProbabilities = False,
     device: DeviceOption = Device.auto,
 ) -> None:
     """Labels with maps of uncertainty for new scans, on the scans' own grid."""
@@ -51,8 +61,8 @@ def predict(
 
 
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="OUT: a folder of predictions.")],
-    labels: Annotated[Path, typer.Argument(help="A folder of reference labels, or of sites in raw layout.")],
+    predictions: PredictionsArgument,
+    labels: LabelsArgument,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="report.json; a page goes beside it.")] = None,
     processes: Processes = 0,
 ) -> None:
@@ -89,7 +99,7 @@ def demo(
     task: Annotated[Task, typer.Option(help="3d: hippocampus in MRI; 2d: nuclei in microscopy.")] = Task.volumes,
     minutes: Annotated[float, typer.Option(help="Training time to plan for.")] = 2.5,
 ) -> None:
-    """The whole way on real scans that come with autofed: plan, preprocess, train, predict, evaluate."""
+    """Run the whole pipeline on example scans that come with autofed: plan, preprocess, train, predict, evaluate."""
     from autofed import demo as shipped
 
     with terminal.progress() as progress:

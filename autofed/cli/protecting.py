@@ -8,12 +8,23 @@ from typing import Annotated, Any
 import typer
 
 from autofed.cli import terminal
-from autofed.cli.options import Canary, Device, DeviceOption
+from autofed.cli.options import (
+    Alpha,
+    Canary,
+    CanarySite,
+    Device,
+    DeviceOption,
+    InversionOption,
+    JsonOption,
+    Kind,
+    LedgerArgument,
+    PlanArgument,
+)
 
 
 def ledger(
-    site: Annotated[Path, typer.Argument(help="WORK/SITE, the folder of a site's prepared data, or its ledger.")],
-    json: Annotated[bool, typer.Option("--json", help="Print it as JSON and nothing else.")] = False,
+    site: LedgerArgument,
+    json: JsonOption = False,
     open_: Annotated[bool, typer.Option("--open", help="Open it, with a ceiling over all trainings to come.")] = False,
     epsilon: Annotated[float | None, typer.Option(help="The ceiling, with --open.")] = None,
     delta: Annotated[float | None, typer.Option(help="The delta of the ceiling, with --open.")] = None,
@@ -22,10 +33,10 @@ def ledger(
     ] = False,
 ) -> None:
     """What trainings cost a hospital's patients in privacy, what is left, and what that promises them."""
-    from autofed.verbs import ledgers
-
     if not open_ and (epsilon is not None or delta is not None or simulation):
         raise typer.BadParameter("--epsilon, --delta and --simulation go with --open")
+    from autofed.verbs import ledgers
+
     found = ledgers.state(ledgers.begin(site, epsilon, delta, simulation) if open_ else ledgers.find(site))
     if json:
         typer.echo(found.model_dump_json(indent=2))
@@ -34,34 +45,25 @@ def ledger(
 
 
 def audit(
-    plan: Annotated[Path, typer.Argument(help="The plan.")],
-    site: Annotated[Path | None, typer.Argument(help="WORK/SITE, whose patients make the canaries' images.")] = None,
+    plan: PlanArgument,
+    site: CanarySite = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="What was found, a JSON file.")] = None,
-    kind: Annotated[
-        Canary,
-        typer.Option(
-            help="gradient: loud gradients, seconds to minutes; image: a whole training of one site; "
-            "labels: the same, seen through labels of public images alone."
-        ),
-    ] = Canary.gradient,
+    kind: Kind = Canary.gradient,
     public: Annotated[Path | None, typer.Option(help="With --kind labels: a folder of public images.")] = None,
     canaries: Annotated[int | None, typer.Option(help="Default 1000, of images 100.")] = None,
-    alpha: Annotated[float, typer.Option(help="How often the bound may be wrong.", min=1e-9, max=0.5)] = 0.05,
-    inversion: Annotated[
-        Path | None,
-        typer.Option(help="Instead: reconstruct a patch from one update, with and without the mechanism; a PNG."),
-    ] = None,
+    alpha: Alpha = 0.05,
+    inversion: InversionOption = None,
     iterations: Annotated[int, typer.Option(help="Of the reconstruction.", min=1)] = 600,
     device: DeviceOption = Device.auto,
 ) -> None:
     """What an attacker can tell of planted patients, beside what the plan promises. Nothing leaves this machine."""
-    from autofed import verbs
-
     if inversion is not None:
         if public is not None:
             raise typer.BadParameter("--public goes with --kind labels, not with --inversion")
         _invert(plan, site, inversion, iterations)
         return
+    from autofed import verbs
+
     wanted: dict[str, Any] = {
         "kind": kind.value, "public": public, "canaries": canaries, "alpha": alpha, "device": device.value,
     }  # fmt: skip

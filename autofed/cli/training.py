@@ -9,49 +9,48 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autofed.cli import terminal
-from autofed.cli.options import Device, DeviceOption
+from autofed.cli.options import (
+    AgreedArgument,
+    Connection,
+    Device,
+    DeviceOption,
+    Folds,
+    Init,
+    OtherAlgorithm,
+    PlanArgument,
+    PreparedArgument,
+    PublicOption,
+    Resume,
+    Rounds,
+    RunOutput,
+    Simulation,
+    SitePlans,
+    WorkArgument,
+    WorkersOption,
+)
 
 if TYPE_CHECKING:
     from autofed.runs import Run
 
 
 def train(
-    plan: Annotated[Path, typer.Argument(help="The plan.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="RUN: where the run is kept.")],
-    work: Annotated[Path | None, typer.Argument(help="WORK, with the prepared data of every site of the plan.")] = None,
-    connection: Annotated[
-        str | None,
-        typer.Option(help="Instead of WORK: the SuperLink, by its name in Flower's config, with the sites behind it."),
-    ] = None,
-    algorithm: Annotated[
-        str | None,
-        typer.Option(help="Instead of the plan's: fedavg, fedprox, fednova, scaffold, fedbn, dcfed, local, pooled."),
-    ] = None,
-    public: Annotated[
-        Path | None, typer.Option(help="With dcfed: a folder of public images, the same at every site.")
-    ] = None,
-    site_plan: Annotated[
-        list[str] | None,
-        typer.Option(help="With dcfed: SITE=plan.json, a plan with another network or grid; once for each such site."),
-    ] = None,
-    rounds: Annotated[int | None, typer.Option(help="Instead of the plan's.")] = None,
-    fold: Annotated[
-        list[str] | None,
-        typer.Option(help="all (default): hold nobody out; 0 to 4: a fifth of each site's patients; cv: all five."),
-    ] = None,
-    init: Annotated[Path | None, typer.Option(help="A RUN or a file of weights to start from.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on after the last finished round; with more --rounds, for longer.")
-    ] = False,
-    simulation: Annotated[
-        bool, typer.Option("--simulation", help="Charge ledgers of this run instead of the sites' own.")
-    ] = False,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes that make patches; 0: none. Default: a thread on a CPU.", min=0)
-    ] = None,
+    plan: PlanArgument,
+    output: RunOutput,
+    work: PreparedArgument = None,
+    connection: Connection = None,
+    algorithm: OtherAlgorithm = None,
+    public: PublicOption = None,
+    site_plan: SitePlans = None,
+    rounds: Rounds = None,
+    fold: Folds = None,
+    init: Init = None,
+    resume: Resume = False,
+    simulation: Simulation = False,
+    workers: WorkersOption = None,
     device: DeviceOption = Device.auto,
 ) -> None:
     """Train over all sites, round by round."""
+    own_plans = _by_site(site_plan or [])
     from autofed import report, verbs
     from autofed.verbs import exchanges, ledgers
 
@@ -62,7 +61,7 @@ def train(
             output,
             algorithm=algorithm,
             public=public,
-            site_plans=_by_site(site_plan or []),
+            site_plans=own_plans,
             rounds=rounds,
             folds=fold or ["all"],
             workers=workers,
@@ -104,23 +103,24 @@ def _by_site(assignments: list[str]) -> dict[str, Path]:
 
 
 def site(
-    plan: Annotated[Path, typer.Argument(help="The site's own copy of the plan, which it agreed to.")],
-    work: Annotated[Path, typer.Argument(help="WORK, with the prepared data of this site.")],
+    plan: AgreedArgument,
+    work: WorkArgument,
     name: Annotated[str, typer.Option(help="Which site of the plan this is.")],
-    memory: Annotated[Path, typer.Option("-o", "--output", help="MEMORY: what the site keeps of runs.")],
-    superlink: Annotated[str, typer.Option(help="HOST:PORT of the coordinator's SuperLink.")],
+    memory: Annotated[
+        Path, typer.Option("-o", "--output", metavar="MEMORY", help="Where the site keeps what it needs of runs.")
+    ],
+    superlink: Annotated[str, typer.Option(metavar="HOST:PORT", help="The coordinator's SuperLink.")],
     key: Annotated[Path | None, typer.Option(help="This site's private key, which the coordinator registered.")] = None,
     ca: Annotated[Path | None, typer.Option(help="The certificate that the SuperLink's is signed with.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Without --key and --ca, to try it out.")] = False,
     public: Annotated[Path | None, typer.Option(help="The public images, if the plan agrees on any.")] = None,
     device: DeviceOption = Device.auto,
 ) -> None:
-    """Take part, as one hospital, in trainings that are led elsewhere; runs until it is ended."""
-    from autofed.verbs import hospitals
-
+    """Take part, as one hospital, in trainings that are led elsewhere; serves until stopped."""
     if insecure == bool(key and ca) or (insecure and (key or ca)):
         raise typer.BadParameter("give both --key and --ca, or --insecure alone")
-    hospitals.attend(
-        name, plan, work, memory, superlink, key=key, authority=ca, public=public, device=device.value,
-        say=lambda line: typer.echo(line, err=True),
-    )  # fmt: skip
+    from autofed.federation.premises import Premises
+    from autofed.verbs import hospitals
+
+    premises = Premises(site=name, plan=plan, work=work, memory=memory, device=device.value, public=public)
+    hospitals.attend(premises, superlink, key=key, authority=ca, say=lambda line: typer.echo(line, err=True))

@@ -146,6 +146,11 @@ class Premises(Record):
     device: str = "auto"
     public: Path | None = None
 
+    def resolved(self) -> Premises:
+        """The same places, wherever a process that is started with them works."""
+        places = {name: value.resolve() for name, value in self if isinstance(value, Path)}
+        return self.model_copy(update=places)
+
     def check(self) -> None:
         """`Problems` if the site could take part in no training by its plan."""
         plan = self._agreed()

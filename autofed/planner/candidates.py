@@ -67,6 +67,7 @@ def builds(plan: Plan, choices: Iterable[Choice]) -> Iterator[Build]:
     here = sum(site not in budget.site_speeds for site in patients)
     each = passes(plan.agreement.algorithm, patients, budget, private=True)
     together = {site: each[site] * count for site, count in patients.items()}
+    timed = budget.is_measured(patients)
     for choice in choices:
         for width in WIDTHS if choice.own is None else choice.own.features[:1]:
             network, patch = choice.network(width), choice.shape.patch
@@ -74,7 +75,7 @@ def builds(plan: Plan, choices: Iterable[Choice]) -> Iterator[Build]:
             drawing = SECONDS_A_NORMAL * learning * max(1, here)
             for patches in PATCHES:
                 if memory_needed(network, patch, patches, choice.task.preset) <= budget.memory_gb:
-                    seconds = budget.seconds_per_step(network, patch, patches, together)
+                    seconds = budget.seconds_per_step(network, patch, patches, together) if timed else math.nan
                     yield Build(choice, width, patches, network, learning, seconds, drawing)
 
 

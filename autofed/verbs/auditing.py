@@ -32,7 +32,7 @@ from autofed.prepared import PublicImages, Store, open_public
 from autofed.privacy import audit as audits
 from autofed.privacy.accounting import default_delta
 from autofed.privacy.audit import Audit
-from autofed.problems import Problems, gathered, refuse
+from autofed.problems import Problems, attempts, refuse
 from autofed.verbs.labelling import agreed_on
 from autofed.verbs.overhearing import of_answers
 
@@ -66,12 +66,12 @@ def audit(
     refuse("--kind", [] if kind in USUAL_CANARIES else [f"found {kind!r}; write {', '.join(USUAL_CANARIES)}"])
     count = canaries or USUAL_CANARIES[kind]
     with TemporaryDirectory() as scratch:
-        (site, store), pictures, *_ = gathered("audit", [
-            lambda: _held(site_work, made, kind),
-            lambda: _pictures(public, made, kind, Path(scratch)),
-            lambda: refuse(made.agreement.privacy.mechanism, _unanswerable(made) if kind == "labels" else []),
-            lambda: refuse("--canaries", [] if count >= audits.LEAST else [audits.too_few(count)]),
-        ])  # fmt: skip
+        with attempts("audit") as attempt:
+            held = attempt(_held, site_work, made, kind)
+            pictures = attempt(_pictures, public, made, kind, Path(scratch))
+            attempt(refuse, made.agreement.privacy.mechanism, _unanswerable(made) if kind == "labels" else [])
+            attempt(refuse, "--canaries", [] if count >= audits.LEAST else [audits.too_few(count)])
+        site, store = held
         given = _Given(made, site, alpha, np.random.default_rng(secrets.randbits(128)), progress)
         if kind == "gradient":
             found = _of_gradients(given, count)

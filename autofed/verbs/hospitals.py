@@ -26,8 +26,7 @@ from autofed.problems import Problems, refuse
 from autofed.runs import Run
 from autofed.splits import ALL
 from autofed.verbs.coordinator import Coordinator
-
-Say = Callable[[str], None]
+from autofed.verbs.options import Say, quiet
 
 _APP = f"""
 [project]
@@ -86,25 +85,19 @@ server_app = serve(_lead)
 
 
 def attend(
-    site: str,
-    plan: PathLike,
-    work: PathLike,
-    memory: PathLike,
+    premises: Premises,
     superlink: str,
     *,
     key: PathLike | None = None,
     authority: PathLike | None = None,
-    device: str = "auto",
-    public: PathLike | None = None,
-    say: Say = lambda _: None,
+    say: Say = quiet,
 ) -> None:
     """Take part as a site in every run by its plan that the SuperLink at HOST:PORT leads, until this process is ended.
 
-    `work` and `memory` are its own folders, `key` and `authority` files; `public` holds the images that all
-    sites label, if the plan agrees on any. `Problems` before that if it could not.
+    `premises` says where the site has what it needs, `key` and `authority` are files. `Problems` before that if it
+    could take part in no run.
     """
-    places = {"work": work, "plan": plan, "memory": memory, **({"public": public} if public else {})}
-    premises = Premises(site=site, device=device, **{name: Path(path).resolve() for name, path in places.items()})
+    premises = premises.resolved()
     premises.check()
     mine, root = (None if path is None else Path(path).resolve() for path in (key, authority))
     refuse("site", [f"{path}: there is no such file" for path in (mine, root) if path and not path.is_file()])

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack, get_args
 
 from autofed import census, plans
 from autofed.case import Dataset, disagreements, open_dataset, open_datasets
@@ -17,7 +17,14 @@ from autofed.parallel import Progress, silent
 from autofed.planner import PRESETS, check_memory, follow, graded, make, protect
 from autofed.planner.census import complete
 from autofed.plans import Budget, Device, Plan, Speed
-from autofed.problems import Problems, gathered, refuse
+from autofed.problems import Problems, attempts, gathered, refuse
+from autofed.verbs.options import (
+    NoisedFingerprintKeywords,
+    NoisedFingerprintOptions,
+    PlanKeywords,
+    PlanOptions,
+    takes,
+)
 
 
 def fingerprint(
@@ -35,40 +42,35 @@ def fingerprint(
     """
     found = measure(open_dataset(site), processes=processes, progress=progress)
     if speed:
-        found = found.with_speed(_speed(found, Budget(device=_device(device))))
+        found = found.with_speed(_measured_speed(found, Budget(device=_device_here(device))))
     if output is not None:
         found.save(Path(output))
     return found
 
 
+@takes(NoisedFingerprintOptions)
 def noised_fingerprint(
-    site: PathLike,
-    output: PathLike | None = None,
-    *,
-    work: PathLike | None,
-    epsilon: float | None,
-    delta: float | None = None,
-    simulation: bool = False,
-    speed: bool = False,
-    device: str = "auto",
-    processes: int = 1,
-    progress: Progress = silent,
+    site: PathLike, output: PathLike | None = None, **keywords: Unpack[NoisedFingerprintKeywords]
 ) -> Census:
     """What a hospital can hand over for a private plan of `epsilon`: counts with noise, charged to its ledger.
 
-    That is in WORK/<site>. The same again for the same data and promise. Written to `output` if given. `Problems` also
-    if `work` or `epsilon` is missing.
-    """
-    from autofed.verbs.census import take
+    That is in WORK/<site>. The same again for the same data and promise. `Problems` also if `work` or `epsilon` is
+    missing.
 
-    refuse("--private-census", _census_problems(work, epsilon))
-    wanted: dict[str, Any] = {"simulation": simulation, "processes": processes, "progress": progress}
-    found = take(open_dataset(site), str(work), epsilon, delta, **wanted)
-    if speed:
-        found = found.with_speed(_speed(complete(found), Budget(device=_device(device))))
+    Args:
+        site: The site's folder, in nnU-Net's raw layout.
+        output: A JSON file to write it to; nothing is written without.
+        **keywords: The fields of `autofed.verbs.options.NoisedFingerprintOptions`.
+    """
+    options = NoisedFingerprintOptions(**keywords)
+    refuse("--private-census", _census_problems(options.work, options.epsilon))
+    noised = _counted_under_noise(options, open_dataset(site), processes=options.processes, progress=options.progress)
+    if options.speed:
+        budget = Budget(device=_device_here(options.device))
+        noised = noised.with_speed(_measured_speed(complete(noised), budget))
     if output is not None:
-        found.save(Path(output))
-    return found
+        noised.save(Path(output))
+    return noised
 
 
 def _census_problems(work: PathLike | None, epsilon: float | None) -> list[str]:
@@ -80,74 +82,70 @@ def _census_problems(work: PathLike | None, epsilon: float | None) -> list[str]:
     return problems
 
 
-def plan(
-    sources: Sequence[PathLike],
-    output: PathLike | None = None,
-    *,
-    hours: float | None = None,
-    memory_gb: float | None = None,
-    device: str = "auto",
-    algorithm: str | None = None,
-    configuration: str = "auto",
-    preset: str | None = None,
-    like: PathLike | None = None,
-    settings: Mapping[str, Any] | None = None,
-    epsilon: float | None = None,
-    delta: float | None = None,
-    even_if_hopeless: bool = False,
-    private_census: bool = False,
-    work: PathLike | None = None,
-    simulation: bool = False,
-    prior: PathLike | None = None,
-    processes: int = 1,
-    progress: Progress = silent,
-) -> Plan:
+@takes(PlanOptions)
+def plan(sources: Sequence[PathLike], output: PathLike | None = None, **keywords: Unpack[PlanKeywords]) -> Plan:
     """The plan for several sites, each given as its folder or as the fingerprint it handed over.
 
     `hours` is for all sites together on this machine, and for each at the same time if it handed over the speed of its
-    own; without it a CPU gets one hour and an accelerator nnU-Net's full training. The `preset` is the network
-    of the algorithm (dcfed has its own) or else nnU-Net's plain one, unless it is named; `memory_gb` defaults to what
-    it was made for. `settings` maps fields of the plan to values set by hand. `like` is a run or a plan whose weights
-    shall go on being trained at these sites: then grid, network and recipe are those of that plan, and so is
-    the `algorithm` unless one is named; else the planner chooses it. `epsilon` and `delta` are the promise to every
-    patient: network, steps and privacy parameters are planned for it, and refused where hardly anything would be,
-    unless that is wanted (`even_if_hopeless`). Where the settings name a mechanism, it is only calibrated (see
-    `change`). With `private_census` the folders are counted under noise, charged to the sites' ledgers in `work` (those
-    of a `simulation` count for nobody). Where noised fingerprints do not tell enough, the plan `prior` does. `Problems`
-    names everything at once.
-    """
-    from autofed import algorithms
-    from autofed.federation.server import refuse_idle
+    own; without it a CPU gets one hour and an accelerator nnU-Net's full training. A `device` that is not here is
+    planned for without hours, or with the speed that its sites handed over or that is given. `like` is a run or a plan
+    whose weights shall go on being trained at these sites: then grid, network and recipe are those of that plan, and
+    so is the `algorithm` unless one is named. With `epsilon` network, steps and privacy parameters are planned for the
+    promise, and refused where hardly anything would be learned, unless that is wanted (`even_if_hopeless`). Where the
+    settings name a mechanism, it is only calibrated (see `change`). `Problems` names everything at once.
 
-    trusted = (algorithm,) if algorithm else ()
-    by_hand = _names_mechanism(settings or {})
-    promised = {} if by_hand else {"epsilon": epsilon, "delta": delta}
-    guide, _, _, budget, *_ = gathered(
-        "plan",
-        [
-            partial(_guide, like),
-            partial(algorithms.find, algorithm or "fedavg", trusted=trusted),
-            partial(refuse, "--set", plans.unknown_fields(settings or {})),
-            partial(_budget, hours, memory_gb, device, configuration, preset or _preset(algorithm), promised),
-            partial(refuse, "--like", _taken_already(memory_gb, configuration, preset) if like else []),
-            partial(refuse, "--epsilon", _no_promise(epsilon, delta, settings or {})),
-            partial(refuse, "--private-census", _census_problems(work, epsilon) if private_census else []),
-        ],
-    )
-    counting = _noised(work, epsilon, delta, simulation) if private_census else measure
-    merged = _merged(_fingerprints(sources, counting, processes, progress), prior)
-    budget = _measured(budget, merged, guide)
-    if guide:
-        made = follow(merged, guide, str(like), budget, algorithm, even_if_hopeless=even_if_hopeless)
-    else:
-        made = make(merged, budget, algorithm, even_if_hopeless=even_if_hopeless)
-    if settings:
-        made = change(made, None, settings, epsilon=epsilon if by_hand else None, delta=delta if by_hand else None)
-    chosen = algorithms.make(made.agreement.algorithm, trusted=trusted)
-    refuse_idle(made.agreement.server, chosen, made.agreement.algorithm.name)
+    Args:
+        sources: Folders of sites in nnU-Net's raw layout, folders that hold such in `sites`, or fingerprints.
+        output: A JSON file to write the plan to; nothing is written without.
+        **keywords: The fields of `autofed.verbs.options.PlanOptions`.
+    """
+    options = PlanOptions(**keywords)
+    guide, budget = _checked(options)
+    merged = _merged(_fingerprints(sources, options), options.prior)
+    made = _planned(merged, guide, _with_speeds(budget, merged, guide), options)
+    _refuse_idle(made, options.algorithm)
     if output is not None:
         made.save(Path(output))
     return made
+
+
+def _checked(options: PlanOptions) -> tuple[Plan | None, Budget]:
+    """The plan to follow, if there is one, and the budget; `Problems` with all that is wrong with the options."""
+    from autofed import algorithms
+
+    settings, named = options.by_hand, options.algorithm
+    with attempts("plan") as attempt:
+        guide = attempt(_guide, options.like)
+        attempt(algorithms.find, named or "fedavg", trusted=(named,) if named else ())
+        attempt(refuse, "--set", plans.unknown_fields(settings))
+        budget = attempt(_budget, options)
+        attempt(refuse, "--like", _taken_already(options) if options.like else [])
+        attempt(refuse, "--epsilon", _no_promise(options.epsilon, options.delta, settings))
+        missing = _census_problems(options.work, options.epsilon) if options.private_census else []
+        attempt(refuse, "--private-census", missing)
+    return guide, budget
+
+
+def _planned(merged: Fingerprint, guide: Plan | None, budget: Budget, options: PlanOptions) -> Plan:
+    """The plan by the planner's rules, then with what is set by hand."""
+    hopeless = options.even_if_hopeless
+    if guide:
+        made = follow(merged, guide, str(options.like), budget, options.algorithm, even_if_hopeless=hopeless)
+    else:
+        made = make(merged, budget, options.algorithm, even_if_hopeless=hopeless)
+    if not options.by_hand:
+        return made
+    calibrated = (options.epsilon, options.delta) if _names_mechanism(options.by_hand) else (None, None)
+    return change(made, None, options.by_hand, epsilon=calibrated[0], delta=calibrated[1])
+
+
+def _refuse_idle(made: Plan, named: str | None) -> None:
+    """`Problems` if the server's step does nothing under the algorithm; one that is named may be from elsewhere."""
+    from autofed import algorithms
+    from autofed.federation.server import refuse_idle
+
+    chosen = algorithms.make(made.agreement.algorithm, trusted=(named,) if named else ())
+    refuse_idle(made.agreement.server, chosen, made.agreement.algorithm.name)
 
 
 def change(
@@ -250,54 +248,95 @@ def _preset(algorithm: str | None) -> str:
         return "plain"
 
 
-def _taken_already(memory_gb: float | None, configuration: str, preset: str | None) -> list[str]:
+def _taken_already(options: PlanOptions) -> list[str]:
     """What cannot be asked for where the network is given."""
-    asked = {"memory": memory_gb is not None, "configuration": configuration != "auto", "preset": preset is not None}
+    asked = {
+        "memory": options.memory_gb is not None,
+        "configuration": options.configuration != "auto",
+        "preset": options.preset is not None,
+    }
     return [
         f"--{name} was asked for, but grid and network are those of the plan that is followed; leave out one of both"
-        for name, wanted in asked.items()
-        if wanted
+        for name, is_asked in asked.items()
+        if is_asked
     ]
 
 
-def _device(wanted: str) -> Device:
+def _device_here(name: str) -> Device:
     from autofed.devices import pick_device
 
-    return pick_device(wanted)
+    return pick_device(name)
 
 
-def _budget(
-    hours: float | None,
-    memory_gb: float | None,
-    device: str,
-    configuration: str,
-    preset: str,
-    promised: Mapping[str, float | None],
-) -> Budget:
+def _is_here(device: Device) -> bool:
+    try:
+        return _device_here(device) == device
+    except Problems:
+        return False
+
+
+def _budget(options: PlanOptions) -> Budget:
     """What was asked for; memory that the preset was made for, if none was given."""
-    wanted: dict[str, Any] = {"device": _device(device), "configuration": configuration, "preset": preset}
-    wanted |= {name: value for name, value in promised.items() if value is not None and 0 < value < math.inf}
-    if hours is not None:
-        wanted["hours"] = hours
-    if memory_gb is not None:
-        wanted["memory_gb"] = memory_gb
+    preset = options.preset or _preset(options.algorithm)
+    speed = None if options.speed is None else _given_speed(options.speed, options.device)
+    # a device that is named need not be here: see `_with_speeds`
+    is_known = speed or options.device in get_args(Device)
+    device = speed.device if speed else options.device if is_known else _device_here(options.device)
+    asked: dict[str, Any] = {"device": device, "configuration": options.configuration, "preset": preset}
+    if not _names_mechanism(options.by_hand):
+        promised = {"epsilon": options.epsilon, "delta": options.delta}
+        asked |= {name: value for name, value in promised.items() if value is not None and 0 < value < math.inf}
+    if options.hours is not None:
+        asked["hours"] = options.hours
+    if options.memory_gb is not None:
+        asked["memory_gb"] = options.memory_gb
     elif preset in PRESETS:
-        wanted["memory_gb"] = PRESETS[preset].memory_gb
-    return Budget.parse(wanted, "the budget")
+        asked["memory_gb"] = PRESETS[preset].memory_gb
+    return Budget.parse(asked, "the budget").model_copy(update={"speed": speed})
 
 
-def _measured(budget: Budget, merged: Fingerprint, guide: Plan | None = None) -> Budget:
-    """With the speeds that sites handed over, and this machine's if it has to train the others.
+def _given_speed(given: PathLike | Speed, device: str) -> Speed:
+    """A speed that was not measured here: a record, or a file with one."""
+    speed = given if isinstance(given, Speed) else Speed.load(Path(given))
+    fits = device in ("auto", speed.device)
+    refuse("--speed", [] if fits else [f"it is that of {speed.device}, but --device is {device}; leave one out"])
+    return speed
 
-    Where a CPU trains and no hours were asked for, one hour.
+
+def _with_speeds(budget: Budget, merged: Fingerprint, guide: Plan | None = None) -> Budget:
+    """With the speeds that sites handed over, and the one given or this machine's for those that did not.
+
+    Where a CPU trains and no hours were asked for, one hour. A device that is not here is not measured, and only a
+    training as long as nnU-Net's can be planned for it then.
     """
     speeds = {name: site.speed for name, site in merged.sites.items() if site.speed}
-    here = None if len(speeds) == len(merged.sites) else _speed(merged, budget, guide)
-    budget = budget.model_copy(update={"site_speeds": speeds, "speed": here})
+    rest = [name for name in merged.sites if name not in speeds]
+    here = budget.speed
+    if rest and here is None:
+        if _is_here(budget.device):
+            here = _measured_speed(merged, budget, guide)
+        else:
+            refuse("--hours", [] if budget.hours is None else [_unknown_speed(budget, rest)])
+    budget = budget.model_copy(update={"site_speeds": speeds, "speed": here if rest else None})
     return budget.model_copy(update={"hours": 1.0}) if budget.hours is None and "cpu" in budget.devices else budget
 
 
-def _speed(found: Fingerprint, budget: Budget, guide: Plan | None = None) -> Speed:
+def _unknown_speed(budget: Budget, sites: Sequence[str]) -> str:
+    return (
+        f"{budget.device} is not here, so its speed cannot be measured, and {budget.hours:g} h cannot be divided into "
+        f"steps for {', '.join(sites)}; hand over fingerprints that were made there with `autofed fingerprint SITE "
+        f"--speed`, or write its speed into a file, --speed speed.json, as {SPEED_BY_HAND}; without --hours the plan "
+        "is for nnU-Net's full training"
+    )
+
+
+SPEED_BY_HAND = (
+    '{"device": "cuda", "precision": "bfloat16", "seconds_per_step": 0.01, "seconds_per_gigaelement": 0.01, '
+    '"seconds_per_teraflop": 0.05, "seconds_per_megavoxel": 0.02}'
+)
+
+
+def _measured_speed(found: Fingerprint, budget: Budget, guide: Plan | None = None) -> Speed:
     """The speed of this machine on patches such as the plan will have, flat or not."""
     from autofed import speed
 
@@ -320,31 +359,32 @@ def _merged(found: Sequence[Fingerprint | Census], prior: PathLike | None) -> Fi
     return complete(census.merge(noised), plans.load(prior) if prior else None, str(prior)) if noised else merge(opened)
 
 
-def _noised(
-    work: PathLike | None, epsilon: float | None, delta: float | None, simulation: bool
-) -> Callable[..., Census]:
-    """How the folders are counted under noise."""
+def _counted_under_noise(
+    options: PlanOptions | NoisedFingerprintOptions, dataset: Dataset, *, processes: int, progress: Progress
+) -> Census:
     from autofed.verbs.census import take
 
-    def counting(dataset: Dataset, **wanted: Any) -> Census:
-        return take(dataset, str(work), epsilon, delta, simulation=simulation, **wanted)
+    return take(
+        dataset, str(options.work), options.epsilon, options.delta, simulation=options.simulation,
+        processes=processes, progress=progress,
+    )  # fmt: skip
 
-    return counting
 
-
-def _fingerprints(
-    sources: Sequence[PathLike], counting: Callable[..., Fingerprint | Census], processes: int, progress: Progress
-) -> list[Fingerprint | Census]:
+def _fingerprints(sources: Sequence[PathLike], options: PlanOptions) -> list[Fingerprint | Census]:
     """Fingerprints as they are, folders measured; the folders are checked against each other first, all at once."""
     if not sources:
         raise Problems("plan", ["no site was given; name the sites' folders or their fingerprints"])
     records = [Path(s) for s in sources if Path(s).suffix == ".json" and Path(s).is_file()]
     folders = [s for s in sources if Path(s) not in records]
-    reading = [partial(_load, path) for path in records]
-    *ready, datasets = gathered("the sites", [*reading, partial(open_datasets, folders)])
+    with attempts("the sites' data") as attempt:
+        ready = [attempt(_load, path) for path in records]
+        datasets = attempt(open_datasets, folders)
     declared = {", ".join(f.sites): f.declaration for f in ready} | {d.name: d.declaration() for d in datasets}
     refuse("the sites", disagreements(declared))
-    measuring = [partial(counting, dataset, processes=processes, progress=progress) for dataset in datasets]
+    counting: Callable[..., Fingerprint | Census] = measure
+    if options.private_census:
+        counting = partial(_counted_under_noise, options)
+    measuring = [partial(counting, d, processes=options.processes, progress=options.progress) for d in datasets]
     return ready + gathered("the sites' data", measuring)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial, reduce
 from pathlib import Path
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -13,52 +14,73 @@ from autofed.devices import pick_device
 from autofed.files import PathLike
 from autofed.images import PICTURE_SLICE_MM
 from autofed.images import Geometry as FileGeometry
-from autofed.inference import Prediction, Predictor
-from autofed.parallel import Progress, silent
+from autofed.inference import Member, Prediction, Predictor
 from autofed.plans import Plan
 from autofed.postprocessing import NOTHING, Postprocessing
 from autofed.predictions import Predictions
 from autofed.problems import Problems, refuse
 from autofed.runs import Run
+from autofed.verbs.options import PredictKeywords, PredictOptions, takes
 
 
+@takes(PredictOptions)
 def predict(
     runs: PathLike | Sequence[PathLike],
-    images: PathLike | np.ndarray,
+    images: PathLike | np.ndarray | Any,
     output: PathLike | None = None,
-    *,
-    spacing_mm: Sequence[float] | None = None,
-    model: str | None = None,
-    folds: Sequence[str] = (),
-    postprocessing: bool = True,
-    mirroring: bool = True,
-    save_probabilities: bool = False,
-    device: str = "auto",
-    progress: Progress = silent,
+    **keywords: Unpack[PredictKeywords],
 ) -> Prediction | list[Path]:
     """Labels and uncertainty for new scans by the ensemble of one or more runs.
 
-    `images` is an array (channels first; Z, Y, X or Y, X after it, the channel axis may be left out if there is one
-    channel) with its `spacing_mm` (z, y, x): gives a `Prediction`. Or it is a folder or a file: writes labels, maps
-    and a JSON per case to `output`, and gives the JSON files. Cases that were predicted before by the same weights
-    are left as they are. The ensemble is that of `Run.members`: without `folds` the training on all patients, or else
-    every fold that was trained. `postprocessing` is what the runs found to help on held-out cases. `Problems`, before
-    anything is written, if a scan or a file of somebody else would be written over.
+    Cases that were predicted before by the same weights are left as they are. The ensemble is that of `Run.members`.
+    `Problems`, before anything is written, if a scan or a file of somebody else would be written over.
+
+    Args:
+        runs: A run's folder, or several, whose models vote together.
+        images: An array (channels first; Z, Y, X or Y, X after it; the channel axis may be left out if there is one
+            channel) with its `spacing_mm`, or an image that nibabel has loaded: gives a `Prediction`, whose maps are
+            (Z, Y, X). Or a folder or a file: writes labels, maps and a JSON per case, and gives the JSON files.
+        output: The folder that these are written to.
+        **keywords: The fields of `autofed.verbs.options.PredictOptions`.
     """
+    options = PredictOptions(**keywords)
     folders = [Run(r) for r in ([runs] if isinstance(runs, Path | str) else runs)]
-    members = [member for folder in folders for member in folder.members(model, folds)]
+    members = [member for folder in folders for member in folder.members(options.model, options.folds)]
     refuse("predict", [] if members else ["no run was given; name at least one"])
-    found = reduce(Postprocessing.and_, [folder.postprocessing() for folder in folders]) if postprocessing else NOTHING
-    load = partial(Predictor, members, device=pick_device(device), mirroring=mirroring, postprocessing=found)
-    if isinstance(images, np.ndarray):
-        case = _case_of(images, spacing_mm, members[0].plan)
-        return load().predict(case, probabilities=save_probabilities)
+    load = partial(_predictor, members, folders, options)
+    if not isinstance(images, Path | str):
+        array, spacing = _array_of(images, options.spacing_mm)
+        case = _case_of(array, spacing, members[0].plan)
+        return load().predict(case, probabilities=options.save_probabilities)
     if output is None:
-        raise Problems("predict", ["images in files need an output folder"])
+        raise Problems("predict", ["images in files need an output folder; name one, or hand over an array"])
     cases = find_images(Path(images), len(members[0].plan.agreement.channels))
-    folder = Predictions(output, probabilities=save_probabilities)
+    folder = Predictions(output, probabilities=options.save_probabilities)
     folder.refuse_clashes(cases)
-    return folder.fill(cases, load(), folders, model, progress)
+    return folder.fill(cases, load(), folders, options.model, options.progress)
+
+
+def _predictor(members: Sequence[Member], folders: Sequence[Run], options: PredictOptions) -> Predictor:
+    helps = NOTHING
+    if options.postprocessing:
+        helps = reduce(Postprocessing.and_, [folder.postprocessing() for folder in folders])
+    device = pick_device(options.device)
+    return Predictor(members, device=device, mirroring=options.mirroring, postprocessing=helps)
+
+
+def _array_of(image: Any, spacing_mm: Sequence[float] | None) -> tuple[np.ndarray, Sequence[float] | None]:
+    """The voxels of an image in memory, and its spacing (z, y, x): of an array as given, of nibabel's its own."""
+    if isinstance(image, np.ndarray):
+        return image, spacing_mm
+    if not (hasattr(image, "dataobj") and hasattr(image, "affine")):  # not an image of nibabel, either
+        kind = f"{type(image).__module__}.{type(image).__qualname__}"
+        found = f"found a {kind}; expected an array of numpy, an image that nibabel loaded, a file or a folder"
+        raise Problems("predict", [found])
+    if spacing_mm is not None:
+        raise Problems("predict", ["an image of nibabel has a spacing of its own; leave out spacing_mm"])
+    voxels = np.asarray(image.dataobj, dtype=np.float32)
+    lengths = np.linalg.norm(np.asarray(image.affine, dtype=float)[:3, :3], axis=0)
+    return voxels.T, [float(length) for length in reversed(lengths)]
 
 
 def _case_of(array: np.ndarray, spacing_mm: Sequence[float] | None, made: Plan) -> Case:

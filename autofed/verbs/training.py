@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from autofed import algorithms, plans
-from autofed.batches import Feeder, Workers
+from autofed.batches import Feeder
 from autofed.devices import pick_device
 from autofed.exchange import Arrays
 from autofed.federation.premises import ledger_path, open_data, open_public_of, run_of, workers_for
 from autofed.federation.server import refuse_idle
 from autofed.files import PathLike
 from autofed.network import build, load_weights
-from autofed.parallel import Progress, silent
 from autofed.plans import Plan
 from autofed.prepared import Store
 from autofed.privacy.ledger import PrivacyLedger
@@ -27,91 +26,122 @@ from autofed.verbs import starts
 from autofed.verbs.coordinator import Coordinator
 from autofed.verbs.folds import POOLED, Folds, StepCounter
 from autofed.verbs.labelling import own_plans, public_folder, with_public
+from autofed.verbs.options import TrainKeywords, TrainOptions, takes
 
 CROSS_VALIDATION = "cv"
 
 
-def train(
-    plan: PathLike | Plan,
-    work: PathLike | None,
-    run: PathLike,
-    *,
-    algorithm: str | None = None,
-    public: PathLike | None = None,
-    site_plans: Mapping[str, PathLike | Plan] | None = None,
-    rounds: int | None = None,
-    folds: Sequence[str] = (ALL,),
-    init: PathLike | None = None,
-    resume: bool = False,
-    device: str = "auto",
-    workers: Workers | None = None,
-    simulation: bool = False,
-    connection: str | None = None,
-    progress: Progress = silent,
-    say: Callable[[str], None] = lambda _: None,
-) -> Run:
-    """Train all sites of a plan on this machine, from the prepared data in `work`, into the folder `run`.
+@takes(TrainOptions)
+def train(plan: PathLike | Plan, work: PathLike | None, run: PathLike, **keywords: Unpack[TrainKeywords]) -> Run:
+    """Train all sites of a plan, from the prepared data in `work`, into the folder `run`.
 
-    `folds` are "all" (nobody is held out), numbers of parts of the patients that each site holds out, or "cv" for all
-    five, one training after another. With `resume` an interrupted run goes on after its last finished round, with the
-    same weights as if it had not been interrupted; with more `rounds` than before a run goes on for longer. `init` is
-    a run or a file of weights to start from. `workers` make the patches: 0 for none beside the training itself,
-    "thread" for one thread, or so many processes; by default a thread on a CPU and processes elsewhere. `Problems`
-    before any training if the plan, the prepared data and the run do not fit each other, or if the plan's privacy is
-    not what it promises. In a `simulation` the sites' own ledgers are left alone: the run has its own, marked as such.
-
-    `public` is a folder of public images for an algorithm that labels them; the plan agrees on them by digest. With
-    such an algorithm sites may have `site_plans`, with networks and grids of their own.
+    With `resume` an interrupted run goes on after its last finished round, with the same weights as if it had not been
+    interrupted; with more `rounds` than before a run goes on for longer. `Problems` before any training if the plan,
+    the prepared data and the run do not fit each other, or if the plan's privacy is not what it promises. In a
+    `simulation` the sites' own ledgers are left alone: the run has its own, marked as such.
 
     With `connection`, the name of a SuperLink in Flower's configuration, the sites are on machines of their own and
     `work` is None; `say` is told what the SuperLink says.
+
+    Args:
+        plan: The plan, or its file.
+        work: The folder of the prepared data of every site; None with a `connection`.
+        run: The folder that the run is kept in.
+        **keywords: The fields of `autofed.verbs.options.TrainOptions`.
     """
-    folder, trusted = Run(run), (algorithm,) if algorithm and not connection else ()
-    made = _with_choices(plan if isinstance(plan, Plan) else plans.load(plan), algorithm, None)
-    shown = public_folder(folder, public)
-    made = with_public(made, trusted, shown, folder)
-    extended = resume and folder.exists and rounds is not None
-    made = _extended(folder, made, rounds or 0) if extended else _with_choices(made, None, rounds)
-    chosen, wanted = algorithms.make(made.agreement.algorithm, trusted), _numbered(folds)
-    refuse_idle(made.agreement.server, chosen, made.agreement.algorithm.name)
-    gathers = chosen.gathers
-    here = (device, workers, simulation)
-    refuse("train", _misplaced(connection, work, gathers=gathers, folds=wanted, here=here))
-    own = own_plans(folder, made, site_plans or {}, is_labelling=chosen.labels_public)
-    refuse("train", [*_misplaced_labels(chosen, made, public, init, own, connection), *_unfit(chosen, made, own)])
-    stores = {} if work is None else _stores(Path(work), made, own)
-    _refuse_other_run(folder, folder.plan() if extended else made, resume, init, simulation)
-    names = (POOLED,) if gathers else tuple(sorted(made.agreement.patients))
-    identity = _identity(folder, names, simulation, shown)
-    picked = "cpu" if work is None else pick_device(device)
-    pictures = None if work is None else open_public_of(made, shown, Path(work))
-    coordinator = Coordinator(folder, made, chosen, identity, pictures, picked)
-    train_fold: Callable[[str], None]
-    until_the_end: AbstractContextManager = nullcontext()
-    if work is None:
-        from autofed.verbs import hospitals
-
-        train_fold = partial(hospitals.submit, coordinator, connection=str(connection), say=say, progress=progress)
+    job = _job(plan, None if work is None else Path(work), Run(run), TrainOptions(**keywords))
+    if job.work is None:
+        _train_at_sites(job)
     else:
-        feeder = until_the_end = Feeder(workers_for(made, picked) if workers is None else workers)
-        counter = StepCounter(made, len(wanted), progress, own)
-        course = Folds(coordinator, stores, Path(work), picked, feeder, trusted, counter, simulation, shown, own)
-        course.check(wanted)
-        train_fold = course.train
-    _begin(coordinator, None if init is None else Path(init), wanted, work, extended=extended)
-    for site, its in own.items():
-        its.save(folder.folder / "sites" / site / "plan.json")
-    with until_the_end:
-        for fold in wanted:
-            train_fold(fold)
-    return folder
+        _train_here(job, job.work)
+    return job.run
 
 
-def _misplaced(
-    connection: str | None, work: PathLike | None, *, gathers: bool, folds: Sequence[str], here: tuple[str, Any, bool]
-) -> list[str]:
+@dataclass(frozen=True)
+class _Job:
+    """What is to be trained, once plan, data and run are known to fit each other.
+
+    `folds` are those asked for by their names, `public` is the folder of public images and `own` holds the plans of
+    sites with a network or grid of their own, if there are such. `longer` says that the run goes on for more rounds.
+    """
+
+    run: Run
+    plan: Plan
+    work: Path | None
+    algorithm: algorithms.Algorithm
+    folds: Sequence[str]
+    options: TrainOptions
+    public: Path | None
+    own: Mapping[str, Plan]
+    stores: Mapping[str, Store]
+    longer: bool
+
+    def coordinator(self, device: str = "cpu") -> Coordinator:
+        """The coordinator of this training; it trains a student on the device, where labels are shared."""
+        names = (POOLED,) if self.algorithm.gathers else tuple(sorted(self.plan.agreement.patients))
+        identity = _identity(self.run, names, self.options.simulation, self.public)
+        images = None if self.work is None else open_public_of(self.plan, self.public, self.work)
+        return Coordinator(self.run, self.plan, self.algorithm, identity, images, device)
+
+    def begin(self, coordinator: Coordinator) -> None:
+        """Make the folder a run, if it is none yet, with the sites' own plans."""
+        init = None if self.options.init is None else Path(self.options.init)
+        _begin(coordinator, init, self.folds, self.work, extended=self.longer)
+        for site, its in self.own.items():
+            its.save(self.run.folder / "sites" / site / "plan.json")
+
+
+def _job(plan: PathLike | Plan, work: Path | None, run: Run, options: TrainOptions) -> _Job:
+    """`Problems` if the plan, the data, the run and what was asked for do not fit each other."""
+    trusted = _trusted(options)
+    made = _with_choices(plan if isinstance(plan, Plan) else plans.load(plan), options.algorithm, None)
+    public = public_folder(run, options.public)
+    made = with_public(made, trusted, public, run)
+    longer = options.resume and run.exists and options.rounds is not None
+    made = _extended(run, made, options.rounds or 0) if longer else _with_choices(made, None, options.rounds)
+    chosen, folds = algorithms.make(made.agreement.algorithm, trusted), _numbered(options.folds)
+    refuse_idle(made.agreement.server, chosen, made.agreement.algorithm.name)
+    refuse("train", _misplaced(work, options, gathers=chosen.gathers, folds=folds))
+    own = own_plans(run, made, options.site_plans or {}, is_labelling=chosen.labels_public)
+    refuse("train", [*_misplaced_labels(chosen, made, options, own), *_unfit(chosen, made, own)])
+    stores = {} if work is None else _stores(work, made, own)
+    _refuse_other_run(run, run.plan() if longer else made, options)
+    return _Job(run, made, work, chosen, folds, options, public, own, stores, longer)
+
+
+def _trusted(options: TrainOptions) -> tuple[str, ...]:
+    """The algorithm that was named here may be from elsewhere, where all sites train on this machine."""
+    return (options.algorithm,) if options.algorithm and not options.connection else ()
+
+
+def _train_here(job: _Job, work: Path) -> None:
+    options, device = job.options, pick_device(job.options.device)
+    coordinator = job.coordinator(device)
+    feeder = Feeder(workers_for(job.plan, device) if options.workers is None else options.workers)
+    counter = StepCounter(job.plan, len(job.folds), options.progress, job.own)
+    course = Folds(
+        coordinator, job.stores, work, device, feeder, _trusted(options), counter, options.simulation, job.public,
+        job.own,
+    )  # fmt: skip
+    course.check(job.folds)
+    job.begin(coordinator)
+    with feeder:
+        for fold in job.folds:
+            course.train(fold)
+
+
+def _train_at_sites(job: _Job) -> None:
+    from autofed.verbs import hospitals
+
+    options, coordinator = job.options, job.coordinator()
+    job.begin(coordinator)
+    for fold in job.folds:
+        hospitals.submit(coordinator, fold, str(options.connection), options.say, options.progress)
+
+
+def _misplaced(work: Path | None, options: TrainOptions, *, gathers: bool, folds: Sequence[str]) -> list[str]:
     """What is asked for here but belongs elsewhere: data lies on this machine, or at sites behind a connection."""
-    if connection is None:
+    if options.connection is None:
         missing = "WORK, the prepared data of every site, is missing; name it, or write --connection for sites on "
         return [f"{missing}machines of their own"] if work is None else []
     problems = []
@@ -122,7 +152,7 @@ def _misplaced(
     if len(folds) > 1:
         problems.append(f"over --connection one fold is trained at a time, found {', '.join(folds)}; write one --fold, "
                         "then --resume with the next")  # fmt: skip
-    if here != ("auto", None, False):
+    if options.device != "auto" or options.workers is not None or options.simulation:
         problems.append(
             "over --connection every site has its own device, workers and ledger; leave out --device, --workers and "
             "--simulation"
@@ -131,23 +161,18 @@ def _misplaced(
 
 
 def _misplaced_labels(
-    chosen: algorithms.Algorithm,
-    made: Plan,
-    public: PathLike | None,
-    init: PathLike | None,
-    own: Mapping[str, Plan],
-    connection: str | None,
+    chosen: algorithms.Algorithm, made: Plan, options: TrainOptions, own: Mapping[str, Plan]
 ) -> list[str]:
     """What is asked for that does not go with an algorithm that labels public images, or goes with no other."""
     name = made.agreement.algorithm.name
     if not chosen.labels_public:
-        asked = [("--public", public), ("--site-plan", own)]
+        asked = [("--public", options.public), ("--site-plan", own)]
         return [f"{option} is for sites that label public images; {name} shares weights" for option, given in asked
                 if given]  # fmt: skip
     problems = []
-    if init is not None:
+    if options.init is not None:
         problems.append(f"with {name} every site starts from weights of its own, which no other has; leave --init out")
-    if own and connection is not None:
+    if own and options.connection is not None:
         problems.append("over --connection every site has its own copy of the plan; leave --site-plan out")
     return problems
 
@@ -280,17 +305,17 @@ def _stores(work: Path, made: Plan, own: Mapping[str, Plan]) -> dict[str, Store]
     )
 
 
-def _refuse_other_run(folder: Run, made: Plan, resume: bool, init: PathLike | None, simulation: bool) -> None:
+def _refuse_other_run(folder: Run, made: Plan, options: TrainOptions) -> None:
     if not folder.exists:
         folder.refuse_foreign()
         return
     problems = []
-    if not resume:
+    if not options.resume:
         problems.append("there is a run already; add --resume to go on with it, or give another folder")
     elif folder.plan().without_reasons() != made.without_reasons():
         problems.append(_ANOTHER_PLAN)
-    if folder.identity().simulation != simulation:
+    if folder.identity().simulation != options.simulation:
         problems.append(_OTHER_LEDGERS[folder.identity().simulation])
-    if resume and init is not None:
+    if options.resume and options.init is not None:
         problems.append("the run has begun, so --init comes too late; leave it out, or give another folder")
     refuse(str(folder.folder), problems)
