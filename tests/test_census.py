@@ -344,7 +344,7 @@ def test_a_spoiled_record_is_refused(tmp_path, spoil, says):
 
 @pytest.fixture
 def settled(monkeypatch):
-    monkeypatch.setattr("autofed.verbs.planning._speed", lambda *_: SPEED)
+    monkeypatch.setattr("autofed.verbs.planning._measured_speed", lambda *_: SPEED)
     return {"hours": 0.01, "device": "cpu", "settings": {"privacy.mechanism": "dp-sgd"}}
 
 
