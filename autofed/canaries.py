@@ -19,15 +19,14 @@ from scipy.ndimage import gaussian_filter
 from autofed.batches import STRAIGHT, draw_patch
 from autofed.devices import arithmetic, place
 from autofed.exchange import Arrays
-from autofed.fit import Fitted, fit
+from autofed.fit import Compute, Schedule, fit
 from autofed.labels import Labels
 from autofed.loss import make_loss
 from autofed.network import build, let_drop, load_weights, weights_of
 from autofed.plans import Plan
 from autofed.prepared import Store
-from autofed.privacy import ADAPTATION, Draw, Gradient, Mechanism
-from autofed.privacy.audit import Trial
-from autofed.privacy.chance import SECRET_BYTES
+from autofed.privacy import Draw, Gradient, Mechanism
+from autofed.privacy.audit import Trial, releases
 from autofed.privacy.events import Event
 
 _BLOCKS = 4
@@ -113,7 +112,8 @@ def attack(
     included = generator.random(len(canaries.patients)) < 0.5
     absent = frozenset(name for name, there in zip(sorted(canaries.patients), included, strict=True) if not there)
     events: list[Event] = []
-    scores = score(_rounds(plan, mechanism, absent, canaries, steps, generator, events, device, on_step))
+    training = _Training(plan, canaries, absent, steps, Compute(device, on_step=on_step), start(plan))
+    scores = score(_rounds(training, mechanism, generator, events))
     return Trial(scores, included, tuple(events))
 
 
@@ -147,56 +147,43 @@ def start(plan: Plan) -> dict[str, np.ndarray]:
 
 
 def _rounds(
-    plan: Plan,
-    mechanism: Mechanism,
-    absent: frozenset[str],
-    canaries: Canaries,
-    steps: int,
-    generator: np.random.Generator,
-    events: list[Event],
-    device: str,
-    on_step: Callable[[], None],
+    training: _Training, mechanism: Mechanism, generator: np.random.Generator, events: list[Event]
 ) -> Iterator[Arrays]:
     """The weights after each round; what it cost is added to `events`."""
-    weights: Arrays = start(plan)
-    momentum: Arrays = {}
-    for round in range(1, plan.agreement.training.rounds + 1):
-        keyed = mechanism.keyed(generator.bytes(SECRET_BYTES))
-        events += keyed.cost(steps)
-        fitted = _fit(plan, keyed, absent, canaries, weights, momentum, round, steps, device, on_step)
-        released = keyed.release({"update": fitted.update(weights)})
-        weights = {name: array + released["update"][name] for name, array in weights.items()}
-        yield weights
-        momentum = fitted.momentum if plan.local.training.keep_momentum else {}
-        mechanism = mechanism.adapt(released[ADAPTATION]) if ADAPTATION in released else mechanism
+    rounds = training.plan.agreement.training.rounds
+    for update, cost in releases(mechanism, rounds, training.steps, generator, training.update):
+        events += cost
+        training.weights = {name: array + update[name] for name, array in training.weights.items()}
+        yield training.weights
 
 
-def _fit(
-    plan: Plan,
-    mechanism: Mechanism,
-    absent: frozenset[str],
-    canaries: Canaries,
-    weights: Arrays,
-    momentum: Arrays,
-    round: int,
-    steps: int,
-    device: str,
-    on_step: Callable[[], None],
-) -> Fitted:
-    """A round of a site, as it trains."""
-    return fit(
-        weights,
-        canaries,
-        plan.local,
-        cast(Mechanism, _Without(mechanism, absent)),
-        steps=steps,
-        rate=lambda done: plan.agreement.training.rate_at(round - 1 + done),
-        seed=(plan.local.training.seed, round),
-        momentum=momentum,
-        labels=Labels.of(plan.agreement),
-        device=device,
-        on_step=on_step,
-    )
+@dataclass
+class _Training:
+    """A site that trains on the canaries that are in, with the weights and the momentum that it has come to."""
+
+    plan: Plan
+    canaries: Canaries
+    absent: frozenset[str]
+    steps: int
+    compute: Compute
+    weights: Arrays
+    momentum: Arrays = field(default_factory=dict)
+
+    def update(self, mechanism: Mechanism, round: int) -> Arrays:
+        """What a round of the site, as it trains, makes of the weights; less those before."""
+        rounds, training = self.plan.agreement.training, self.plan.local.training
+        fitted = fit(
+            self.weights,
+            self.canaries,
+            self.plan.local,
+            cast(Mechanism, _Without(mechanism, self.absent)),
+            Schedule(self.steps, lambda done: rounds.rate_at(round - 1 + done), (training.seed, round)),
+            momentum=self.momentum,
+            labels=Labels.of(self.plan.agreement),
+            compute=self.compute,
+        )
+        self.momentum = fitted.momentum if training.keep_momentum else {}
+        return fitted.update(self.weights)
 
 
 @dataclass(frozen=True)

@@ -58,13 +58,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Release:
-    """A site's answer: `arrays` have passed the site's mechanism, `public` holds only what the server already knows."""
+    """A site's answer: `arrays` have passed the site's mechanism, and nothing else of the site is in it."""
 
     run: str
     round: int
     site: str
     arrays: Groups = field(default_factory=dict)
-    public: Mapping[str, Any] = field(default_factory=dict)
     precisions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -82,6 +81,8 @@ Message = Request | Release | Failure
 _KINDS: dict[str, type] = {"request": Request, "release": Release, "failure": Failure}
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 _GROUPS = {"request": "shared", "release": "arrays", "failure": ""}
+_EMPTY: dict[str, dict[str, Any]] = {"release": {"public": {}}}
+"""Words that mean nothing: they are written as ever, so that the same message stays the same bytes, and not read."""
 _WORDS = {"run": str, "round": int, "since": int, "question": str, "site": str, "code": str, "public": dict}
 
 
@@ -91,7 +92,7 @@ def to_bytes(message: Message) -> bytes:
     apart = (_GROUPS[kind], "precisions")
     words = {name: getattr(message, name) for name in message.__dataclass_fields__ if name not in apart}
     groups, precisions = getattr(message, _GROUPS[kind], {}), getattr(message, "precisions", {})
-    return pack(groups, {"kind": kind, **words}, precisions)
+    return pack(groups, {"kind": kind, **words, **_EMPTY.get(kind, {})}, precisions)
 
 
 def from_bytes(data: bytes) -> Message:
@@ -105,6 +106,7 @@ def from_bytes(data: bytes) -> Message:
     )
     if groups and not _GROUPS[kind]:
         raise Problems("a message", [f"a {kind} carries no arrays, but this one has {', '.join(groups)}"])
+    words = {name: value for name, value in words.items() if name not in _EMPTY.get(kind, {})}
     apart = {_GROUPS[kind]: groups, "precisions": precisions} if _GROUPS[kind] else {}
     try:
         return _KINDS[kind](**words, **apart)

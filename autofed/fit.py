@@ -61,57 +61,93 @@ class Fitted:
         return {name: self.weights[name] - array for name, array in before.items()}
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast a training goes, and by which draws.
+
+    `rate` gives the share of the plan's learning rate when so much of the `steps` is done, from 0 to 1. `seed` names
+    all that is left to chance, unless a private mechanism draws by its secret.
+    """
+
+    steps: int
+    rate: Callable[[float], float]
+    seed: Sequence[int]
+
+
+@dataclass(frozen=True)
+class GradientTerms:
+    """What is added to what the mechanism and the clip make of each gradient: none of it depends on a patient.
+
+    `proximal` times the way from the first weights so far (FedProx), the `correction` (SCAFFOLD), and the bounded
+    gradient of what is learned `beside` the patients (DCFed).
+    """
+
+    proximal: float = 0.0
+    correction: Arrays | None = None
+    beside: Beside | None = None
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What a training runs on.
+
+    `device` is "cpu", "cuda" or "mps". Patches are made by the `feeder`, which may serve many trainings, or by one
+    thread for this one. `on_step` is told of every step.
+    """
+
+    device: str = "cpu"
+    feeder: batches.Feeder | None = None
+    on_step: Callable[[], None] = lambda: None
+
+
 def fit(
     weights: Arrays,
     store: Store,
     local: Local,
     mechanism: Mechanism,
+    schedule: Schedule,
     *,
-    steps: int,
-    rate: Callable[[float], float],
-    seed: Sequence[int],
-    proximal: float = 0.0,
-    correction: Arrays | None = None,
-    beside: Beside | None = None,
+    terms: GradientTerms | None = None,
     momentum: Arrays | None = None,
     labels: Labels | None = None,
-    device: str = "cpu",
-    feeder: batches.Feeder | None = None,
-    on_step: Callable[[], None] = lambda: None,
+    compute: Compute | None = None,
 ) -> Fitted:
-    """Train from `weights` for so many steps on a site's patients.
+    """Train from `weights` on a site's patients.
 
-    `rate` gives the share of the plan's learning rate when so much of these steps is done, from 0 to 1. To what the
-    mechanism and the clip make of each gradient are added `proximal` times the way from `weights` so far (FedProx), the
-    `correction` (SCAFFOLD), and the bounded gradient of what is learned `beside` (DCFed): none of them depends on a
-    patient. The optimiser goes on with `momentum`, or starts anew, since momentum of weights that have since been
-    averaged points elsewhere. `labels` say what the values of the site's label maps mean (see `make_loss`). Patches are
-    made by the `feeder`, which may serve many trainings, or by one thread for this one.
+    Args:
+        weights: What the network starts from, by name.
+        store: The patients, prepared on the plan's grid.
+        local: The site's part of the plan: network and recipe.
+        mechanism: What draws the patients and bounds what they do to a step.
+        schedule: How many steps, at which rates, by which draws.
+        terms: What is added to every gradient and depends on no patient; nothing by default.
+        momentum: What the optimiser goes on with; without it starts anew, since momentum of weights that have since
+            been averaged points elsewhere.
+        labels: What the values of the site's label maps mean (see `make_loss`).
+        compute: The device, who makes the patches, and who is told of every step; a CPU by default.
     """
+    terms, compute, seed = terms or GradientTerms(), compute or Compute(), schedule.seed
     torch.manual_seed(int(np.random.SeedSequence(list(seed)).generate_state(1)[0]))
-    learner = Learner(local.network, local.training, device, labels)
+    learner = Learner(local.network, local.training, compute.device, labels)
     load_weights(learner.module, weights)
-    named = learner.named
-    parameters = list(named.values())
-    optimiser = _optimiser(named, local, momentum or {})
-    feed = batches.stream if feeder is None else feeder.stream
-    pull = _Pull(named, proximal, correction or {})
-    lesson = _Lesson(learner, beside, local.training, feed, seed, steps) if beside and beside.weight else None
-    draws = islice(mechanism.sampler(list(store.patients), seed), steps)
-    losses, rates = [], [local.training.learning_rate * rate(step / steps) for step in range(steps)]
+    parameters = list(learner.named.values())
+    optimiser = _optimiser(learner.named, local, momentum or {})
+    feed = batches.stream if compute.feeder is None else compute.feeder.stream
+    added = _Added(learner, terms, local.training, feed, schedule)
+    draws = islice(mechanism.sampler(list(store.patients), seed), schedule.steps)
+    rates = [local.training.learning_rate * schedule.rate(step / schedule.steps) for step in range(schedule.steps)]
+    losses: list[float] = []
     for step, groups in enumerate(feed(store, draws, local.training, seed)):
         _set_rate(optimiser, rates[step])
-        found: list[float] = []
-        gradients = (learner.gradient(group, found) for group in groups)
+        of_step: list[float] = []
+        gradients = (learner.gradient(group, of_step) for group in groups)
         _apply(parameters, mechanism.step(gradients, parameters), local.training.gradient_clip)
-        pull.add()
-        if lesson:
-            lesson.add()
+        added.add()
         optimiser.step()
-        losses += [float(np.mean(found))] if found else []  # an empty draw has no loss
-        on_step()
-    way = reach(rates, local.training.momentum, local.training.momentum > 0, proximal)
-    carried = _momentum(optimiser, named)
+        losses += [float(np.mean(of_step))] if of_step else []  # an empty draw has no loss
+        compute.on_step()
+    way = reach(rates, local.training.momentum, local.training.momentum > 0, terms.proximal)
+    carried = _momentum(optimiser, learner.named)
     return Fitted(weights_of(learner.module), np.asarray(losses, dtype=np.float32), way, carried)
 
 
@@ -174,6 +210,21 @@ class Learner:
         return float(value.detach()), found
 
 
+class _Added:
+    """What is added to every gradient and depends on no patient (`GradientTerms`), one after the other."""
+
+    def __init__(self, learner: Learner, terms: GradientTerms, training: Training, feed: Feed, schedule: Schedule):
+        self._pull = _Pull(learner.named, terms.proximal, terms.correction or {})
+        beside = terms.beside
+        self._lesson = _Lesson(learner, beside, training, feed, schedule) if beside and beside.weight else None
+
+    def add(self) -> None:
+        """Add it to the parameters' gradients."""
+        self._pull.add()
+        if self._lesson:
+            self._lesson.add()
+
+
 class _Pull:
     """What is added to every gradient and depends on no patient: FedProx's term and SCAFFOLD's correction."""
 
@@ -194,12 +245,10 @@ class _Pull:
 class _Lesson:
     """What public cases with agreed labels add to every gradient (`Beside`)."""
 
-    def __init__(
-        self, learner: Learner, beside: Beside, training: Training, feed: Feed, seed: Sequence[int], steps: int
-    ):
-        own = (*seed, _PUBLIC)
+    def __init__(self, learner: Learner, beside: Beside, training: Training, feed: Feed, schedule: Schedule):
+        own = (*schedule.seed, _PUBLIC)
         self._drawn = NoPrivacy(training.batch_size, beside.batches)
-        draws = islice(self._drawn.sampler(sorted(beside.store.patients), own), steps)
+        draws = islice(self._drawn.sampler(sorted(beside.store.patients), own), schedule.steps)
         self._patches = feed(beside.store, draws, training, own)
         self._measure = make_loss(training, learner.resolutions, beside.labels)
         self._learner, self._weight, self._clip = learner, beside.weight, beside.clip or training.gradient_clip

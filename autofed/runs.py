@@ -60,12 +60,7 @@ class Run:
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
 
-    @property
-    def rounds_folder(self) -> Path:
-        """Where the states and the metrics of the training on all cases are."""
-        return self.fold_folder(ALL)
-
-    def fold_folder(self, fold: str) -> Path:
+    def fold_folder(self, fold: str = ALL) -> Path:
         """Where the states and the metrics of a fold are."""
         return self.folder / f"fold_{fold}"
 

@@ -12,7 +12,7 @@ from autofed.federation import rounds as loop
 from autofed.federation import states
 from autofed.federation.aggregation import Aggregator
 from autofed.federation.inprocess import InProcess
-from autofed.federation.site import Site
+from autofed.federation.site import Site, SiteData, SiteIdentity, SiteStorage
 from autofed.network import build, weights_of
 from autofed.prepared import find_public, open_public, open_store, pool, preprocess, public_digests
 from autofed.privacy import promise
@@ -76,12 +76,20 @@ def with_algorithm(plan, name):
     return plan.change({"algorithm.name": name}) if name != plan.agreement.algorithm.name else plan
 
 
+def site_of(
+    name, store, plan, folder, ledgers, *, run="r", held=None, public=None, simulation=False, kind=Site, **options
+):
+    """A site on the CPU, whose draws are named as it is."""
+    storage = SiteStorage(folder, ledgers, simulation)
+    return kind(SiteIdentity(name, run), plan, SiteData(store, held, public), storage, **options)
+
+
 def sites_of(plan, stores, folder, run_id, **options):
     chosen = algorithms.make(plan.agreement.algorithm)
     held = {"pooled": pool(stores)} if chosen.gathers else stores
     ledgers = {n: folder / n / "ledger.jsonl" for n in stores}
     return [
-        Site(
+        site_of(
             n,
             s,
             plan,

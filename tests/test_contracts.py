@@ -18,16 +18,15 @@ from autofed.federation import metrics, states
 from autofed.federation import rounds as loop
 from autofed.federation.aggregation import Aggregator
 from autofed.federation.inprocess import InProcess
-from autofed.federation.site import Site
 from autofed.files import digest
-from autofed.fit import Fitted, fit
+from autofed.fit import Fitted, Schedule, fit
 from autofed.network import build, weights_of
 from autofed.plans import Algorithm, Average
 from autofed.prepared import pool
 from autofed.privacy.ledger import PrivacyLedger
 from tests import small_federation
 from tests.plans_made import small_plan
-from tests.small_federation import PRIVATE, SITES, final_arrays, private, same, sharing, train, with_algorithm
+from tests.small_federation import PRIVATE, SITES, final_arrays, private, same, sharing, site_of, train, with_algorithm
 
 TESTED = {"noise_seed": 1, "simulation": True}
 """Noise that can be drawn again: for tests alone, and the ledgers say so."""
@@ -125,13 +124,13 @@ def test_one_site_that_holds_all_data_equals_plain_training_in_the_same_rounds(g
     for round in (1, 2, 3):
         seed = (local.training.seed, int(digest("pooled")[:16], 16), round)
         weights = fit(
-            weights, together, local, privacy.find(plan, 5), steps=2, seed=seed,
-            rate=lambda done, before=round - 1: (1 - (before + done) / 3) ** 0.9,
+            weights, together, local, privacy.find(plan, 5),
+            Schedule(2, lambda done, before=round - 1: (1 - (before + done) / 3) ** 0.9, seed),
         ).weights  # fmt: skip
     proximal = "mu" in {f.name for f in fields(algorithms.find(name))}
     made = with_algorithm(plan, name).change({"algorithm.settings": {"mu": 0.0} if proximal else {}})
     ledgers = {n: tmp_path / f"{n}.jsonl" for n in SITES}
-    site = Site("pooled", together, made, tmp_path / "site", ledgers, run="r")
+    site = site_of("pooled", together, made, tmp_path / "site", ledgers, run="r")
     chosen = algorithms.make(made.agreement.algorithm)
     state = chosen.start(Setup(made, weights_of(build(local.network, seed=1))))
     course = loop.Course(chosen, Aggregator.of(made, ("pooled",)), made, InProcess([site]), tmp_path, "r", ("pooled",))

@@ -19,7 +19,7 @@ from autofed.federation.answers import OWN, View, _rate
 from autofed.federation.flower.transport import _misfits
 from autofed.federation.inprocess import InProcess
 from autofed.federation.premises import Introduction, Premises
-from autofed.federation.site import Site, privacy_problems
+from autofed.federation.site import privacy_problems
 from autofed.images import read_labels
 from autofed.planner.forecast import forecast
 from autofed.plans import Algorithm
@@ -30,7 +30,7 @@ from autofed.problems import Problems
 from autofed.report.pages import _training
 from autofed.verbs import exchanges
 from tests import small_federation
-from tests.small_federation import CASES, OPEN, labelled, private, same, train, with_algorithm
+from tests.small_federation import CASES, OPEN, labelled, private, same, site_of, train, with_algorithm
 from tests.synthetic import ORGAN_AND_TUMOUR, REGIONS, TUMOUR, make_site
 
 SEEDED = {"noise_seed": 1, "simulation": True}
@@ -199,10 +199,10 @@ def test_what_goes_wrong_in_the_model_apart_is_for_the_sites_log_alone(ground, t
 
 
 def failing_without_mechanism(fit):
-    def half(self, weights, mechanism, **options):
+    def half(self, weights, mechanism, *terms, **options):
         if not mechanism.private:
             full_disk(self)
-        return fit(self, weights, mechanism, **options)
+        return fit(self, weights, mechanism, *terms, **options)
 
     return half
 
@@ -239,7 +239,7 @@ def test_the_model_apart_and_the_lessons_see_as_many_patches_as_the_teacher_on_a
     expected = {site: round(0.9 * patients * 4 / 2) for site, patients in CASES.items()}
     assert {site: plan.batches_at(site) for site in CASES} == expected and ground[0].batches_at("alpha") == 1
     seen, fit = [], answers.fit
-    monkeypatch.setattr(answers, "fit", lambda *a, **more: seen.append((a[3], more["beside"])) or fit(*a, **more))
+    monkeypatch.setattr(answers, "fit", lambda *a, **more: seen.append((a[3], more["terms"].beside)) or fit(*a, **more))
     train((plan, ground[1]), tmp_path, "dcfed", **SEEDED)
     apart = [mechanism.passes for mechanism, _ in seen if not mechanism.private]
     assert apart == [expected[site] for site in CASES] * 3
@@ -363,7 +363,7 @@ def test_the_rate_comes_to_rest_where_an_act_ends_and_begins_anew(ground):
 
 def test_a_site_takes_its_steps_at_the_rates_of_the_act(ground, tmp_path, monkeypatch):
     rates, fit = [], answers.fit
-    monkeypatch.setattr(answers, "fit", lambda *a, rate, **more: rates.append(rate(0)) or fit(*a, rate=rate, **more))
+    monkeypatch.setattr(answers, "fit", lambda *a, **more: rates.append(a[4].rate(0)) or fit(*a, **more))
     plan = ground[0].change({"training.rounds": 4})
     train((plan, ground[1]), tmp_path, "dcfed", settings=OPEN | {"begin": 0.5, "exchanges": 2})
     assert sorted(rates, reverse=True) == [pytest.approx(r) for r in [1.0] * 4 + [0.5**0.9] * 4]
@@ -372,9 +372,9 @@ def test_a_site_takes_its_steps_at_the_rates_of_the_act(ground, tmp_path, monkey
 def test_a_private_teacher_keeps_the_rates_of_its_plan_and_the_model_apart_has_acts(ground, tmp_path, monkeypatch):
     rates, fit = {True: set(), False: set()}, answers.fit
 
-    def spied(weights, store, local, mechanism, *, rate, **more):
-        rates[mechanism.private].add(round(rate(0), 6))
-        return fit(weights, store, local, mechanism, rate=rate, **more)
+    def spied(weights, store, local, mechanism, schedule, **more):
+        rates[mechanism.private].add(round(schedule.rate(0), 6))
+        return fit(weights, store, local, mechanism, schedule, **more)
 
     monkeypatch.setattr(answers, "fit", spied)
     plan = private(ground[0].change({"training.rounds": 4}), "dp-sgd")
@@ -435,7 +435,7 @@ def test_settings_that_cannot_be_are_refused(settings):
 def test_labels_that_are_none_of_the_public_images_are_a_bad_request(ground, tmp_path):
     plan, public = labelled(with_dcfed(ground))
     ledgers = {"alpha": tmp_path / "ledger.jsonl"}
-    site = Site("alpha", ground[1]["alpha"], plan, tmp_path / "site", ledgers, run="r", public=public)
+    site = site_of("alpha", ground[1]["alpha"], plan, tmp_path / "site", ledgers, run="r", public=public)
     shared = algorithms.make(plan.agreement.algorithm).start(Setup(plan, {}, public.grids)).shared
     course = {**shared["course"], "weight": np.ones(1, np.float32)}
     shared = {"agreed": {"../alpha_000": np.zeros((1, 2, 2), np.uint8)}, "course": course}
@@ -476,7 +476,7 @@ def test_public_images_of_any_size_come_onto_the_grid_and_back(ground, tmp_path)
     assert list(store.patients) == ["small_000"] and set(np.unique(store.label("small_000")[:])) == {0, 1}
     work, stores = tmp_path / "sites", ground[1]
     chosen = algorithms.make(plan.agreement.algorithm)
-    sites = [Site(n, s, plan, work / n, {n: work / f"{n}.jsonl"}, run="r", public=public) for n, s in stores.items()]
+    sites = [site_of(n, s, plan, work / n, {n: work / f"{n}.jsonl"}, run="r", public=public) for n, s in stores.items()]
     state = chosen.start(Setup(plan, {}, public.grids))
     course = rounds.Course(
         chosen, Aggregator.of(plan, CASES), plan, InProcess(sites), tmp_path / "rounds", "r", tuple(CASES)
@@ -591,7 +591,7 @@ def test_a_site_with_wrong_labels_does_not_pull_the_others_down_and_is_reported(
     alone = pictures.train(tmp_path / "local", "local", plan=longer)
     together, apart = ([pictures.dice(run, site) for site in ("alpha", "bravo")] for run in (trained, alone))
     assert all(a >= b - 0.01 for a, b in zip(together, apart, strict=True))
-    last = [line for line in metrics.read(trained.rounds_folder) if "notes" in line][-1]["sites"]
+    last = [line for line in metrics.read(trained.fold_folder()) if "notes" in line][-1]["sites"]
     honest = [last[site] for site in ("alpha", "bravo")]
     assert last["charlie"]["disagreement"] > max(said["disagreement"] for said in honest)
     assert last["charlie"]["trust"] < min(said["trust"] for said in honest) == 1
@@ -750,7 +750,7 @@ def test_a_site_by_itself_refuses_passes_that_its_own_network_cannot_take(ground
         premises.check()
     assert premises.introduce("0" * 32).agreement == ""
     with pytest.raises(Problems, match="no channel of the network drops out"):
-        Site("alpha", ground[1]["alpha"], plan, tmp_path, {"alpha": tmp_path / "l.jsonl"}, run="r", public=public)
+        site_of("alpha", ground[1]["alpha"], plan, tmp_path, {"alpha": tmp_path / "l.jsonl"}, run="r", public=public)
     plan.change({"network.dropout": 0.2}).save(tmp_path / "plan.json")
     assert premises.introduce("0" * 32).agreement
 
@@ -765,7 +765,7 @@ def test_a_private_run_hands_each_site_its_better_model_and_the_world_the_studen
     found = run.members("alpha")[-1].read()
     assert same(found, own["mean"]) and not same(found, teacher["mean"])  # a private plan takes moving averages
     assert "private mechanism trained" in exchanges.of_run(run)[-1]
-    assert "loss" not in (run.rounds_folder / "metrics.jsonl").read_text()
+    assert "loss" not in (run.fold_folder() / "metrics.jsonl").read_text()
     kept = tmp_path / "weights.safetensors"
     shutil.copy(folder / OWN / last, kept)
     for init in (folder / OWN / last, kept):

@@ -9,13 +9,13 @@ import pytest
 from autofed import algorithms, privacy
 from autofed.exchange import Failure, Release, Request, from_bytes, to_bytes
 from autofed.federation.inprocess import InProcess
-from autofed.federation.site import CODES, Site
+from autofed.federation.site import CODES
 from autofed.network import build, weights_of
 from autofed.privacy.dpsgd import DPSGD
 from autofed.privacy.ledger import PrivacyLedger
 from autofed.privacy.shared_scores import OF_PATIENTS, SharedScores
 from tests import small_federation
-from tests.small_federation import PRIVATE, final_arrays, private, same, sharing, train, with_algorithm
+from tests.small_federation import PRIVATE, final_arrays, private, same, sharing, site_of, train, with_algorithm
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_every_byte_that_leaves_is_protected_or_public(ground, tmp_path, listeni
     for data in listening.sent:
         message = from_bytes(data)
         assert isinstance(message, Release)
-        assert (message.run, message.public, message.precisions) == ("r", {}, {})
+        assert (message.run, message.precisions) == ("r", {})
         assert message.site in plan.agreement.patients and message.round in (1, 2, 3)
         assert set(message.arrays) == protected(mechanism, name)
         for group, arrays in message.arrays.items():
@@ -121,7 +121,7 @@ def test_scores_leave_only_with_noise_and_are_charged(ground, tmp_path):
     request = to_bytes(Request("r", plan.agreement.training.rounds, "verify", {"weights": weights}))
     for folder, held in (("one", store), ("two", store), ("nobody", store.only(()))):
         ledger = tmp_path / folder / "ledger.jsonl"
-        site = Site("bravo", store, plan, tmp_path / folder, {"bravo": ledger}, run="r", held=held)
+        site = site_of("bravo", store, plan, tmp_path / folder, {"bravo": ledger}, run="r", held=held)
         release = from_bytes(site.answer(request))
         assert isinstance(release, Release) and set(release.arrays) == {"sums"}
         found.append(np.concatenate([a.ravel() for a in release.arrays["sums"].values()]))

@@ -34,7 +34,7 @@ GROUPS = {
 }
 MESSAGES = [
     Request("run 1", 3, "train", GROUPS),
-    Release("run 1", 3, "alpha", GROUPS, {"steps": 10, "loss": [0.5, None]}),
+    Release("run 1", 3, "alpha", GROUPS),
     Failure("run 1", 3, "alpha", "budget-spent"),
 ]
 CODED = {"weights": {"k": np.linspace(-1, 1, 900, dtype=np.float32).reshape(3, 300), "b": np.ones(4, np.float32)}}
@@ -249,7 +249,7 @@ def test_a_file_says_what_is_in_it_without_being_read(tmp_path):
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
 @pytest.mark.parametrize(
-    "make", [lambda g, p: Request("r", 1, "train", g, 0, p), lambda g, p: Release("r", 1, "a", g, {}, p)]
+    "make", [lambda g, p: Request("r", 1, "train", g, 0, p), lambda g, p: Release("r", 1, "a", g, precisions=p)]
 )
 def test_a_message_with_a_coded_group_goes_both_ways(make, precision):
     message = make({**GROUPS, **CODED}, {"weights": precision})
@@ -324,3 +324,10 @@ def test_whatever_is_said_of_a_group_is_read_or_refused(said, parts):
 def test_what_is_not_finite_is_not_coded():
     with pytest.raises(Problems, match="NaN"):
         to_bytes(Request("r", 1, "q", {"weights": {"k": np.full(300, np.nan, np.float32)}}, 0, {"weights": "int8"}))
+
+
+def test_a_word_of_older_sites_is_read_and_left_alone():
+    words = {"kind": "release", "run": "r", "round": 1, "site": "a"}
+    known = Release("r", 1, "a")
+    assert from_bytes(pack({}, {**words, "public": {"age": 61}})) == from_bytes(pack({}, words)) == known
+    assert to_bytes(known) == pack({}, {**words, "public": {}})

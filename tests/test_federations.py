@@ -87,7 +87,7 @@ def test_the_whole_way(data, name, tmp_path):
     made = autofed.plan(sites, hours=0.01, device="cpu", settings={**SHORT, "network.features": narrow})
     autofed.preprocess(made, sites, tmp_path / "work", processes=2)
     run = autofed.train(made, tmp_path / "work", tmp_path / "run", device="cpu")
-    losses = [sum(site["loss"] for site in line["sites"].values()) for line in metrics.read(run.rounds_folder)]
+    losses = [sum(site["loss"] for site in line["sites"].values()) for line in metrics.read(run.fold_folder())]
     assert losses[-1] < losses[0]
     written = autofed.predict(run.folder, test / "imagesTs", tmp_path / "out", mirroring=False)
     report = autofed.evaluate(tmp_path / "out", test / "labelsTs", tmp_path / "report.json")

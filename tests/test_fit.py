@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from autofed.case import open_dataset
-from autofed.fit import Beside, Learner, fit
+from autofed.fit import Beside, Compute, GradientTerms, Learner, Schedule, fit
 from autofed.labels import Labels
 from autofed.loss import make_loss
 from autofed.network import build, weights_of
@@ -30,12 +30,17 @@ def poly(begun, share):
     return lambda done: (1 - begun - share * done) ** 0.9
 
 
+def at_full_rate(steps):
+    """So many steps, each at the rate of the plan."""
+    return Schedule(steps, lambda done: 1, (1,))
+
+
 def train(ground, mechanism=None, steps=4, seed=(1,), begun=0.0, share=1.0, weights=None, beside=None, **settings):
     plan, store = ground
     local = plan.change(settings).local if settings else plan.local
     weights = weights or weights_of(build(local.network, seed=1))
     rate, chosen = poly(begun, share), mechanism or NoPrivacy(2)
-    return fit(weights, store, local, chosen, steps=steps, rate=rate, seed=seed, beside=beside)
+    return fit(weights, store, local, chosen, Schedule(steps, rate, seed), terms=GradientTerms(beside=beside))
 
 
 def test_the_same_seed_gives_the_same_weights_to_the_bit(ground):
@@ -185,7 +190,8 @@ def test_the_correction_is_added_after_the_clip_to_every_step(ground):
     start = weights_of(build(ground[0].local.network, seed=1))
     ones = {name: np.full_like(array, 2.0) for name, array in start.items()}
     made = ground[0].change(PLAIN).local
-    found = fit(start, ground[1], made, _Push(2, norm=0.0), steps=3, rate=lambda done: 1, seed=(1,), correction=ones)
+    terms = GradientTerms(correction=ones)
+    found = fit(start, ground[1], made, _Push(2, norm=0.0), at_full_rate(3), terms=terms)
     assert all(np.allclose(found.weights[n] - start[n], -0.01 * 3 * 2.0, atol=1e-5) for n in start)
     assert found.reach == pytest.approx(0.03)
 
@@ -193,7 +199,7 @@ def test_the_correction_is_added_after_the_clip_to_every_step(ground):
 def test_the_proximal_term_pulls_back_to_the_start_by_the_way_so_far(ground):
     start = weights_of(build(ground[0].local.network, seed=1))
     made = ground[0].change(PLAIN | {"learning_rate": 0.1}).local
-    fits = {mu: fit(start, ground[1], made, _Push(2, norm=1.0), steps=5, rate=lambda done: 1, seed=(1,), proximal=mu)
+    fits = {mu: fit(start, ground[1], made, _Push(2, norm=1.0), at_full_rate(5), terms=GradientTerms(mu))
             for mu in (0.0, 4.0)}  # fmt: skip
     way = {mu: np.sqrt(sum(((f.weights[n] - start[n]) ** 2).sum() for n in start)) for mu, f in fits.items()}
     assert way[0.0] == pytest.approx(0.5, rel=1e-3)
@@ -206,7 +212,7 @@ def test_two_halves_with_the_momentum_carried_over_are_the_whole(ground):
     start = weights_of(build(ground[0].local.network, seed=1))
     made = ground[0].change(PLAIN | {"training.momentum": 0.9}).local
     go = lambda weights, steps, momentum=None: fit(  # noqa: E731
-        weights, ground[1], made, _Push(2, norm=1.0), steps=steps, rate=lambda done: 1, seed=(1,), momentum=momentum
+        weights, ground[1], made, _Push(2, norm=1.0), at_full_rate(steps), momentum=momentum
     )
     whole, half = go(start, 6), go(start, 3)
     carried, anew = go(half.weights, 3, half.momentum), go(half.weights, 3)
@@ -219,7 +225,8 @@ def test_progress_is_told_of_every_step(ground):
     plan, store = ground
     steps = []
     weights = weights_of(build(plan.local.network, seed=1))
-    fit(weights, store, plan.local, NoPrivacy(1), steps=3, rate=poly(0, 1), seed=(1,), on_step=lambda: steps.append(1))
+    compute = Compute(on_step=lambda: steps.append(1))
+    fit(weights, store, plan.local, NoPrivacy(1), Schedule(3, poly(0, 1), (1,)), compute=compute)
     assert len(steps) == 3
 
 

@@ -168,7 +168,7 @@ def test_every_algorithm_ends_as_on_one_machine(ground, tmp_path, name):
     here = autofed.train(plan, ground.root / "work", tmp_path / "here", device="cpu", public=ground.public(name))
     there = Run(tmp_path / "there")
     lead(there, plan, ground.nodes(tmp_path, plan))
-    pairs = [(there.rounds_folder, here.rounds_folder)]
+    pairs = [(there.fold_folder(), here.fold_folder())]
     for site in CASES:
         (folder,) = (tmp_path / site).glob("*/fold_all")
         pairs.append((folder / "memory", here.site_folder(site) / "memory"))
@@ -185,7 +185,7 @@ def test_every_mechanism_ends_as_on_one_machine(tmp_path, monkeypatch, mechanism
     here = autofed.train(plan, ground.root / "work", tmp_path / "here", device="cpu", simulation=True)
     there = Run(tmp_path / "there")
     lead(there, plan, ground.nodes(tmp_path, plan))
-    assert same(kept(there.rounds_folder), kept(here.rounds_folder))
+    assert same(kept(there.fold_folder()), kept(here.fold_folder()))
     for site in CASES:
         own = PrivacyLedger.existing(ground.root / site / "work" / site / "ledger.jsonl")
         assert own.epsilon() == PrivacyLedger.existing(here.ledgers_folder / f"{site}.jsonl").epsilon() < np.inf
@@ -204,7 +204,7 @@ def test_what_sites_remember_between_messages_is_on_their_disks(ground, tmp_path
     here = autofed.train(plan, ground.root / "work", tmp_path / "here", device="cpu")
     there = Run(tmp_path / "there")
     lead(there, plan, ground.nodes(tmp_path, plan))
-    assert same(kept(there.rounds_folder), kept(here.rounds_folder))
+    assert same(kept(there.fold_folder()), kept(here.fold_folder()))
 
 
 def test_a_fold_holds_out_the_sites_own_patients_and_is_scored(ground, tmp_path):
@@ -375,7 +375,7 @@ def test_between_machines(ground, tmp_path, monkeypatch):
             autofed.train(ground.plan, None, tmp_path / "other", rounds=2, connection=CONNECTION)
         assert network.processes["stranger"].wait(60) != 0, network.log("stranger")
     here = autofed.train(ground.plan, ground.root / "work", tmp_path / "here", device="cpu")
-    assert same(kept(tmp_path / "run" / "fold_all"), kept(here.rounds_folder)) and kept(here.rounds_folder)
+    assert same(kept(tmp_path / "run" / "fold_all"), kept(here.fold_folder())) and kept(here.fold_folder())
 
 
 def test_a_superlink_that_flower_does_not_know(ground, tmp_path):

@@ -147,7 +147,7 @@ def following(root, folder, sites, like, init, **options):
 
 
 def common(run, round=2):
-    return states.load(Run(run).rounds_folder, round).shared["weights"]
+    return states.load(Run(run).fold_folder(), round).shared["weights"]
 
 
 def same(one, two):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from autofed.case import Case, open_dataset
-from autofed.fit import fit
+from autofed.fit import Schedule, fit
 from autofed.images import Geometry
 from autofed.inference import Member, Predictor, _structures, views
 from autofed.labels import Labels
@@ -172,8 +172,8 @@ def trained(tmp_path_factory):
     store, mechanism = open_store(root / "work", "alpha", plan.local), NoPrivacy(2)
     weights, snapshots = weights_of(build(plan.local.network, seed=1)), []
     for steps, begun, share in ((32, 0, 0.8), (4, 0.8, 0.1), (4, 0.9, 0.1)):
-        seed = (1, len(snapshots))
-        weights = fit(weights, store, plan.local, mechanism, steps=steps, rate=poly(begun, share), seed=seed).weights
+        schedule = Schedule(steps, poly(begun, share), (1, len(snapshots)))
+        weights = fit(weights, store, plan.local, mechanism, schedule).weights
         snapshots.append(weights)
     ensemble = [Member(f"snapshot {i}", plan, lambda w=w: w) for i, w in enumerate(snapshots)]
     return Predictor(ensemble, mirroring=False), open_dataset(make_site(root / "bravo", cases=1, seed=5)).read(

@@ -301,7 +301,9 @@ def ask(kind, ground, folder, **options):
     plan, store = ground
     ledger = folder / "ledger.jsonl"
     some, other, *_ = sorted(store.patients)
-    site = kind("bravo", store, plan, folder / "site", {"bravo": ledger}, run="r", held=store.only([some, other]))
+    site = small_federation.site_of(
+        "bravo", store, plan, folder / "site", {"bravo": ledger}, held=store.only([some, other]), kind=kind
+    )
     weights = weights_of(build(plan.local.network, seed=1))
 
     def answer(question, round):

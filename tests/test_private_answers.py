@@ -15,7 +15,7 @@ from autofed.privacy import accounting, promise
 from autofed.privacy.ledger import PrivacyLedger
 from autofed.problems import Problems
 from tests import small_federation
-from tests.small_federation import private
+from tests.small_federation import private, site_of
 
 POINTS = {
     "before the charge": ("_charge", "before"),
@@ -34,7 +34,9 @@ def ground(tmp_path_factory):
 
 def site_in(folder, ground, **options):
     plan, stores = ground
-    return Site("alpha", stores["alpha"], plan, folder / "site", {"alpha": folder / "ledger.jsonl"}, run="r", **options)
+    return site_of(
+        "alpha", stores["alpha"], plan, folder / "site", {"alpha": folder / "ledger.jsonl"}, run="r", **options
+    )
 
 
 def question(ground, **changes):

@@ -13,7 +13,6 @@ import torch
 from autofed.batches import make_step
 from autofed.canaries import Canaries, make_picture
 from autofed.exchange import Request, from_bytes, to_bytes
-from autofed.federation.site import Site
 from autofed.fit import Learner
 from autofed.labels import Labels
 from autofed.network import build, load_weights, weights_of
@@ -176,7 +175,9 @@ def test_at_the_door(ground, tmp_path, algorithm):
 
     def answer(who: str) -> dict:
         ledgers = {"bravo": tmp_path / f"{who}.jsonl"}
-        site = Site("bravo", store, plan, tmp_path / f"site{who}", ledgers, run="r", noise_seed=5, simulation=True)
+        site = small_federation.site_of(
+            "bravo", store, plan, tmp_path / f"site{who}", ledgers, run="r", noise_seed=5, simulation=True
+        )
         made = site.mechanism
         site.mechanism = Missing(**{f.name: getattr(made, f.name) for f in fields(DPSGD)}, who=who)
         return from_bytes(site.answer(request)).arrays["update"]

@@ -6,7 +6,7 @@ import pytest
 import autofed
 from autofed.exchange import load_groups, save_groups
 from autofed.federation import states
-from autofed.fit import fit
+from autofed.fit import Schedule, fit
 from autofed.network import build, weights_of
 from autofed.plans import Training
 from autofed.privacy.dpsgd import DPSGD
@@ -85,7 +85,7 @@ def test_noise_is_on_what_learns_alone_and_as_long_as_that_is_many(ground):
     plain = {"training.momentum": 0.0, "weight_decay": 0.0, "gradient_clip": 1e6, "learning_rate": 1.0}
     local = plan.change(plain).local
     mechanism = DPSGD(3, 1e-9, 1, 1.0, 1e-9).keyed(b"2" * 32)  # q n = 3e-9, so that a step is N(0, 1/9)
-    fitted = fit(begun(plan), stores["bravo"], local, mechanism, steps=1, rate=lambda _: 1.0, seed=(1,))
+    fitted = fit(begun(plan), stores["bravo"], local, mechanism, Schedule(1, lambda _: 1.0, (1,)))
     learn, still = parted(plan, fitted.update(begun(plan)))
     assert not any(a.any() for a in still.values())
     noise = np.concatenate([a.ravel() for a in learn.values()])
@@ -121,7 +121,7 @@ def test_a_way_down_that_was_given_stays_and_random_weights_are_refused(work, tm
     save_groups(tmp_path / "start.safetensors", {"weights": start})
     run = autofed.train(plan, prepared, tmp_path / "run", init=tmp_path / "start.safetensors", device="cpu",
                         simulation=True)  # fmt: skip
-    end = states.load(run.rounds_folder, 1).shared["weights"]
+    end = states.load(run.fold_folder(), 1).shared["weights"]
     assert {n for n in start if np.array_equal(start[n], end[n])} >= {n for n in start if n.startswith("down.")}
     assert any(not np.array_equal(start[n], end[n]) for n in start)
 

@@ -38,7 +38,7 @@ def whole_way(root: Path, sites, **settings):
     run = autofed.train(made, root / "work", root / "run", device="cpu", workers=0)
     weights = read_weights(run.folder)
     assert weights and all(np.isfinite(array).all() for array in weights.values())
-    lines = run.rounds_folder / "metrics.jsonl"
+    lines = run.fold_folder() / "metrics.jsonl"
     assert len(lines.read_text().splitlines()) == made.agreement.training.rounds and "NaN" not in lines.read_text()
     return made, run
 

@@ -223,7 +223,7 @@ def test_a_run_that_was_cut_off_in_its_first_round_still_starts_from_the_weights
     assert Run(tmp_path / "run").models() == []  # the state before any training is no model
     run = autofed.train(*arguments, device="cpu", resume=True)
     given = states.load(volumes.run / "fold_all", 3).shared["weights"]
-    found = states.load(run.rounds_folder, 1).shared["weights"]
+    found = states.load(run.fold_folder(), 1).shared["weights"]
     assert all(np.allclose(given[n], found[n], atol=1e-6) for n in given)
 
 
@@ -274,7 +274,7 @@ def test_training_starts_from_given_weights(volumes, tmp_path):
     frozen = plans.load(volumes.root / "plan.json").change({"learning_rate": 1e-12, "weight_decay": 0})
     run = autofed.train(frozen, volumes.root / "work", tmp_path / "run", init=volumes.run, rounds=1, device="cpu")
     given = states.load(volumes.run / "fold_all", 3).shared["weights"]
-    found = states.load(run.rounds_folder, 1).shared["weights"]
+    found = states.load(run.fold_folder(), 1).shared["weights"]
     assert all(np.allclose(given[n], found[n], atol=1e-6) for n in given)
 
 

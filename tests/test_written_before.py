@@ -226,7 +226,7 @@ def test_messages_are_read_and_written_to_the_byte(before):
     assert files.keys() == then.keys()
     for name, path in files.items():
         message = from_bytes(path.read_bytes())
-        assert trained_weights.in_words(message) == then[name], name
+        assert trained_weights.in_words(message) == {k: v for k, v in then[name].items() if k != "public"}, name
         assert to_bytes(message) == path.read_bytes(), name
 
 

@@ -12,12 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from autofed.algorithms import Act, Algorithm
-from autofed.batches import Feeder
 from autofed.exchange import Arrays, Groups, Request, load_groups, save_groups
 from autofed.federation.labelling import Labeller
 from autofed.federation.selection import best_of, moving_average
 from autofed.files import digest, read_json, write_json
-from autofed.fit import Beside, Fitted, fit
+from autofed.fit import Beside, Compute, Fitted, GradientTerms, Schedule, fit
 from autofed.labels import Labels
 from autofed.network import build, normalisation, weights_of
 from autofed.plans import Plan, Rounds
@@ -47,10 +46,8 @@ class Hospital(Protocol):
     memory: Memory
     algorithm: Algorithm
     steps: int
-    device: str
-    feeder: Feeder | None
+    compute: Compute
     public: PublicImages | None
-    on_step: Callable[[], None]
     on_image: Callable[[int, int], None]
 
     def log(self, request: Request, error: Exception) -> None:
@@ -100,11 +97,8 @@ class View:
         fitted = self._fit(
             weights,
             self._mechanism,
-            proximal=proximal,
-            correction=correction,
-            beside=self._beside(agreed or {}, weight),
+            GradientTerms(proximal, correction, self._beside(agreed or {}, weight)),
             momentum=(self.memory() or {}).get("momentum") if keeps else None,
-            on_step=self._site.on_step,
             act=None if self._mechanism.private else act,  # rate, noise and number of steps were planned together
         )
         if keeps:
@@ -119,7 +113,9 @@ class View:
         site, public = self._site, self._site.public
         if public is None:
             return {}
-        return Labeller(public, site.plan, site.folder / "said", site.device, passes, site.on_image).label(members)
+        return Labeller(public, site.plan, site.folder / "said", site.compute.device, passes, site.on_image).label(
+            members
+        )
 
     def fit_apart(self, agreed: Maps, weight: float, act: Act) -> None:
         """Train a model of the site's own, for as many steps as `fit`, where that is private; see `SiteView`.
@@ -135,9 +131,10 @@ class View:
             fitted = self._fit(
                 before["weights"],
                 NoPrivacy(site.plan.local.training.batch_size, site.plan.batches_at(self.name)),
-                beside=self._beside(agreed, weight),
+                GradientTerms(beside=self._beside(agreed, weight)),
                 momentum=before.get("momentum"),
                 act=act,
+                is_counted=False,
             )
             kept = {"momentum": fitted.momentum} if site.plan.local.training.keep_momentum else {}
             own.keep(self._round, {"weights": fitted.weights, **kept}, self._since, site.plan.agreement.training)
@@ -159,32 +156,29 @@ class View:
         self,
         weights: Arrays,
         mechanism: Mechanism,
+        terms: GradientTerms,
         *,
-        proximal: float = 0.0,
-        correction: Arrays | None = None,
-        beside: Beside | None = None,
-        momentum: Arrays | None = None,
-        on_step: Callable[[], None] = lambda: None,
-        act: Act | None = None,
+        momentum: Arrays | None,
+        act: Act | None,
+        is_counted: bool = True,
     ) -> Fitted:
-        """The steps of this round, by the plan's rates."""
+        """The steps of this round, by the plan's rates; nobody is told of steps that are not counted."""
         site, before = self._site, self._round - 1
+        schedule = Schedule(
+            site.steps,
+            lambda done: _rate(site.plan.agreement.training, before + done, act),
+            (site.plan.local.training.seed, _number(site.stream), self._round),
+        )
         return fit(
             weights,
             site.store,
             site.plan.local,
             mechanism,
-            steps=site.steps,
-            rate=lambda done: _rate(site.plan.agreement.training, before + done, act),
-            seed=(site.plan.local.training.seed, _number(site.stream), self._round),
-            proximal=proximal,
-            correction=correction,
-            beside=beside,
+            schedule,
+            terms=terms,
             momentum=momentum,
             labels=Labels.of(site.plan.agreement).with_annotated(site.store.annotated),
-            device=site.device,
-            feeder=site.feeder,
-            on_step=on_step,
+            compute=site.compute if is_counted else Compute(site.compute.device, site.compute.feeder),
         )
 
     def _without_losses(self, fitted: Fitted) -> Fitted:
@@ -300,7 +294,7 @@ def validate(site: Hospital, request: Request) -> Groups:
     weights = site.memory.model(request.since) if own else request.shared["weights"]
     if not weights:  # none of its answers has counted yet
         return {}
-    dice = patch_dice(weights, site.held, site.plan, round(SHARE * trained), site.device)
+    dice = patch_dice(weights, site.held, site.plan, round(SHARE * trained), site.compute.device)
     if own:
         site.memory.judge(request.since, dice)
     return {"dice": {name: np.array([score], np.float32) for name, score in dice.items()}}
@@ -316,7 +310,7 @@ def verify(site: Hospital, request: Request) -> Groups:
     private = site.plan.agreement.privacy.promises
     if not weights or not (site.held.patients or private):
         return {}
-    scores = case_dice(weights, site.held, site.plan, site.device)
+    scores = case_dice(weights, site.held, site.plan, site.compute.device)
     names = Labels.of(site.plan.agreement).names
     write_json(site.folder / "validation.json", {
         case: {names[k]: None if np.isnan(row[0]) else round(float(row[0]), 6) for k, row in enumerate(table)}

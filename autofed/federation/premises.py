@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -183,7 +184,7 @@ class Premises(Record):
             plan = self._agreed()
             _refuse_other(agreement, plan)
             site, parted = self._open(plan, request.run)
-            site.feeder = _feeder(workers_for(plan, site.device))
+            site.compute = replace(site.compute, feeder=_feeder(workers_for(plan, site.compute.device)))
         except Exception as error:  # whatever went wrong inside, only a code may cross the door
             self._log(error)
             return to_bytes(Failure(request.run, request.round, self.site, "failed"))
@@ -196,14 +197,19 @@ class Premises(Record):
 
     def _open(self, plan: Plan, name: str) -> tuple[Site, Split]:
         from autofed.devices import pick_device
-        from autofed.federation.site import Site
+        from autofed.federation.site import Site, SiteData, SiteIdentity, SiteStorage
+        from autofed.fit import Compute
 
         fold, folder = self._place(name)
         store, parted = self._data(plan, name)
         site = Site(
-            self.site, store.only(parted.train), plan, folder, {self.site: ledger_path(self.work, self.site)}, run=name,
-            held=store.only(parted.validation), stream=stream_name(self.site, fold), device=pick_device(self.device),
-            public=open_public_of(plan, self.public, self.work),
+            SiteIdentity(self.site, name, stream_name(self.site, fold)),
+            plan,
+            SiteData(
+                store.only(parted.train), store.only(parted.validation), open_public_of(plan, self.public, self.work)
+            ),
+            SiteStorage(folder, {self.site: ledger_path(self.work, self.site)}),
+            Compute(pick_device(self.device)),
         )  # fmt: skip
         if site.public is not None:  # then its own part of the plan may be another than the run's
             plan.save(folder.parent / "plan.json")

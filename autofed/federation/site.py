@@ -8,17 +8,19 @@ import hashlib
 import logging
 import secrets
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from filelock import FileLock
 
 from autofed import algorithms, privacy
-from autofed.batches import Feeder, Killed
+from autofed.batches import Killed
 from autofed.exchange import Failure, Groups, Release, Request, from_bytes, to_bytes
 from autofed.federation.answers import Memory, View, validate, verify
 from autofed.federation.deltas import FORGOTTEN, Forgotten, Shelf
 from autofed.files import write_bytes
+from autofed.fit import Compute
 from autofed.network import build, coupling_layers
 from autofed.plans import Plan
 from autofed.postprocessing import RULES
@@ -38,63 +40,94 @@ TRAIN, VALIDATE, VERIFY = QUESTIONS = ("train", "validate", "verify")
 to score the final one on their whole cases. One answer a round to each."""
 
 
+@dataclass(frozen=True)
+class SiteIdentity:
+    """Who a site is in a run.
+
+    `run` names the requests that it answers. `stream` names what is drawn, and is the site's name unless there are
+    several folds.
+    """
+
+    name: str
+    run: str
+    stream: str = ""
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """What a site has: the patients to train on, those `held` out, and public images if the algorithm labels them."""
+
+    train: Store
+    held: Store | None = None
+    public: PublicImages | None = None
+
+
+@dataclass(frozen=True)
+class SiteStorage:
+    """Where a site keeps what it must not forget.
+
+    `folder` is its own in this run: the log, what it remembers between rounds, and its last releases. `ledgers` maps
+    the hospitals whose data this is to their ledgers: one, except where a simulation pools them. In a `simulation` they
+    say that they count for no hospital.
+    """
+
+    folder: Path
+    ledgers: Mapping[str, Path]
+    simulation: bool = False
+
+
 class Site:
     """A site's data, memory, ledger and door in one run.
 
-    `held` is the data of the patients that are held out; `stream` names what is drawn, and is the site's name unless
-    there are several folds. `folder` is the site's own in this run: the log, what it
-    remembers between rounds, and its last releases. The same request is answered with the same bytes from there,
-    uncharged and with the same noise. What is left to chance in a private answer follows from a secret that is on disk
-    before the answer is charged, and until it is stored: an answer that was cut off in between is made again with the
-    noise that it was charged for. `noise_seed` makes that repeatable in tests, and then the ledger says that nothing
-    is protected. `ledgers` maps the hospitals whose data this is to their ledgers: one, except where a simulation pools
-    them; in a `simulation` they say that they count for no hospital.
-    `feeder` makes the patches, `public` are the public images if the algorithm labels them; `on_step` is told of every
-    step, `on_image` how many looks at public images are done, of how many. `trusted` are the
-    algorithms outside autofed that this site allows a plan to name.
+    The same request is answered with the same bytes from its folder, uncharged and with the same noise. What is left to
+    chance in a private answer follows from a secret that is on disk before the answer is charged, and until it is
+    stored: an answer that was cut off in between is made again with the noise that it was charged for.
     """
 
     def __init__(
         self,
-        name: str,
-        store: Store,
+        identity: SiteIdentity,
         plan: Plan,
-        folder: Path,
-        ledgers: Mapping[str, Path],
+        data: SiteData,
+        storage: SiteStorage,
+        compute: Compute | None = None,
         *,
-        run: str,
-        held: Store | None = None,
-        stream: str = "",
-        device: str = "cpu",
-        feeder: Feeder | None = None,
-        public: PublicImages | None = None,
         trusted: Collection[str] = (),
         noise_seed: int | None = None,
-        simulation: bool = False,
-        on_step: Callable[[], None] = lambda: None,
         on_image: Callable[[int, int], None] = lambda done, total: None,
     ):
-        self.name = name
-        self.store = store
+        """Open a site; `Problems` if it cannot take part.
+
+        Args:
+            identity: Who it is in the run.
+            plan: The run's plan, or the site's own where networks may differ.
+            data: The patients, and the public images.
+            storage: Its folder and its ledgers.
+            compute: What it trains on, and who is told of every step; a CPU by default.
+            trusted: The algorithms outside autofed that this site allows a plan to name.
+            noise_seed: Makes the secrets of private answers repeatable, for tests: then the ledger says that nothing
+                is protected.
+            on_image: Is told how many looks at public images are done, of how many.
+        """
+        name = identity.name
+        self.name, self.run, self.stream = name, identity.run, identity.stream or name
         self.plan = plan
-        self.held = held or store.only(())
-        self.stream = stream or name
-        self.folder = Path(folder)
+        self.store, self.public = data.train, data.public
+        self.held = data.held or data.train.only(())
+        self.folder = Path(storage.folder)
         self.memory = Memory(self.folder / "memory")
-        self.device = device
-        self.feeder = feeder
-        self.public = public
-        self.on_step = on_step
+        self.compute = compute or Compute()
         self.on_image = on_image
-        self.run = run
-        self.steps = sum(plan.steps_at(site) for site in ledgers)
+        self.steps = sum(plan.steps_at(site) for site in storage.ledgers)
         self.algorithm = algorithms.make(plan.agreement.algorithm, trusted)
         refuse(name, [*self.algorithm.plan_problems(plan), *privacy_problems(plan, self.algorithm)])
         refuse(name, promise.problems(plan, {name: self.steps}))
-        self.ledgers = [open_ledger(path, site, plan, self.steps, simulation) for site, path in ledgers.items()]
+        self.ledgers = [
+            open_ledger(path, site, plan, self.steps, storage.simulation) for site, path in storage.ledgers.items()
+        ]
         refuse(name, [problem for ledger in self.ledgers for problem in _other_census(plan, ledger)])
         self.noise_seed = noise_seed
-        self.mechanism = privacy.find(plan, len(store.patients))
+        self.mechanism = privacy.find(plan, len(self.store.patients))
         self.shelf = Shelf(self.folder / "wire", self.algorithm.released, plan.agreement.wire)
 
     def answer(self, data: bytes) -> bytes:

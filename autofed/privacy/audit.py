@@ -8,8 +8,9 @@ attack might do better.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -173,6 +174,25 @@ def attack(
     return Trial(scores, included, events)
 
 
+Draft = Callable[[Mechanism, int], Arrays]
+"""The update that a site computes in a round with the round's mechanism, before it is released."""
+
+
+def releases(
+    mechanism: Mechanism, rounds: int, steps: int, generator: np.random.Generator, draft: Draft
+) -> Iterator[tuple[Arrays, tuple[Event, ...]]]:
+    """The update that one site releases in each round, as an attacker sees it, and what a round of so many steps costs.
+
+    It is the loop of `federation.rounds` for one site alone, whose answers are their own average. `generator` gives the
+    secrets.
+    """
+    for round in range(1, rounds + 1):
+        keyed = mechanism.keyed(generator.bytes(SECRET_BYTES))
+        released = keyed.release({"update": draft(keyed, round)})
+        yield released["update"], keyed.cost(steps)
+        mechanism = mechanism.adapt(released[ADAPTATION]) if ADAPTATION in released else mechanism
+
+
 def _of_patients(
     mechanism: Mechanism,
     rounds: int,
@@ -184,14 +204,15 @@ def _of_patients(
     """Patients whose gradients lie along coordinates of their own, too long for any clip (Dirac canaries)."""
     scores = np.zeros(len(included))
     events: list[Event] = []
-    for round in range(1, rounds + 1):
-        progress("auditing", round - 1, rounds)
-        keyed = mechanism.keyed(generator.bytes(SECRET_BYTES))
-        events += keyed.cost(steps)
-        released = keyed.release({"update": {"canaries": _update(keyed, steps, included, round)}})
-        scores += _evenly(released["update"])["canaries"]
-        mechanism = mechanism.adapt(released[ADAPTATION]) if ADAPTATION in released else mechanism
-    progress("auditing", rounds, rounds)
+
+    def stepped(keyed: Mechanism, round: int) -> Arrays:
+        return {"canaries": _update(keyed, steps, included, round)}
+
+    progress("auditing", 0, rounds)
+    for round, (update, cost) in enumerate(releases(mechanism, rounds, steps, generator, stepped), 1):
+        events += cost
+        scores += _evenly(update)["canaries"]
+        progress("auditing", round, rounds)
     return scores, tuple(events)
 
 
@@ -230,12 +251,15 @@ def _of_sites(
     scores = np.zeros(len(included))
     for number, there in enumerate(included):
         progress("auditing", number, len(included))
-        update = {"canaries": np.array([_LOUD if there else -_LOUD], np.float32)}
-        for _ in range(rounds):
-            released = mechanism.keyed(generator.bytes(SECRET_BYTES)).release({"update": update})
-            scores[number] += float(released["update"]["canaries"][0])
+        loud = {"canaries": np.array([_LOUD if there else -_LOUD], np.float32)}
+        for update, _ in releases(mechanism, rounds, steps, generator, partial(_same, loud)):
+            scores[number] += float(update["canaries"][0])
     progress("auditing", len(included), len(included))
     return scores, mechanism.cost(steps) * rounds
+
+
+def _same(update: Arrays, mechanism: Mechanism, round: int) -> Arrays:
+    return update
 
 
 def _evenly(released: Arrays) -> dict[str, np.ndarray]:

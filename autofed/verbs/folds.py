@@ -19,7 +19,8 @@ from autofed.federation.premises import (
     split_problems,
     stream_name,
 )
-from autofed.federation.site import Site
+from autofed.federation.site import Site, SiteData, SiteIdentity, SiteStorage
+from autofed.fit import Compute
 from autofed.parallel import Progress
 from autofed.plans import Plan
 from autofed.prepared import Store, pool
@@ -154,9 +155,11 @@ class Folds:
 
     def _site(self, name: str, fold: str, train: Store, held: Store, ledgers: Mapping[str, Path]) -> Site:
         return Site(
-            name, train, self._plan(name), self._folder(name, fold), ledgers,
-            run=request_name(self.coordinator.identity.id, fold), held=held, stream=stream_name(name, fold),
-            device=self.device, feeder=self.feeder, trusted=self.trusted, on_step=self.counter,
+            SiteIdentity(name, request_name(self.coordinator.identity.id, fold), stream_name(name, fold)),
+            self._plan(name),
+            SiteData(train, held, open_public_of(self._plan(name), self.public, self.work)),
+            SiteStorage(self._folder(name, fold), ledgers, self.simulation),
+            Compute(self.device, self.feeder, self.counter),
+            trusted=self.trusted,
             on_image=partial(self.counter.progress, f"{name} labels public images"),
-            public=open_public_of(self._plan(name), self.public, self.work), simulation=self.simulation,
         )  # fmt: skip

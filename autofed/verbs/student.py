@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autofed.algorithms import AGREED
 from autofed.exchange import Arrays, ServerState, peek, save_groups
-from autofed.fit import fit
+from autofed.fit import Compute, Schedule, fit
 from autofed.labels import Labels
 from autofed.network import build, weights_of
 from autofed.plans import Plan
@@ -53,12 +53,9 @@ def taught(
         store,
         local,
         NoPrivacy(local.training.batch_size, plan.batches_at("")),
-        steps=student_steps(plan),
-        rate=lambda done: (1 - done) ** 0.9,
-        seed=seed,
+        Schedule(student_steps(plan), lambda done: (1 - done) ** 0.9, seed),
         labels=labels,
-        device=device,
-        on_step=on_step,
+        compute=Compute(device, on_step=on_step),
     )
     return fitted.weights
 

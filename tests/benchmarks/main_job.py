@@ -92,7 +92,7 @@ def run_arm(data: Path, out: Path, made: plans.Plan, arm: str, device: str) -> d
 
 def minutes(run: Path) -> dict[str, float]:
     """Minutes of training by the clock, and what they would be if every round were as fast as the fastest."""
-    seconds = [line["seconds"] for line in metrics.read(Run(run).rounds_folder)]
+    seconds = [line["seconds"] for line in metrics.read(Run(run).fold_folder())]
     return {"training_minutes": sum(seconds) / 60, "undisturbed_minutes": min(seconds) * len(seconds) / 60}
 
 
