@@ -215,7 +215,39 @@ def test_the_accountant_has_the_last_word(made):
         lambda z: [events[0].model_copy(update={"noise_multiplier": z})], 8, 1e-5
     )
     assert best.noise == pytest.approx(accounting.sketched_noise(
-        best.steps, best.rate, accounting.inverse_square(8, 1e-5)), rel=0.1)  # fmt: skip
+        best.taken, best.rate, accounting.inverse_square(8, 1e-5)), rel=0.1)  # fmt: skip
+
+
+def test_what_is_searched_costs_what_the_plan_will_be_charged(made):
+    """One object states the cost: the mechanism of the candidate is that of the plan."""
+    from autofed import privacy
+
+    best = _question(pictures()).best()
+    steps = made.local.training.steps_per_round
+    assert best.schedule == (made.agreement.training.rounds, steps)
+    assert best.cost(best.noise, *best.schedule) == promise.to_charge(made, steps)
+    assert replace(best.mechanism, patients=500) == privacy.find(made, 500)
+
+
+def test_noise_is_calibrated_once_on_the_way_to_a_plan(monkeypatch):
+    """Of the best few that are held against each other, too."""
+    asked, calibrate = [], accounting.calibrate
+    monkeypatch.setattr(accounting, "calibrate", lambda *args: asked.append(args) or calibrate(*args))
+    made = planner.make(pictures(), budget())
+    assert len(asked) == 1
+    assert promise.settled(made, None, None, noise_is_given=False) == _question(pictures()).guarantee.fields(
+        made.agreement.privacy.noise_multiplier
+    )
+
+
+@pytest.mark.parametrize("cases, hours, epsilon", [(60, 0.5, 8.0), (400, 0.1, 2.0), (3000, 2.0, 4.0), (100, 0.02, 1.0)])
+def test_the_best_of_the_few_is_the_best_by_the_accountant(cases, hours, epsilon):
+    """Each of them calibrated, which a search need not do."""
+    data = pictures(cases)
+    open_plan = planner.make(data, Budget(hours=hours, speed=SPEED))
+    question = Question.of(open_plan, epsilon, 1e-5, choices(open_plan, data))
+    few = [question._calibrated(candidate) for candidate in question.search()[:3]]
+    assert question.best() == min(few, key=lambda candidate: candidate.foretold)
 
 
 def test_the_census_is_paid_from_the_promise():
@@ -296,4 +328,4 @@ def _question(data) -> Question:
 def _event(found):
     from autofed.privacy.events import Event
 
-    return Event(mechanism="", steps=found.steps, noise_multiplier=found.noise, sampling_rate=found.rate)
+    return Event(mechanism="", steps=found.taken, noise_multiplier=found.noise, sampling_rate=found.rate)

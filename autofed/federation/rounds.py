@@ -22,7 +22,7 @@ from autofed.federation.selection import best_of, moving_average
 from autofed.federation.site import TRAIN, VALIDATE, VERIFY
 from autofed.labels import Labels
 from autofed.plans import Plan
-from autofed.privacy import ADAPTATION, promise
+from autofed.privacy import ADAPTATION
 from autofed.problems import Problems
 
 _log = logging.getLogger(__name__)
@@ -98,16 +98,10 @@ def run(course: Course, state: ServerState) -> ServerState:
     with metrics.Board(course.folder) as board:
         if state.round:
             _finish(course, state, board)  # a run that was cut off may have left its last round unscored
-        while state.round < course.plan.agreement.training.rounds and _may_go_on(course, state):
+        while state.round < course.plan.agreement.training.rounds:
             state = _round(course, state)
             _finish(course, state, board)
     return state
-
-
-def _may_go_on(course: Course, state: ServerState) -> bool:
-    """Whether every site can answer the next round by the plan's promise; all that this depends on was released."""
-    plan, history = course.plan, state.shared.get(ADAPTATION, {})
-    return all(promise.is_kept(plan, n, history, state.round + 1) for n in {plan.steps_at(s) for s in course.sites})
 
 
 def _round(course: Course, state: ServerState) -> ServerState:

@@ -25,10 +25,9 @@ from autofed.network import build, coupling_layers
 from autofed.plans import Plan
 from autofed.postprocessing import RULES
 from autofed.prepared import PublicImages, Store
-from autofed.privacy import ADAPTATION, Guard, Mechanism, accounting, promise
+from autofed.privacy import ADAPTATION, Guard, Mechanism, promise
 from autofed.privacy.census import NoisedCensus
 from autofed.privacy.chance import SECRET_BYTES
-from autofed.privacy.events import Event
 from autofed.privacy.ledger import Charge, PrivacyLedger
 from autofed.problems import Problems, refuse
 
@@ -171,17 +170,7 @@ class Site:
             if scores is None:
                 raise _BadRequest("scores stay at the site")
             return scores
-        history = request.shared.get(ADAPTATION, {})
-        found = privacy.adapted(self.mechanism, history, request.round)
-        spent = [*self._spent_before(request), *found.cost(self.steps)]
-        if not promise.allows(self.plan, self.steps, spent):
-            raise _NotAffordable(f"round {request.round} would break the promise of the plan")
-        return found
-
-    def _spent_before(self, request: Request) -> list[Event]:
-        """What the site itself wrote down for earlier rounds: the history of a request may say what it likes."""
-        charges = [charge for charge in self.ledgers[0].charges() if charge.run == request.run]
-        return [event for charge in charges if charge.round < request.round for event in charge.events]
+        return privacy.adapted(self.mechanism, request.shared.get(ADAPTATION, {}), request.round)
 
     def _secret(self, request: Request) -> bytes:
         """The secret of this answer: a new one, or that of the one that was cut off. It serves one request alone."""
@@ -252,7 +241,6 @@ class Site:
             agreement=self.plan.agreement.digest(),
             events=guard.cost(self.steps if request.question == TRAIN else 0),
             seeded=guard.private and self.noise_seed is not None,
-            follows=bool(self.plan.agreement.privacy.noise_response),
             case_is_patient=all(cases == (patient,) for patient, cases in self.store.patients.items()),
         )
         try:
@@ -289,9 +277,6 @@ def open_ledger(path: Path, site: str, plan: Plan, steps: int, simulation: bool)
     if not (stated.promises and stated.delta):
         return PrivacyLedger(path, site, simulation=simulation)
     events = promise.to_charge(plan, steps)
-    if stated.noise_response and stated.epsilon:  # it spends what the promise allows, and not what was planned
-        order = accounting.best_order(events, stated.delta)
-        return PrivacyLedger(path, site, stated.epsilon, stated.delta, order=order, simulation=simulation)
     return PrivacyLedger.for_plan(path, site, events, stated.delta, simulation=simulation)
 
 

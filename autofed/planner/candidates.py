@@ -8,7 +8,7 @@ between the best few, and its noise is what the plan has.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from autofed.planner.coarser import Choice
@@ -16,11 +16,13 @@ from autofed.planner.forecast import averaged, averages, step_ratio
 from autofed.planner.foretelling import foretold, whole_ratio
 from autofed.planner.hours import USEFUL_SHARE
 from autofed.planner.learning import passes
+from autofed.planner.schedules import divided
 from autofed.planner.topology import memory_needed
 from autofed.plans import Network, Plan
 from autofed.privacy import accounting
-from autofed.privacy.census import NoisedCensus, order_of
+from autofed.privacy.dpsgd import DPSGD
 from autofed.privacy.events import Event
+from autofed.privacy.promise import Guarantee
 
 WIDTHS = (4, 8, 16, 32)
 """Features of the first stage that are tried; no wider than nnU-Net's."""
@@ -90,6 +92,30 @@ class Candidate:
     ratio: float = 0.0
 
     @property
+    def mechanism(self) -> DPSGD:
+        """What its training passes, and is charged by."""
+        return DPSGD(0, self.rate, self.build.patches, 1.0, self.noise, normalised=True)
+
+    @property
+    def schedule(self) -> tuple[int, int]:
+        """The rounds, and the steps of every site in one: a few of the T steps may be left over."""
+        return divided(self.steps)
+
+    @property
+    def taken(self) -> int:
+        """The steps that the schedule has."""
+        return math.prod(self.schedule)
+
+    def cost(self, noise: float, rounds: int, steps: int) -> tuple[Event, ...]:
+        """What so many rounds of so many steps cost a patient with a noise multiplier."""
+        return replace(self, noise=noise).mechanism.planned(rounds, steps)
+
+    def noise_for(self, loss: float) -> float:
+        """The noise multiplier with which so much Dice would be foretold lost; below 0 if none does."""
+        free = replace(self, ratio=0.0).foretold
+        return self.noise * (loss - free) / (self.foretold - free)
+
+    @property
     def whole(self) -> float:
         """Noise over signal of all steps together (`Forecast.whole`)."""
         return whole_ratio(self.ratio, self.build.learning, self.steps)
@@ -132,34 +158,43 @@ class Question:
         return sorted(self._candidates(), key=lambda candidate: candidate.foretold)
 
     def best(self) -> Candidate | None:
-        """The best candidate, by the accountant."""
-        return min(map(self.judged, self.search()[:_JUDGED]), key=lambda candidate: candidate.foretold, default=None)
+        """The best candidate, by the accountant; its noise is what the plan has.
 
-    def judged(self, candidate: Candidate) -> Candidate:
-        """The same with the accountant's noise."""
-        beside = NoisedCensus(self.census).cost() if self.census else ()
+        The noise of the first of the best few is calibrated. Another one is better if it keeps the promise with the
+        noise at which as much would be foretold of both.
+        """
+        few = self.search()[:_JUDGED]
+        best = self._calibrated(few[0]) if few else None
+        for other in few[1:]:
+            if best and self._keeps(other, other.noise_for(best.foretold)):
+                best = self._calibrated(other)
+        return best
 
-        def events(noise: float) -> list[Event]:
-            rate, steps = candidate.rate, candidate.steps
-            return [Event(mechanism="", steps=steps, noise_multiplier=noise, sampling_rate=rate), *beside]
+    @property
+    def guarantee(self) -> Guarantee:
+        """What is promised."""
+        return Guarantee(self.epsilon, self.delta, self.census)
 
-        noise = accounting.calibrate(events, self.epsilon, self.delta, self._measure())
-        return self._weighed(replace(candidate, noise=noise))
+    def _keeps(self, candidate: Candidate, noise: float) -> bool:
+        return noise > 0 and self.guarantee.spent(candidate.cost(noise, 1, candidate.steps)) < self.epsilon
 
-    def _measure(self) -> Callable[[Sequence[Event], float], float] | None:
-        """As the promise of the plan will be told (`privacy.promise`)."""
-        if self.census is None:
-            return None
-        order = order_of(self.census)
-        return lambda events, delta: accounting.renyi_epsilon(events, delta, order)
+    def _calibrated(self, candidate: Candidate) -> Candidate:
+        """The same with the accountant's noise. What is foretold is of all its steps, also of those left over."""
+        noise = self.guarantee.least_noise(lambda z: candidate.cost(z, *candidate.schedule))
+        all_steps, taken = (self._sketched(steps, candidate.rate) for steps in (candidate.steps, candidate.taken))
+        return replace(self._weighed(replace(candidate, noise=noise * all_steps / taken)), noise=noise)
+
+    def _sketched(self, steps: int, rate: float) -> float:
+        """About the noise for so many steps."""
+        whole = accounting.inverse_square(self.epsilon, self.delta) - (self.census**-2 if self.census else 0)
+        return accounting.sketched_noise(steps, rate, whole)
 
     def _candidates(self) -> Iterator[Candidate]:
-        whole = accounting.inverse_square(self.epsilon, self.delta) - (self.census**-2 if self.census else 0)
         fewest = self.more * min(self.patients.values())
         for build in self.builds:
             for rate in (rate for rate in RATES if rate * fewest >= LEAST_EXPECTED):
                 steps = self._steps(build, rate)
-                noise = accounting.sketched_noise(steps, rate, whole) if steps else math.inf
+                noise = self._sketched(steps, rate) if steps else math.inf
                 if math.isfinite(noise):
                     yield self._weighed(Candidate(build, rate, steps, noise))
 

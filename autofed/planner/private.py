@@ -12,11 +12,10 @@ from autofed.planner.candidates import LEAST_EXPECTED, RATES, Build, Candidate, 
 from autofed.planner.coarser import choices, kept
 from autofed.planner.forecast import SOUND, STRAINED, forecast
 from autofed.planner.foretelling import learning_rate
-from autofed.planner.reasons import Reasons
 from autofed.planner.remedies import hopeless
-from autofed.planner.schedules import meetings
+from autofed.planner.schedules import why_rounds
 from autofed.plans import Plan
-from autofed.privacy import accounting, promise
+from autofed.privacy import accounting
 from autofed.problems import Problems, refuse
 
 
@@ -77,7 +76,7 @@ def _written(plan: Plan, question: Question, found: Candidate) -> Plan:
     """The open plan with what was found, each with its reason, and the noise that the accountant says."""
     decided = [*_drawing(question, found), *_building(plan, found.build), *_learning(plan, found)]
     made = plan.change({field: value for field, value, _ in decided}, {field: why for field, _, why in decided})
-    settled = promise.settled(made, question.epsilon, question.delta, noise_is_given=False)
+    settled = question.guarantee.fields(found.noise)
     promised = _PROMISED | ({} if plan.budget.delta else {"agreement.privacy.delta": _DELTA})
     return graded(made.change(settled, {name: promised.get(name, "asked for") for name in settled}))
 
@@ -100,12 +99,12 @@ Decision = tuple[str, Any, str]
 def _drawing(question: Question, found: Candidate) -> Iterator[Decision]:
     """Whom a step draws, and what becomes of a patient's gradient."""
     drawn = ", ".join(f"{found.rate * n:.3g} of {n} at {site}" for site, n in question.patients.items())
-    patches = found.build.patches
-    yield "agreement.privacy.mechanism", "dp-sgd", "single patients' gradients are bounded, and noised at their site"
-    yield "agreement.privacy.sampling_rate", found.rate, f"patients expected in a step: {drawn}; {_TOGETHER}"
-    yield "agreement.privacy.patches_per_patient", patches, f"{_TRUER}; {_TOGETHER}"
-    yield "agreement.privacy.clip", 1.0, "a unit: every gradient gets this length, and the learning rate says the rest"
-    yield "agreement.privacy.clipping", "normalised", "how long a patient's gradient is need not be known"
+    step, where = found.mechanism, "agreement.privacy."
+    yield f"{where}mechanism", step.name, "single patients' gradients are bounded, and noised at their site"
+    yield f"{where}sampling_rate", step.sampling_rate, f"patients expected in a step: {drawn}; {_TOGETHER}"
+    yield f"{where}patches_per_patient", step.patches_per_patient, f"{_TRUER}; {_TOGETHER}"
+    yield f"{where}clip", step.clip, "a unit: every gradient gets this length, and the learning rate says the rest"
+    yield f"{where}clipping", "normalised", "how long a patient's gradient is need not be known"
 
 
 def _building(plan: Plan, build: Build) -> Iterator[Decision]:
@@ -129,14 +128,12 @@ def _building(plan: Plan, build: Build) -> Iterator[Decision]:
 
 def _learning(plan: Plan, found: Candidate) -> Iterator[Decision]:
     """How long and how fast."""
-    said = Reasons()
-    met, per_round = meetings(found.steps, len(plan.agreement.patients), said)
-    (why,) = (line.why for line in said.lines if line.field == "agreement.training.rounds")
-    yield "agreement.training.rounds", met.rounds, why
+    rounds, per_round = found.schedule
+    yield "agreement.training.rounds", rounds, why_rounds(per_round, len(plan.agreement.patients))
     yield (
         "local.training.steps_per_round",
         per_round,
-        f"{met.rounds * per_round} steps of every site in all; {_TOGETHER}",
+        f"{found.taken} steps of every site in all; {_TOGETHER}",
     )
     if plan.agreement.training.steps_at:
         yield "agreement.training.steps_at", {}, "one noise keeps one promise where every site takes as many steps"

@@ -18,16 +18,24 @@ VALIDATIONS = 25
 """So often in a training the sites score the model on the patients that they held out."""
 
 
+def divided(steps: int) -> tuple[int, int]:
+    """The rounds, and the steps of a site in one, that so many steps in all are made of: as many, or a few fewer."""
+    rounds = max(1, min(steps, round(math.sqrt(2 * steps))))
+    return rounds, max(1, steps // rounds)
+
+
+def why_rounds(per_round: int, sites: int) -> str:
+    """The reason for the number of rounds."""
+    return (
+        f"{per_round} steps at each of {sites} sites a round: about twice as many rounds as steps in one, so that "
+        "sites do not drift apart"
+    )
+
+
 def meetings(steps: int, sites: int, reasons: Reasons) -> tuple[Rounds, int]:
     """The rounds, and the steps at each site in one, for so many steps at each site in all."""
-    rounds = max(1, min(steps, round(math.sqrt(2 * steps))))
-    per_round = max(1, steps // rounds)
-    reasons.say(
-        "agreement.training.rounds",
-        rounds,
-        f"{per_round} steps at each of {sites} sites a round: about twice as many rounds as steps in one, so that "
-        "sites do not drift apart",
-    )
+    rounds, per_round = divided(steps)
+    reasons.say("agreement.training.rounds", rounds, why_rounds(per_round, sites))
     snapshots = tuple(spaced_snapshots(rounds))
     reasons.say("agreement.training.snapshots", snapshots, "late and spaced: neighbours are nearly one model")
     every = max(1, round(rounds / VALIDATIONS))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from autofed.files import Record
 
@@ -16,7 +16,7 @@ _STEPS = ("sampling_rate", "patches_per_patient", "clip", "clipping", "noise_mul
 _NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     NONE: (),
     "dp-sgd": _STEPS,
-    "adp": (*_STEPS, "quantile", "quantile_share", "clip_rate", "noise_ratio", "noise_response"),
+    "adp": (*_STEPS, "quantile", "quantile_share", "clip_rate", "noise_ratio"),
     "feddp": ("clip", "noise_multiplier"),
 })  # fmt: skip
 PROMISE = ("epsilon", "delta", "score_noise", "census_noise")
@@ -27,7 +27,7 @@ BY_PATIENT = ("dp-sgd", "adp")
 
 _DEFAULTS: Mapping[str, Any] = MappingProxyType({
     "sampling_rate": 0.2, "patches_per_patient": 2, "clip": 1.0, "clipping": "normalised", "noise_multiplier": 1.0,
-    "quantile": 0.5, "quantile_share": 0.05, "clip_rate": 0.5, "noise_ratio": 1.0, "noise_response": 0.0,
+    "quantile": 0.5, "quantile_share": 0.05, "clip_rate": 0.5, "noise_ratio": 1.0,
 })  # fmt: skip
 
 
@@ -54,14 +54,14 @@ class Privacy(Record):
     `noise_multiplier` (z) times C. `clipping` is "flat" (what is shorter stays as it is) or "normalised" (every
     gradient gets nearly the length C). "adp" has the clip follow the `quantile` of the patients' gradient norms: in a
     round by exp of `clip_rate` times how far it is off, for `quantile_share` of what a step spends. Its noise in the
-    last round is `noise_ratio` times that of the first, in equal factors between; with a `noise_response` above 0 it is
-    also multiplied, within a factor of 2, by that power of how the released clip has grown since the first round.
-    "feddp" adds noise of z times C to a whole round's update, bounded by C.
+    last round is `noise_ratio` times that of the first, in equal factors between. "feddp" adds noise of z times C to a
+    whole round's update, bounded by C.
 
     `epsilon` and `delta` are the promise. With `score_noise` the sites tell the scores of their held-out patients in
     the end, with noise of that multiplier; without it scores stay where they are. The plan rests on fingerprints with
     noise of the multiplier `census_noise`, where there is one: the promise counts them too. With the mechanism "none"
-    nothing is promised and all others are None.
+    nothing is promised and all others are None. `noise_response` means nothing any more: it stays None, or the 0 of a
+    plan that was written before, whose digest then stays as well.
     """
 
     mechanism: str = NONE
@@ -74,11 +74,19 @@ class Privacy(Record):
     quantile_share: float | None = Field(None, gt=0, lt=1)
     clip_rate: float | None = Field(None, ge=0)
     noise_ratio: float | None = Field(None, gt=0)
-    noise_response: float | None = Field(None, ge=0)
+    noise_response: float | None = None
     score_noise: float | None = Field(None, gt=0)
     census_noise: float | None = Field(None, gt=0)
     epsilon: float | None = Field(None, gt=0)
     delta: float | None = Field(None, gt=0, lt=1)
+
+    @field_validator("noise_response")
+    @classmethod
+    def _retired(cls, value: float | None) -> float | None:
+        if value:
+            raise ValueError(f"found {value:g}, but noise that responds to the clip was removed, since no training won "
+                             "by it; leave it out")  # fmt: skip
+        return value
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -91,7 +99,7 @@ class Privacy(Record):
         if self.mechanism not in _NEEDS or self.mechanism == NONE:
             return self  # `privacy.find` says which there are
         missing = [name for name in needs(self.mechanism) if name not in given]
-        foreign = [name for name in given if name not in (*needs(self.mechanism), *PROMISE)]
+        foreign = [name for name in given if name not in (*needs(self.mechanism), *PROMISE, "noise_response")]
         problems = [f"the mechanism {self.mechanism!r} needs {', '.join(missing)}"] if missing else []
         problems += [f"the mechanism {self.mechanism!r} has no {', '.join(foreign)}; leave it out"] if foreign else []
         if problems:

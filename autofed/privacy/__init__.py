@@ -143,7 +143,7 @@ def _dpsgd(plan: Plan, patients: int) -> Mechanism:
 def _adaptive(plan: Plan, patients: int) -> Mechanism:
     from autofed.privacy.adaptive import Adaptive
 
-    own = ("quantile", "quantile_share", "clip_rate", "noise_ratio", "noise_response")
+    own = ("quantile", "quantile_share", "clip_rate", "noise_ratio")
     chosen = {name: getattr(plan.agreement.privacy, name) for name in own}
     return Adaptive(**_steps(plan, patients), **chosen, rounds=plan.agreement.training.rounds)
 

@@ -143,6 +143,7 @@ def calibrate(
 _epsilon = epsilon  # `calibrate` has a parameter of that name
 
 
+@lru_cache(maxsize=256)  # a search asks for that of its promise with every candidate
 def inverse_square(epsilon: float, delta: float) -> float:
     """The largest sum of z^-2 over Gaussian mechanisms of multipliers z that keeps a promise (Balle and Wang 2018)."""
     import dp_accounting
@@ -263,11 +264,6 @@ def renyi_epsilon(events: Iterable[Event], delta: float, order: int) -> float:
 def renyi_room(epsilon: float, delta: float, order: int) -> float:
     """The divergence of `order` that proves `epsilon` at `delta`: what a ceiling allows; below 0 if none proves it."""
     return epsilon - math.log1p(-1 / order) + math.log(delta * order) / (order - 1)
-
-
-def best_renyi_epsilon(events: Sequence[Event], delta: float) -> float:
-    """The epsilon that the Renyi divergence proves at the order that is best for these events."""
-    return renyi_epsilon(events, delta, best_order(events, delta))
 
 
 def best_order(events: Iterable[Event], delta: float) -> int:

@@ -26,9 +26,6 @@ BELOW = "below"
 _WIDEST = 100.0
 """So many times larger or smaller than in the first round the clip may become."""
 
-_STRONGEST = 2.0
-"""So many times larger or smaller than planned the noise may become by its response to the clip."""
-
 
 @dataclass(frozen=True)
 class Adaptive(DPSGD):
@@ -40,16 +37,14 @@ class Adaptive(DPSGD):
     one Gaussian mechanism of multiplier z, since z^-2 = (2 s)^-2 + (z / sqrt(1 - f))^-2.
 
     Sites release the mean of a round's answers, C <- C exp(-clip_rate (b~ - quantile)) follows for all sites alike: if
-    all are clipped, b~ is near 0 and C grows. In round r of `rounds` the noise is z `noise_ratio`^((r-1)/(rounds-1));
-    with a `noise_response` k also times (C_r / C_1)^k, at most 2 and at least 1/2: that depends on what was released,
-    so that only a filter bounds the sum (see `privacy.promise`).
+    all are clipped, b~ is near 0 and C grows. In round r of `rounds` the noise is z `noise_ratio`^((r-1)/(rounds-1)),
+    whatever was released.
     """
 
     quantile: float = 0.5
     quantile_share: float = 0.05
     clip_rate: float = 0.5
     noise_ratio: float = 1.0
-    noise_response: float = 0.0
     rounds: int = 1
     round: int = 1
     first_clip: float = 0.0
@@ -99,13 +94,9 @@ class Adaptive(DPSGD):
         below = min(1.0, max(0.0, float(np.mean(released[BELOW]))))
         clip = self.clip * math.exp(-self.clip_rate * (below - self.quantile))
         clip = min(self.first_clip * _WIDEST, max(self.first_clip / _WIDEST, clip))
-        noise = self.first_noise * self._planned(self.round + 1) * self._response(clip)
+        noise = self.first_noise * self._planned(self.round + 1)
         return replace(self, clip=clip, noise_multiplier=noise, round=self.round + 1)
 
     def _planned(self, round: int) -> float:
         """The noise of a round over that of the first, as the schedule has it."""
         return self.noise_ratio ** ((round - 1) / (self.rounds - 1)) if self.rounds > 1 else 1.0
-
-    def _response(self, clip: float) -> float:
-        """The noise over that of the schedule, as the clips so far have it."""
-        return min(_STRONGEST, max(1 / _STRONGEST, (clip / self.first_clip) ** self.noise_response))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from autofed import privacy
-from autofed.exchange import Arrays
 from autofed.plans import Plan
 from autofed.privacy import accounting
 from autofed.privacy.census import NoisedCensus, order_of
@@ -16,23 +16,65 @@ _TOLERANCE = 1e-6
 """By so much an epsilon may be above the one stated: what another machine's last digits may hide."""
 
 
-def planned(plan: Plan, steps: int) -> tuple[Event, ...]:
-    """All that the promise counts for a site that takes so many steps in a round: what it will be charged, and before.
+@dataclass(frozen=True)
+class Guarantee:
+    """What is promised to every patient: `epsilon` at `delta`, for a training and the noised fingerprints before it.
 
-    Where the noise responds to what is released it is what the schedule has without a response.
+    `census_noise` is the noise multiplier of those fingerprints, None if they were not noised. How an epsilon is told
+    of events is decided here alone. Without a census all was fixed beforehand, and loss distributions tell it. What is
+    trained after a census follows from it, so that only a filter holds, at an order fixed by the census (`order_of`).
     """
-    return (*_before(plan), *to_charge(plan, steps))
+
+    epsilon: float
+    delta: float
+    census_noise: float | None = None
+
+    @property
+    def before(self) -> tuple[Event, ...]:
+        """The noised fingerprints: they were charged when they were counted."""
+        return NoisedCensus(self.census_noise).cost() if self.census_noise else ()
+
+    def spent(self, training: Sequence[Event]) -> float:
+        """The epsilon of a training that costs these events, with what was before it."""
+        return self._epsilon((*self.before, *training))
+
+    def least_noise(self, training: Callable[[float], Sequence[Event]]) -> float:
+        """The least noise multiplier that keeps the promise (see `accounting.calibrate`).
+
+        `training` gives what the training costs with a multiplier.
+        """
+
+        def events(noise: float) -> tuple[Event, ...]:
+            return (*self.before, *training(noise))
+
+        return accounting.calibrate(events, self.epsilon, self.delta, lambda spent, _: self._epsilon(spent))
+
+    def fields(self, noise: float | None = None) -> dict[str, Any]:
+        """The fields of a plan that state it, and the noise multiplier if one is given."""
+        stated = {} if noise is None else {"noise_multiplier": noise}
+        stated |= {"epsilon": self.epsilon, "delta": self.delta}
+        return {f"agreement.privacy.{name}": value for name, value in stated.items()}
+
+    def _epsilon(self, events: Sequence[Event]) -> float:
+        if self.census_noise is None:
+            return accounting.epsilon(events, self.delta)
+        return accounting.renyi_epsilon(events, self.delta, order_of(self.census_noise))
+
+
+def of_plan(plan: Plan) -> Guarantee:
+    """What a plan promises; epsilon and delta are 0 if it states none."""
+    stated = plan.agreement.privacy
+    return Guarantee(stated.epsilon or 0.0, stated.delta or 0.0, stated.census_noise)
+
+
+def planned(plan: Plan, steps: int) -> tuple[Event, ...]:
+    """All that the promise counts of a site that takes so many steps in a round: its training, and what was before."""
+    return (*of_plan(plan).before, *to_charge(plan, steps))
 
 
 def to_charge(plan: Plan, steps: int) -> tuple[Event, ...]:
     """What a whole training will charge: its rounds, and the scores if they are shared."""
     return (*privacy.find(plan).planned(plan.agreement.training.rounds, steps), *_after(plan))
-
-
-def _before(plan: Plan) -> tuple[Event, ...]:
-    """The noised fingerprint that the plan rests on: it was charged when it was counted."""
-    noise = plan.agreement.privacy.census_noise
-    return NoisedCensus(noise).cost() if noise else ()
 
 
 def _after(plan: Plan) -> tuple[Event, ...]:
@@ -67,29 +109,7 @@ def problems(plan: Plan, steps: Mapping[str, int] | None = None) -> list[str]:
 
 def spent(plan: Plan, steps: int) -> float:
     """The epsilon of a whole training, at the plan's delta, for a site that takes so many steps in a round."""
-    return _measure(plan)(planned(plan, steps), float(plan.agreement.privacy.delta or 0))
-
-
-def is_kept(plan: Plan, steps: int, history: Arrays, round: int) -> bool:
-    """Whether a site can still answer this round by the plan's promise, after what was released before (`history`)."""
-    if not plan.agreement.privacy.noise_response:
-        return True
-    return allows(plan, steps, [event for r in range(1, round + 1) for event in _at(plan, history, r).cost(steps)])
-
-
-def allows(plan: Plan, steps: int, spent: Sequence[Event]) -> bool:
-    """Whether a training that has spent this, the coming round included, keeps the plan's promise.
-
-    Only noise that responds to what was released can break it before the end. Then a filter keeps it: the sum of what
-    all rounds have cost at one Renyi order, fixed by the plan (Feldman and Zrnic, NeurIPS 2021, theorem 4.3), with what
-    the promise counts beside the training.
-    """
-    stated = plan.agreement.privacy
-    if not stated.noise_response or stated.epsilon is None or stated.delta is None:
-        return True
-    order = _order(plan, planned(plan, steps), stated.delta)
-    cost = accounting.renyi_epsilon([*_before(plan), *spent, *_after(plan)], stated.delta, order)
-    return cost <= stated.epsilon
+    return of_plan(plan).spent(to_charge(plan, steps))
 
 
 def settled(plan: Plan, epsilon: float | None, delta: float | None, *, noise_is_given: bool) -> dict[str, Any]:
@@ -101,38 +121,14 @@ def settled(plan: Plan, epsilon: float | None, delta: float | None, *, noise_is_
     if not stated.promises:
         return {}
     wanted = stated.epsilon if epsilon is None and not noise_is_given else epsilon
-    found = delta or stated.delta or accounting.default_delta(max(plan.agreement.patients.values()))
+    allowed = delta or stated.delta or accounting.default_delta(max(plan.agreement.patients.values()))
     steps = max(plan.steps_at(site) for site in plan.agreement.patients)
+    guarantee = Guarantee(wanted or 0.0, allowed, stated.census_noise)
     if wanted is None:
-        return _promise(round(_measure(plan)(planned(plan, steps), found) + 5e-5, 4), found)
-    measure = _measure(plan)
-    noise = accounting.calibrate(lambda z: planned(_with_noise(plan, z), steps), wanted, found, measure)
-    return {"agreement.privacy.noise_multiplier": noise, **_promise(wanted, found)}
-
-
-def _promise(epsilon: float, delta: float) -> dict[str, Any]:
-    return {"agreement.privacy.epsilon": epsilon, "agreement.privacy.delta": delta}
-
-
-def _measure(plan: Plan) -> Callable[[Sequence[Event], float], float]:
-    """How the plan's epsilon is told: by what keeps it."""
-    stated = plan.agreement.privacy
-    if not stated.noise_response and stated.census_noise is None:
-        return accounting.epsilon
-    return lambda events, delta: accounting.renyi_epsilon(events, delta, _order(plan, events, delta))
-
-
-def _order(plan: Plan, events: Sequence[Event], delta: float) -> int:
-    """That of the filter: fixed by the census where the plan follows from one, else the best for what is planned."""
-    noise = plan.agreement.privacy.census_noise
-    return order_of(noise) if noise else accounting.best_order(events, delta)
+        return replace(guarantee, epsilon=round(guarantee.spent(to_charge(plan, steps)) + 5e-5, 4)).fields()
+    return guarantee.fields(guarantee.least_noise(lambda z: to_charge(_with_noise(plan, z), steps)))
 
 
 def _with_noise(plan: Plan, noise: float) -> Plan:
     stated = plan.agreement.privacy.model_copy(update={"noise_multiplier": noise})
     return plan.model_copy(update={"agreement": plan.agreement.model_copy(update={"privacy": stated})})
-
-
-def _at(plan: Plan, history: Arrays, round: int) -> privacy.Mechanism:
-    past = {name: array[: round - 1] for name, array in history.items()}
-    return privacy.adapted(privacy.find(plan), past, round)
