@@ -42,6 +42,9 @@ MOST_STEPS = 8000
 SECONDS_A_NORMAL = 2.6e-8
 """To draw one normal number in float64 and add it (tests/benchmarks/private_step.py, 19 million parameters)."""
 
+_NEARBY = 1.01
+"""So far apart are two looks at the accountant that tell its slope."""
+
 _JUDGED = 3
 """So many of the best candidates are held against each other by the accountant."""
 
@@ -176,13 +179,24 @@ class Question:
         return Guarantee(self.epsilon, self.delta, self.census)
 
     def _keeps(self, candidate: Candidate, noise: float) -> bool:
-        return noise > 0 and self.guarantee.spent(candidate.cost(noise, 1, candidate.steps)) < self.epsilon
+        return noise > 0 and self._excess(candidate, noise) < 0
 
     def _calibrated(self, candidate: Candidate) -> Candidate:
         """The same with the accountant's noise. What is foretold is of all its steps, also of those left over."""
         noise = self.guarantee.least_noise(lambda z: candidate.cost(z, *candidate.schedule))
-        all_steps, taken = (self._sketched(steps, candidate.rate) for steps in (candidate.steps, candidate.taken))
-        return replace(self._weighed(replace(candidate, noise=noise * all_steps / taken)), noise=noise)
+        return replace(self._weighed(replace(candidate, noise=self._for_all_steps(candidate, noise))), noise=noise)
+
+    def _for_all_steps(self, candidate: Candidate, noise: float) -> float:
+        """The noise that all steps need, from that of the schedule: by the slope of the accountant next to it."""
+        if candidate.taken == candidate.steps:
+            return noise
+        near = noise * self._sketched(candidate.steps, candidate.rate) / self._sketched(candidate.taken, candidate.rate)
+        here, there = (self._excess(candidate, z) for z in (near, _NEARBY * near))
+        return near * _NEARBY ** (here / (here - there))
+
+    def _excess(self, candidate: Candidate, noise: float) -> float:
+        """The logarithm of what all steps spend over what is promised."""
+        return math.log(max(self.guarantee.spent(candidate.cost(noise, 1, candidate.steps)), 1e-12) / self.epsilon)
 
     def _sketched(self, steps: int, rate: float) -> float:
         """About the noise for so many steps."""
