@@ -61,8 +61,9 @@ class Charge(Record):
     """One release: which question of which round of which run, under which agreement, and its events.
 
     `seeded` noise is drawn from a test seed, so that it protects nothing. Where the events follow from what was
-    released before, such as noise that responds to the training, only the figure of a filter holds (`follows`). Where
-    the data named no patients each case counted as one (`case_is_patient`), and who has several is protected less.
+    released before, as older versions let noise respond to the training, only the figure of a filter holds
+    (`follows`). Where the data named no patients each case counted as one (`case_is_patient`), and who has several is
+    protected less.
     """
 
     run: str
