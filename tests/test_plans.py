@@ -262,3 +262,36 @@ def test_the_stated_memory_goes_with_the_sizes_that_it_was_stated_for(setting, s
     reason = plans.Reason(field="local.network", value="1 GB", why="told from the layers")
     made = small_plan().model_copy(update={"reasons": (reason,)})
     assert (reason in made.change(setting).reasons) == stays
+
+
+def code_of(plan, field):
+    return next(reason.code for reason in plan.reasons if reason.field == field)
+
+
+def test_what_a_person_set_is_known_by_its_code_also_after_it_was_written(tmp_path):
+    made = small_plan().change({"batch_size": 4, "training.mirror_axes": [1]}).change({"training.rounds": 9}, "planned")
+    made.save(tmp_path / "plan.json")
+    read = plans.load(tmp_path / "plan.json")
+    assert read == made
+    for field in ("local.training.batch_size", "local.training.mirror_axes", "inference.mirror_axes"):
+        assert code_of(made, field) == code_of(read, field) == "by-hand"
+    for field in ("agreement.training.rounds", "agreement.training.snapshots"):
+        assert code_of(made, field) == code_of(read, field) == "planned"
+
+
+def test_the_code_of_a_reason_changes_neither_file_nor_digest(tmp_path):
+    reason = plans.Reason(field="local.network", value="1 GB", why="told from the layers")
+    made = small_plan().model_copy(update={"reasons": (reason,)})
+    coded = made.model_copy(update={"reasons": (reason.model_copy(update={"code": "by-hand"}),)})
+    assert made != coded and made.digest() == coded.digest() and made.model_dump_json() == coded.model_dump_json()
+    assert set(made.model_dump(mode="json")["reasons"][0]) == {"field", "value", "why"}
+
+
+@pytest.mark.parametrize("why, code", [
+    ("set by hand", "by-hand"), ("set by hand, instead of 2", "by-hand"), ("as in RUN: set by hand", "by-hand"),
+    ("as in training, which was set by hand", "by-hand"), ("as nnU-Net", "planned"),
+])  # fmt: skip
+def test_a_reason_that_was_written_gets_its_code_as_it_is_read(why, code):
+    written = {"field": "local.network", "value": "1", "why": why}
+    assert plans.Reason.parse(written, "a plan").code == code
+    assert plans.Reason(**written).code == "planned", "what is decided now says its code itself"

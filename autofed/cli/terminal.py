@@ -59,7 +59,7 @@ _MAIN_POINTS = (
 def show_plan(made: Any, every: bool) -> None:
     """The decisions as a table: all of them, or the main points and what was set by hand."""
     shown = (reason for reason in made.reasons
-             if every or reason.field in _MAIN_POINTS or "set by hand" in reason.why)  # fmt: skip
+             if every or reason.field in _MAIN_POINTS or reason.code == "by-hand")  # fmt: skip
     _print_table(("field", "value", "why"), ((r.field, r.value, r.why) for r in shown), whole=("field",))
     if made.agreement.privacy.by_patient:
         _show_forecast(made, every)

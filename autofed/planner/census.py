@@ -88,7 +88,7 @@ def complete(census: Census, plan: Plan | None = None, source: str = "") -> Fing
     is a plan for another kind of data.
     """
     refuse("--prior", _prior_problems(census, plan))
-    told: dict[str, list[str]] = {}
+    told: Told = {}
     prior, patients = Prior(plan, source), census.patients
     found = _spacings(census, prior, told)
     extents = [_extent(census, axis, found[axis], prior, told) for axis in range(3)]
@@ -102,25 +102,38 @@ def complete(census: Census, plan: Plan | None = None, source: str = "") -> Fing
             for number, name in enumerate(census.declaration.channels)
         ),
         classes={name: ClassCounts(cases=patients) for name in census.declaration.labels},
-        noise=_noise(census, told, prior),
+        noise=_noise(census, told),
     )
 
 
-def _noise(census: Census, told: dict[str, list[str]], prior: Prior) -> Noise:
-    """What was said of each field, axes of which the same is said in one."""
+@dataclass(frozen=True)
+class Source:
+    """Where a value comes from and why, of one axis or of a field as a whole; by the census, or `instead` of it."""
+
+    why: str
+    axis: str = ""
+    instead: bool = False
+
+
+Told = dict[str, list[Source]]
+"""The sources of each field of the plan."""
+
+
+def _noise(census: Census, told: Told) -> Noise:
+    """What is told of each field."""
     return Noise(
         multiplier=census.noise_multiplier,
-        told={field: "; ".join(_gathered(said)) for field, said in told.items()},
-        missing=tuple(field for field, said in told.items() if all(prior.name in line for line in said)),
+        told={field: "; ".join(_sentences(sources)) for field, sources in told.items()},
+        missing=tuple(field for field, sources in told.items() if all(source.instead for source in sources)),
     )
 
 
-def _gathered(said: list[str]) -> list[str]:
+def _sentences(sources: list[Source]) -> list[str]:
+    """One for all axes of which the same is told."""
     axes: dict[str, list[str]] = {}
-    for line in said:
-        axis, _, why = line.rpartition(": noise")
-        axes.setdefault(f": noise{why}" if axis else line, []).append(axis)
-    return [", ".join(names) + why for why, names in axes.items()]
+    for source in sources:
+        axes.setdefault(source.why, []).append(source.axis)
+    return [f"{', '.join(names)}: {why}" if any(names) else why for why, names in axes.items()]
 
 
 def say(fingerprint: Fingerprint, reasons: Reasons) -> None:
@@ -151,12 +164,12 @@ def _prior_problems(census: Census, plan: Plan | None) -> list[str]:
 # --- medians
 
 
-def _spacings(census: Census, prior: Prior, told: dict[str, list[str]]) -> list[Counts]:
+def _spacings(census: Census, prior: Prior, told: Told) -> list[Counts]:
     """Of the axes (z, y, x)."""
     asked = range(3 - census.declaration.dimension, 3)
-    said = told.setdefault("local.geometry.spacing_mm", [])
+    sources = told.setdefault("local.geometry.spacing_mm", [])
     found = [
-        _believed(one, census.patients, prior.spacing_mm(axis), f"axis {AXES[axis]}", prior, said)
+        _believed(one, census.patients, prior.spacing_mm(axis), f"axis {AXES[axis]}", prior, sources)
         for axis, one in zip(asked, spacings(census), strict=True)
     ]
     if len(found) == 2:  # as files of one slice are read
@@ -164,28 +177,30 @@ def _spacings(census: Census, prior: Prior, told: dict[str, list[str]]) -> list[
     return found
 
 
-def _extent(census: Census, axis: int, spacing: Counts, prior: Prior, told: dict[str, list[str]]) -> Counts:
+def _extent(census: Census, axis: int, spacing: Counts, prior: Prior, told: Told) -> Counts:
     dimension = census.declaration.dimension
     if dimension == 2 and axis == 0:
         return spacing  # one slice
-    said = told.setdefault("local.geometry.median_shape", [])
+    sources = told.setdefault("local.geometry.median_shape", [])
     instead = prior.extent_mm(axis, _middle(spacing), dimension)
     found = distribution(census, "extent.", axis)
-    return _believed(found, census.patients, instead, f"axis {AXES[axis]}", prior, said)
+    return _believed(found, census.patients, instead, f"axis {AXES[axis]}", prior, sources)
 
 
-def _believed(found: Distribution, patients: int, instead: float, axis: str, prior: Prior, said: list[str]) -> Counts:
-    """What was counted, if its median bears the noise, else the value of the prior; `said` is told which, and why."""
+def _believed(
+    found: Distribution, patients: int, instead: float, axis: str, prior: Prior, sources: list[Source]
+) -> Counts:
+    """What was counted, if its median bears the noise, else the value of the prior; `sources` get which, and why."""
     if not found.error:
-        said.append(f"{axis}: declared as a fact of the protocol")
+        sources.append(Source(f"{axis}: declared as a fact of the protocol"))
         return found.counts(patients)
-    why = f"{axis}: noise of the census in ranks is {found.error * patients:.0f} of {patients} patients"
+    why = f"noise of the census in ranks is {found.error * patients:.0f} of {patients} patients"
     low, high = found.quantile(0.5 - found.error), found.quantile(0.5 + found.error)
     if found.error <= MOST_RANK_ERROR and high <= MOST_RATIO * low:
-        said.append(why)
+        sources.append(Source(why, axis))
         return found.counts(patients)
     between = "" if found.error > MOST_RANK_ERROR else f", so between {low:.3g} and {high:.3g}"
-    said.append(f"{why}{between}: taken from {prior.name}")
+    sources.append(Source(f"{why}{between}: taken from {prior.name}", axis, instead=True))
     return _one(instead, patients)
 
 
@@ -209,31 +224,32 @@ def _middle(counts: Counts) -> float:
 # --- intensities
 
 
-def _crop_ratio(census: Census, prior: Prior, told: dict[str, list[str]]) -> Counts:
+def _crop_ratio(census: Census, prior: Prior, told: Told) -> Counts:
     """Every patient on the side of the threshold on which the majority is."""
     found = kept(census)
     if found is None:
         return {"1.0000": census.patients}
     share, error = found
     why = f"the share of patients with a smaller part has a standard error of {error:.2f} by the census' noise"
-    if error > MOST_RANK_ERROR or abs(share - 0.5) < error:
-        inside, why = prior.inside_mask(), f"{why}: taken from {prior.name}"
-    else:
-        inside = share > 0.5
-    told["local.intensity.inside_mask"] = [why]
+    hidden = error > MOST_RANK_ERROR or abs(share - 0.5) < error
+    inside = prior.inside_mask() if hidden else share > 0.5
+    source = Source(f"{why}: taken from {prior.name}" if hidden else why, instead=hidden)
+    told["local.intensity.inside_mask"] = [source]
     return {f"{KEPT_BELOW / 2 if inside else 1:.4f}": census.patients}
 
 
-def _ct(census: Census, number: int, name: str, prior: Prior, told: dict[str, list[str]]) -> ChannelSums:
+def _ct(census: Census, number: int, name: str, prior: Prior, told: Told) -> ChannelSums:
     """Mean, standard deviation and percentiles of the mixture of all patients, as sums that say just these."""
     channel, error = _mixture(census, number)
     where = f"local.intensity.channels.{name}"
     if channel is None or error > MOST_CT_ERROR:
         hidden = "hides them" if channel is None else f"is {error:.2f} of a standard deviation"
-        told[where] = [f"noise of the census of {census.patients} patients {hidden}: taken from {prior.name}"]
+        why = f"noise of the census of {census.patients} patients {hidden}: taken from {prior.name}"
+        told[where] = [Source(why, instead=True)]
         channel = prior.ct(number)
     else:
-        told[where] = [f"from angles of {census.patients} patients; standard error {error:.2f} of a standard deviation"]
+        why = f"from angles of {census.patients} patients; standard error {error:.2f} of a standard deviation"
+        told[where] = [Source(why)]
     return _sums(channel, census.patients)
 
 

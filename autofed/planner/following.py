@@ -122,7 +122,7 @@ def _say_kept(fingerprint: Fingerprint, guide: Plan, source: str, reasons: Reaso
     """What was taken from the guide, each with the guide's own reason, and what these sites alone would have had."""
     for line in guide.reasons:
         if line.field.startswith(("local.", "inference.")):
-            reasons.say(line.field, line.value, f"as in {source}: {line.why}")
+            reasons.say(line.field, line.value, f"as in {source}: {line.why}", line.code)
     local = guide.local
     own, spacing = short(full_resolution(fingerprint, Reasons()).spacing_mm), short(local.geometry.spacing_mm)
     alone = "" if own == spacing else f"; these sites' cases alone would be planned at {own}"

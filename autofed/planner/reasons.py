@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autofed.plans import Reason
+from autofed.plans import Code, Reason
 
 
 class Reasons:
@@ -13,9 +13,9 @@ class Reasons:
     def __init__(self) -> None:
         self._lines: dict[str, Reason] = {}
 
-    def say(self, field: str, value: object, why: str) -> None:
+    def say(self, field: str, value: object, why: str, code: Code = "planned") -> None:
         """Note a decision; `field` is the full path in the plan. A later word on a field replaces an earlier one."""
-        self._lines[field] = Reason(field=field, value=str(value), why=why)
+        self._lines[field] = Reason(field=field, value=str(value), why=why, code=code)
 
     def add(self, field: str, why: str, *, instead: bool = False) -> None:
         """Add to why a field is what it is, or say something else `instead`; nothing if nothing was said of it."""

@@ -16,8 +16,9 @@ from autofed.plans.kinds import (
 from autofed.plans.local import Channel, Geometry, Inference, Intensity, Local, Preparation, Training
 from autofed.plans.memory import CHANNELS_LAST_BELOW
 from autofed.plans.network import SPATIAL_KERNEL, Convolution, Network, Trained, squeezed
-from autofed.plans.plan import VERSION, Plan, Reason, is_plan, load, unknown_fields
+from autofed.plans.plan import VERSION, Plan, is_plan, load, unknown_fields
 from autofed.plans.privacy import Privacy, mechanisms
+from autofed.plans.reasons import Code, Reason
 
 __all__ = [
     "ANISOTROPY",
@@ -29,6 +30,7 @@ __all__ = [
     "Average",
     "Budget",
     "Channel",
+    "Code",
     "Configuration",
     "Convolution",
     "Device",

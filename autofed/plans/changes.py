@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from autofed.files import Record
 from autofed.plans import privacy
 from autofed.plans.agreement import spaced_snapshots
 from autofed.plans.budget import Budget
+from autofed.plans.reasons import Code, Reason
 from autofed.problems import refuse
 
 
 def apply(
-    record: type[Record], tree: dict[str, Any], assignments: Mapping[str, Any], why: str | Mapping[str, str] = ""
-) -> dict[str, Any]:
-    """The content of a plan with some fields set by hand and what follows from them, each recorded as a reason.
+    record: type[Record],
+    tree: dict[str, Any],
+    reasons: Sequence[Reason],
+    assignments: Mapping[str, Any],
+    why: str | Mapping[str, str] = "",
+) -> tuple[dict[str, Any], tuple[Reason, ...]]:
+    """The content of a plan with some fields set by hand and what follows from them, and its reasons with one for each.
 
     `record` is the plan's type, `tree` its content; `why` is said where it was not by hand, of all fields or by the
     name that each was given. `Problems` names every field that is not there or ambiguous.
@@ -24,15 +29,17 @@ def apply(
     paths = {name: _resolve(record, name)[0] for name in assignments}
     chosen = {paths[name]: value for name, value in assignments.items()}
     whys = {path: why if isinstance(why, str) else why.get(name, "") for name, path in paths.items()}
-    planned = {reason["field"]: reason["value"] for reason in tree["reasons"]}
-    said = [(path, value, whys[path] or _by_hand(planned.get(path))) for path, value in chosen.items()]
-    said += [(path, value, why) for path, value, why in _followers(chosen, tree) if path not in chosen]
-    for path, value, _ in said:
+    planned = {reason.field: reason.value for reason in reasons}
+    new = [_reason(path, value, whys[path], planned.get(path)) for path, value in chosen.items()]
+    following = [(path, value, because) for path, value, because in _followers(chosen, tree) if path not in chosen]
+    for path, value, because in following:
+        code: Code = "by-hand" if path == _COPIED else "planned"
+        new.append(Reason(field=path, value=str(value), why=because, code=code))
+    for path, value in [*chosen.items(), *((path, value) for path, value, _ in following)]:
         _assign(tree, path, value)
-    changed = {path for path, _, _ in said}
+    changed = {reason.field for reason in new}
     changed |= {"local.network"} if any(path.startswith(_SIZES) for path in changed) else set()
-    kept = [reason for reason in tree["reasons"] if reason["field"] not in changed]
-    return {**tree, "reasons": kept + [{"field": path, "value": str(value), "why": why} for path, value, why in said]}
+    return tree, (*(reason for reason in reasons if reason.field not in changed), *new)
 
 
 def unknown_fields(record: type[Record], names: Iterable[str]) -> list[str]:
@@ -48,8 +55,12 @@ _SIZES = ("local.network.", "local.training.patch_size", "local.training.batch_s
 """What the memory depends on that the reason of `local.network` states."""
 
 
-def _by_hand(planned: str | None) -> str:
-    return "set by hand" if planned is None else f"set by hand, instead of {planned}"
+_COPIED = "inference.mirror_axes"
+"""Takes the value that another field was set to by hand, and so counts as set by hand itself."""
+
+
+def _reason(path: str, value: Any, why: str, planned: str | None) -> Reason:
+    return Reason(field=path, value=str(value), why=why) if why else Reason.by_hand(path, str(value), planned)
 
 
 def _followers(chosen: Mapping[str, Any], tree: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
@@ -65,7 +76,7 @@ def _followers(chosen: Mapping[str, Any], tree: Mapping[str, Any]) -> Iterator[t
         rate, why = _SERVER_RATES.get(chosen[optimiser], (1.0, "that of a plain step"))
         yield "agreement.server.rate", rate, why
     if (mirrored := "local.training.mirror_axes") in chosen:
-        yield "inference.mirror_axes", chosen[mirrored], "as in training, which was set by hand"
+        yield _COPIED, chosen[mirrored], "as in training, which was set by hand"
 
 
 def _with_mechanism(name: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:

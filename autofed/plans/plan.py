@@ -14,17 +14,10 @@ from autofed.plans import changes
 from autofed.plans.agreement import Agreement, spaced_snapshots
 from autofed.plans.budget import Budget
 from autofed.plans.local import Inference, Local
+from autofed.plans.reasons import Reason
 from autofed.problems import Problems, refuse
 
 VERSION: Literal[1] = 1
-
-
-class Reason(Record):
-    """One decision of the planner: which field, what it became, and why."""
-
-    field: str
-    value: str
-    why: str
 
 
 class Plan(Record):
@@ -91,8 +84,9 @@ class Plan(Record):
         A field is named by its path or by any ending of it that is unique: `training.rounds`, `batch_size`.
         `Problems` names every field that does not exist, is ambiguous, or takes another kind of value.
         """
-        tree = changes.apply(Plan, self.model_dump(mode="json"), assignments, why)
-        return Plan.parse(tree, "the plan with --set")
+        content = self.model_dump(mode="json", exclude={"reasons"})
+        tree, reasons = changes.apply(Plan, content, self.reasons, assignments, why)
+        return Plan.parse(tree, "the plan with --set").model_copy(update={"reasons": reasons})
 
     def said(self, field: str, value: str, why: str) -> Plan:
         """The same plan with one more reason, of something that it has no field for."""
