@@ -160,11 +160,15 @@ def test_a_promise_is_planned_shown_and_refused(tmp_path, monkeypatch, capsys):
     many.save(tmp_path / "many.json")
     asked = ("--epsilon", "8", "-o", tmp_path / "private.json")
     code, text = call(monkeypatch, capsys, "plan", tmp_path / "few.json", *asked)
-    assert code == 2 and "hopeless" in text and not (tmp_path / "private.json").exists()
+    assert code == 2 and "hardly anything would be learned" in text and not (tmp_path / "private.json").exists()
     code, text = call(monkeypatch, capsys, "plan", tmp_path / "few.json", *asked, "--even-if-hopeless")
-    assert code == 0 and "grade: hopeless" in text and "times as many patients" in text
+    assert code == 0 and "expected learning: hardly any;" in text and "times as many patients" in text
     code, text = call(monkeypatch, capsys, "plan", tmp_path / "many.json", *asked, "--explain")
-    assert code == 0 and "grade: s" in text and "success rate of at most 99.97 %" in text
+    assert (
+        code == 0
+        and "protection: weak at epsilon 8 (delta 1e-05)" in text
+        and "success rate of at most 99.97 %" in text
+    )
     code, text = call(monkeypatch, capsys, "plan", tmp_path / "private.json")
     table = next(line for line in text.splitlines() if line.startswith("alpha"))
     assert "2000" in table and "8.00" in table

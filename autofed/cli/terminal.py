@@ -60,7 +60,7 @@ def show_plan(made: Any, every: bool) -> None:
     """The decisions as a table: all of them, or the main points and what was set by hand."""
     shown = (reason for reason in made.reasons
              if every or reason.field in _MAIN_POINTS or reason.code == "by-hand")  # fmt: skip
-    _print_table(("field", "value", "why"), ((r.field, r.value, r.why) for r in shown), whole=("field",))
+    _print_table(("field", "value", "why"), ((r.field, _value(r), r.why) for r in shown), whole=("field",))
     if made.agreement.privacy.by_patient:
         _show_forecast(made, every)
     if not every:
@@ -71,33 +71,42 @@ _FORECAST = ("site", "patients", "in a step", "noise multiplier", "epsilon", "no
 
 
 def _show_forecast(made: Any, every: bool) -> None:
-    """What a private plan promises, what its noise is beside what patients can say, and what would mend that."""
-    from autofed.planner import forecast, remedies
-    from autofed.privacy.accounting import percent_at_most, rounded_up, success_rate
+    """What a private plan promises, how much is expected to be learned despite its noise, and what would mend that."""
+    from autofed.planner import EXPECTED_LEARNING, forecast, remedies
+    from autofed.privacy.accounting import percent_at_most, protection, success_rate
 
-    told, stated = forecast(made), made.agreement.privacy
-    if told is None:
+    foretold, stated = forecast(made), made.agreement.privacy
+    if foretold is None:
         return
     if every:
         typer.echo()
-        rows = [
-            (
-                name,
-                str(s.patients),
-                f"{s.expected:.3g}",
-                f"{s.noise_multiplier:.4g}",
-                rounded_up(s.epsilon),
-                f"{s.ratio:.3g}",
-            )
-            for name, s in told.sites.items()
-        ]
-        _print_table(_FORECAST, [*rows, ("averaged", "", "", "", "", f"{told.ratio:.3g}")], whole=("site",))
+        _print_table(_FORECAST, _forecast_rows(foretold), whole=("site",))
     rate = percent_at_most(success_rate(stated.epsilon, stated.delta))
-    typer.echo(f"\nprivacy: whether a given patient was used can be told with a success rate of at most {rate} %, "
-               f"where guessing gives 50 % (epsilon {stated.epsilon:g} at delta {stated.delta:g})")  # fmt: skip
-    typer.echo(f"grade: {told.grade}; over all steps noise is {told.whole:.2g} times as long as what patients can say")
-    for said in remedies(made):
-        typer.echo(f"  {said}")
+    typer.echo(f"\nprotection: {protection(stated.epsilon)} at epsilon {stated.epsilon:g} (delta {stated.delta:g}); "
+               f"whether a given patient was used can be told with a success rate of at most {rate} %, where guessing "
+               "gives 50 %")  # fmt: skip
+    typer.echo(f"expected learning: {EXPECTED_LEARNING[foretold.grade]}; over all steps the noise is "
+               f"{foretold.whole:.2g} times as strong as the patients' signal")  # fmt: skip
+    for suggestion in remedies(made):
+        typer.echo(f"  {suggestion}")
+
+
+def _forecast_rows(foretold: Any) -> Iterator[tuple[str, ...]]:
+    """A row a site, and one of their average."""
+    from autofed.privacy.accounting import rounded_up
+
+    for name, site in foretold.sites.items():
+        noise, spent = f"{site.noise_multiplier:.4g}", rounded_up(site.epsilon)
+        yield name, str(site.patients), f"{site.expected:.3g}", noise, spent, f"{site.ratio:.3g}"
+    yield "averaged", "", "", "", "", f"{foretold.ratio:.3g}"
+
+
+def _value(reason: Any) -> str:
+    """As the table shows it: a grade is of what will be learned, and must not be read as one of the protection."""
+    from autofed.planner import EXPECTED_LEARNING, GRADED
+
+    word = EXPECTED_LEARNING.get(reason.value) if reason.field == GRADED else None
+    return f"expected learning: {word}" if word else str(reason.value)
 
 
 def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], whole: Sequence[str]) -> None:

@@ -15,12 +15,12 @@ from autofed.labels import Labels
 from autofed.planner import census, learning
 from autofed.planner.annotations import annotated_at
 from autofed.planner.following import follow
-from autofed.planner.forecast import Forecast, SiteForecast, forecast
+from autofed.planner.forecast import EXPECTED_LEARNING, Forecast, SiteForecast, forecast
 from autofed.planner.grids import Grid, full_resolution, low_resolution, preferred
 from autofed.planner.hours import SMALLEST_BATCH, size
 from autofed.planner.intensities import intensity
 from autofed.planner.presets import PRESETS, Preset
-from autofed.planner.private import graded, protect
+from autofed.planner.private import GRADED, graded, protect
 from autofed.planner.reasons import Reasons, short
 from autofed.planner.refusals import data_problems, structure_problems
 from autofed.planner.remedies import remedies
@@ -41,6 +41,8 @@ from autofed.plans import (
 from autofed.problems import Problems, refuse
 
 __all__ = [
+    "EXPECTED_LEARNING",
+    "GRADED",
     "PRESETS",
     "Forecast",
     "SiteForecast",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import Field
@@ -18,6 +19,12 @@ Grade = Literal["sound", "strained", "hopeless"]
 
 SOUND, STRAINED = 0.7, 2.0
 """Up to these values of `Forecast.whole` a plan has that grade (docs/decisions/0012)."""
+
+
+EXPECTED_LEARNING: Mapping[Grade, str] = MappingProxyType(
+    {"sound": "good", "strained": "limited", "hopeless": "hardly any"}
+)
+"""A grade in words that nobody takes for the strength of the guarantee."""
 
 
 class SiteForecast(Record):

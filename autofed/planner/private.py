@@ -81,16 +81,20 @@ def _written(plan: Plan, question: Question, found: Candidate) -> Plan:
     return graded(made.change(settled, {name: promised.get(name, "asked for") for name in settled}))
 
 
+GRADED = "agreement.privacy"
+"""What the reason whose value is the grade names as its field."""
+
+
 def graded(plan: Plan) -> Plan:
     """The plan with its grade among the reasons, or with none where it cannot be told."""
     told = forecast(plan)
     if told is None:
-        return plan.unsaid("agreement.privacy")
+        return plan.unsaid(GRADED)
     why = (
         f"the noise of all steps is {told.whole:.2g} times as long as what patients can say, of one averaged step "
         f"{told.ratio:.3g} times; up to {SOUND:g} is sound, above {STRAINED:g} hopeless"
     )
-    return plan.said("agreement.privacy", told.grade, why)
+    return plan.said(GRADED, told.grade, why)
 
 
 Decision = tuple[str, Any, str]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from autofed.planner.candidates import Candidate, Question
 from autofed.planner.coarser import choices
-from autofed.planner.forecast import SOUND, STRAINED, forecast
+from autofed.planner.forecast import EXPECTED_LEARNING, SOUND, STRAINED, Grade, forecast
 from autofed.plans import Plan
 
 _TIMES = (1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -34,41 +34,45 @@ def _question_of(plan: Plan) -> Question:
     return Question.of(plan, float(stated.epsilon or 0), float(stated.delta or 0), choices(plan))
 
 
-def hopeless(question: Question, found: Candidate) -> str:
-    """Why too little would be learned, and what would help."""
-    patients = _numbers(question)
-    said = "; or ".join(_remedies(question, found.whole))
-    return (
-        f"epsilon {question.epsilon:g} at delta {question.delta:g} with {patients} patients is hopeless: in the best "
-        f"plan ({described(found)}) the noise of all steps is {found.whole:.2g} times as long as what patients can "
-        f"say; above {STRAINED:g} little was learned that one threshold or one map does not tell. What would help: "
-        f"{said}"
+def hopeless(question: Question, best: Candidate) -> str:
+    """Why too little would be learned, and what would help, a line each."""
+    reason = (
+        f"hardly anything would be learned from {_numbers(question)} patients at epsilon {question.epsilon:g} (delta "
+        f"{question.delta:g}): over all steps the noise is {best.whole:.2g} times as strong as the patients' signal"
     )
+    evidence = (
+        f"  that is of the best plan ({described(best)}); above {STRAINED:g} networks learned little more than one "
+        "threshold, or one map for all images, gives without any training"
+    )
+    suggestions = [*_remedies(question, best.whole), "or plan it all the same: --even-if-hopeless"]
+    return "\n".join([reason, evidence, "  what would help:", *(f"    {suggestion}" for suggestion in suggestions)])
 
 
-def described(found: Candidate) -> str:
+def described(candidate: Candidate) -> str:
     """A candidate in a few words."""
-    build = found.build
-    return f"{build.network.parameters} parameters, K {build.patches}, q {found.rate:g}, {found.steps} steps"
+    build = candidate.build
+    drawn = f"patches per patient {build.patches}, sampling rate {candidate.rate:g}"
+    return f"{build.network.parameters} parameters, {drawn}, {candidate.steps} steps"
 
 
 def _remedies(question: Question, whole: float) -> Iterator[str]:
-    """Each alone, all else as it was asked for."""
-    grade, wanted = ("strained", STRAINED) if whole > STRAINED else ("sound", SOUND)
+    """Each alone, all else as it was asked for; each begins with how much is then expected to be learned."""
+    grade: Grade = "strained" if whole > STRAINED else "sound"
+    then, wanted = f"{EXPECTED_LEARNING[grade]} learning", STRAINED if whole > STRAINED else SOUND
     best = question.search()[0]
     if best.whole <= min(wanted, _CLEARLY * whole):
-        yield f"{grade} as autofed plans it by itself: {described(best)}"
+        yield f"{then} as autofed plans it by itself: {described(best)}"
         return
     if times := _first(lambda t: _with_patients(question, t), wanted):
-        yield f"{grade} with about {times:g} times as many patients ({_numbers(_with_patients(question, times))})"
+        yield f"{then} with about {times:g} times as many patients ({_numbers(_with_patients(question, times))})"
     if question.epsilon < _MOST_EPSILON:
         enough = next((e for e in larger(question.epsilon) if _reaches(replace(question, epsilon=e), wanted)), None)
-        yield f"{grade} with --epsilon {enough:g}" if enough else f"no epsilon up to {_MOST_EPSILON:g} would do"
+        yield f"{then} with --epsilon {enough:g}" if enough else f"no epsilon up to {_MOST_EPSILON:g} would do"
     hours = question.hours
     if hours and (times := _first(lambda t: replace(question, hours=hours * t), wanted)):
-        yield f"{grade} with --hours {hours * times:g}"
+        yield f"{then} with --hours {hours * times:g}"
     if question.averages and len(question.patients) > 1 and _reaches(replace(question, coordinator_adds=True), wanted):
-        yield f"{grade} if all sites trusted one coordinator to add the noise once, which autofed does not offer"
+        yield f"{then} if all sites trusted one coordinator to add the noise once, which autofed does not offer"
     if whole > STRAINED:
         yield "without a promise: --algorithm dcfed, where pseudo-labels travel and no weights, is no formal guarantee"
 

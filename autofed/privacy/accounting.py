@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from autofed.privacy.events import Event
 from autofed.problems import Problems
@@ -221,6 +221,11 @@ def success_rate(epsilon: float, delta: float) -> float:
     (Kairouz, Oh and Viswanath 2015, theorem 2.1).
     """
     return (1 + delta * math.exp(-epsilon)) / (1 + math.exp(-epsilon))
+
+
+def protection(epsilon: float) -> Literal["strong", "moderate", "weak"]:
+    """How much a guarantee protects, in a word, by the best `success_rate`: up to 73.2 %, up to 95.3 %, or more."""
+    return "strong" if epsilon <= 1 else "moderate" if epsilon <= 3 else "weak"
 
 
 def percent_at_most(rate: float) -> str:
