@@ -150,7 +150,6 @@ def measured(plan, patch, what):
     [
         ("dcfed", (16, 32, 64), (192, 192), "bfloat16"),
         pytest.param("unet", (8, 16, 32), (48, 48, 48), "float32", marks=pytest.mark.slow),
-        pytest.param("unet", (16, 32, 64), (48, 48, 48), "predict", marks=pytest.mark.slow),
     ],
 )
 def test_a_process_takes_what_the_network_states(kind, features, patch, what):

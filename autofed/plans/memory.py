@@ -1,4 +1,4 @@
-"""What a network takes of memory on a CPU, told from its layers: a training step, and windows of an image. No torch.
+"""What a training step takes of memory on a CPU, told from the network's layers. No torch.
 
 A training step is written down as a tape: for each operation what it stores for the way back, the gradient that it
 computes there, and what it needs beside them while it does. Reading the tape from its end finds the largest sum.
@@ -64,24 +64,6 @@ def training_bytes(network: Network, patch: Shape, batch: int, precision: Precis
     step = 2 * weights + tape.logits() + peak(tape.operations())
     prepared = PREPARED * len(list(network.convolutions()))
     return round(prepared + tape.patches() + max(optimiser, step))
-
-
-def inference_bytes(network: Network, patch: Shape, windows: int) -> int:
-    """Peak of predicting so many windows at once, in float32, weights included, beyond what the process had."""
-    voxels = [windows * v for v in network.stage_voxels(patch)]
-    maps = [_FLOAT * f * v for f, v in zip(network.features, voxels, strict=True)]
-    image = _FLOAT * network.in_channels * voxels[0]
-    most = passed = 0.0
-    for before, here in zip([image, *maps], maps, strict=False):  # the way down: each map is kept for the way up
-        beside = 0 if network.kind == "unet" else here  # the way around a residual block
-        most = max(most, passed + 2 * (max(before, here) + here) + beside)
-        passed += here
-    for here in reversed(maps[:-1]):  # the way up: two maps side by side, and the convolution's own order of both
-        most = max(most, passed + 2 * 3 * here)
-        passed += here
-    logits = _FLOAT * network.classes * voxels[0]
-    most = max(most, passed + maps[0] + 2 * logits)
-    return round(_FLOAT * network.parameters + image + most)
 
 
 class Tape:

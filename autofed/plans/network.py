@@ -201,7 +201,3 @@ class Network(Record):
         workspace. Tensors only: glibc keeps freed blocks below 32 MB for the next step, which may add half as much.
         """
         return memory.training_bytes(self, patch, batch, precision)
-
-    def inference_bytes(self, patch: Shape, windows: int) -> int:
-        """What predicting so many windows at once takes on a CPU, in float32, without the image and its sum."""
-        return memory.inference_bytes(self, patch, windows)

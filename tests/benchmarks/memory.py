@@ -1,9 +1,9 @@
-"""How much memory a training step and a prediction take, beside what the network states of itself without being run.
+"""How much memory a training step takes, beside what the network states of itself without being run.
 
     python tests/benchmarks/memory.py [DATA] -o OUT [--quick]
 
 DATA is not read. Each figure is that of a process of its own: it takes a step of a tiny network of the same kind, notes
-its memory, resets the peak (Linux's /proc/self/clear_refs) and takes three steps, or predicts twice. Twice over: as
+its memory, resets the peak (Linux's /proc/self/clear_refs) and takes three steps. Twice over: as
 glibc's malloc is, and with MALLOC_MMAP_THRESHOLD_=131072, the value that it starts with: larger blocks go back to the
 system when they are freed. Left to itself malloc raises that threshold to up to 32 MB and keeps what is smaller: that
 is faster, but the peak then holds blocks that nobody uses. The statement is about tensors, that is the second figure.
@@ -82,7 +82,7 @@ def tasks(quick: bool) -> list[tuple[str, dict, dict]]:
     """Everything to be measured: its key, what the process is asked for, and how its malloc is set."""
     rows = []
     for name, network, edge, batch in cases(quick):
-        for what in (*PRECISIONS, "predict"):
+        for what in PRECISIONS:
             task = {"network": network, "patch": [edge] * len(network["strides"][0]), "batch": batch, "what": what}
             rows.append((f"{name} | {edge} | {what} | fixed", task, FIXED))
             if what == "float32" or (what == "bfloat16" and not quick):
@@ -106,17 +106,16 @@ def measure(task: dict, environ: dict) -> dict:
 
 
 def take(network: dict, patch: list[int], batch: int, what: str) -> dict:
-    """Train or predict in this process: the peak over what it had after a step of a tiny network."""
+    """Train in this process: the peak over what it had after a step of a tiny network."""
     from autofed.plans import Network
 
-    plan, work = Network(**network), predict if what == "predict" else train
+    plan = Network(**network)
     tiny = shape(plan.kind, len(patch), 16, 2)  # the libraries' own code is read from disk as it is first called
-    work(Network(**tiny), (16,) * len(patch), 2, what)
+    train(Network(**tiny), (16,) * len(patch), 2, what)
     before = in_use("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    work(plan, tuple(patch), batch, what)
-    predicting = what == "predict"
-    stated = plan.inference_bytes(tuple(patch), batch) if predicting else plan.training_bytes(tuple(patch), batch, what)
+    train(plan, tuple(patch), batch, what)
+    stated = plan.training_bytes(tuple(patch), batch, what)
     return {"taken": in_use("VmHWM") - before, "stated": stated}
 
 
@@ -149,26 +148,13 @@ def train(plan, patch: tuple[int, ...], batch: int, precision: str) -> None:
         optimiser.step()
 
 
-def predict(plan, patch: tuple[int, ...], windows: int, _what: str) -> None:
-    """So many windows at once, twice."""
-    import torch
-
-    from autofed.network import build
-
-    module = build(plan).eval()
-    image = torch.zeros(windows, plan.in_channels, *patch)
-    with torch.inference_mode():
-        for _ in range(2):
-            module(image)
-
-
 def table(found: dict, quick: bool) -> str:
     """All rows as Markdown."""
     lines = ["### Memory", "", "MB over the process's baseline.", ""]
     lines += ["| network | patch | batch | what | stated | taken | stated / taken | taken with malloc as it is |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
     for name, network, edge, batch in cases(quick):
-        for what in (*PRECISIONS, "predict"):
+        for what in PRECISIONS:
             fixed, free = (found.get(f"{name} | {edge} | {what} | {how}") for how in ("fixed", "as it is"))
             size = "x".join([str(edge)] * len(network["strides"][0]))
             cells = [f"{fixed['stated'] / 1e6:.0f}", f"{fixed['taken'] / 1e6:.0f}"]
@@ -187,7 +173,7 @@ def draw(found: dict, quick: bool, path: Path) -> None:
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4))
     for panel, dimension in zip(panels, CURVES, strict=True):
         edges = [edge for name, _, edge, _ in cases(quick) if name == f"curve {dimension}D"]
-        for colour, what in zip(("C0", "C1", "C2"), (*PRECISIONS, "predict"), strict=True):
+        for colour, what in zip(("C0", "C1"), PRECISIONS, strict=True):
             rows = [found[f"curve {dimension}D | {edge} | {what} | fixed"] for edge in edges]
             panel.plot(edges, [row["stated"] / 1e6 for row in rows], colour, label=f"{what}, stated")
             panel.plot(edges, [row["taken"] / 1e6 for row in rows], colour + "o", label=f"{what}, taken")
