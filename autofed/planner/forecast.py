@@ -9,11 +9,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from autofed import algorithms
+from autofed import algorithms, privacy
 from autofed.files import Record
 from autofed.planner.foretelling import whole_ratio
 from autofed.plans import Plan, Positive
 from autofed.privacy import promise
+from autofed.privacy.dpsgd import DPSGD
 
 Grade = Literal["sound", "strained", "hopeless"]
 
@@ -97,13 +98,12 @@ def steps_of(plan: Plan) -> int:
 
 
 def _site(plan: Plan, site: str, patients: int) -> SiteForecast:
-    stated = plan.agreement.privacy
-    expected, noise = float(stated.sampling_rate or 1) * patients, float(stated.noise_multiplier or 0)
-    for_gradients = noise / math.sqrt(1 - (stated.quantile_share or 0))
+    mechanism = privacy.find(plan, patients)
+    assert isinstance(mechanism, DPSGD)  # or no single patient's gradient would be bounded
     return SiteForecast(
         patients=patients,
-        expected=expected,
-        noise_multiplier=noise,
+        expected=mechanism.expected,
+        noise_multiplier=mechanism.noise_multiplier,
         epsilon=promise.spent(plan, plan.steps_at(site)),
-        ratio=step_ratio(for_gradients, trained(plan), expected),
+        ratio=step_ratio(mechanism.gradient_noise, trained(plan), mechanism.expected),
     )
