@@ -16,10 +16,12 @@ from autofed.privacy.accounting import (
     default_delta,
     epsilon,
     merged,
+    protection,
     renyi,
     renyi_epsilon,
     renyi_room,
     roomy_order,
+    success_rate,
 )
 from autofed.privacy.events import Event
 from autofed.problems import Problems
@@ -263,3 +265,12 @@ def test_any_two_data_sets_cost_as_said():
     honest = Event(mechanism="feddp", steps=50, noise_multiplier=2.5, unit="site")
     assert epsilon([honest], DELTA) == pytest.approx(15.5, abs=0.1)
     assert epsilon([honest.model_copy(update={"noise_multiplier": 5.0})], DELTA) == pytest.approx(6.6, abs=0.1)
+
+
+@pytest.mark.parametrize("epsilon, word", [(0.1, "strong"), (1.0, "strong"), (3.0, "moderate"), (8.0, "weak")])
+def test_protection_in_a_word(epsilon, word):
+    assert protection(epsilon) == word
+
+
+def test_the_words_of_protection_are_of_the_rates_that_are_stated():
+    assert success_rate(1.0, 0.0) < 0.732 and success_rate(3.0, 0.0) < 0.953

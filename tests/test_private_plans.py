@@ -122,6 +122,9 @@ def test_few_patients_are_refused_with_the_nearest_plan_that_can_be():
     (said,) = error.value.problems
     assert "from 4, 4 patients at epsilon 8 (delta 1e-05)" in said and "times as many patients" in said
     assert "pseudo-labels travel and no weights, is no formal guarantee" in said
+    reason, evidence, heading, *suggestions = said.split("\n")
+    assert reason.startswith("hardly anything would be learned") and "parameters" in evidence and "help" in heading
+    assert len(suggestions) >= 3 and suggestions[0].startswith("    limited learning with about")
     assert planner.forecast(planner.make(pictures(8), budget(), even_if_hopeless=True)).grade == "hopeless"
 
 
