@@ -37,7 +37,7 @@ class NoisedFingerprintOptions:
     """How a site's fingerprint is counted under noise."""
 
     work: PathLike | None
-    """WORK, where the prepared data will be: the site's ledger is in WORK/<site>."""
+    """WORK, where the prepared data will be: the site's ledger is in `WORK/<site>`."""
     epsilon: float | None
     """That of the plan to come, to which the noise belongs."""
     delta: float | None = None
