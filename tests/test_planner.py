@@ -141,6 +141,25 @@ def test_thick_or_few_slices_are_learned_one_by_one(spacing, shape, configuratio
     assert len(made.local.training.patch_size) == made.local.axes == (2 if configuration == "2d" else 3)
 
 
+@pytest.mark.parametrize(
+    ("spacing", "slices", "configuration"),
+    [
+        ((8.0, 1.0, 1.0), 20, "2d"),
+        ((7.99, 1.0, 1.0), 20, "3d_fullres"),
+        ((8.0, 1.25, 1.0), 20, "3d_fullres"),  # 6.4 times the larger edge of a pixel
+        ((10.0, 1.25, 1.0), 20, "2d"),
+        ((3.01, 1.0, 1.0), 7, "2d"),
+        ((3.01, 1.0, 1.0), 8, "3d_fullres"),
+        ((3.0, 1.0, 1.0), 7, "3d_fullres"),
+        ((1.0, 1.0, 1.0), 2, "3d_fullres"),
+        ((1.0, 1.0, 1.0), 1.5, "2d"),
+    ],
+)
+def test_thresholds_of_thickness_and_number_hold_to_the_edge(spacing, slices, configuration):
+    grid = grids.Grid("3d_fullres", (0, 1, 2), spacing, (slices, 256.0, 256.0))
+    assert grids.preferred(grid)[0] == configuration
+
+
 def test_a_configuration_asked_for_is_taken_and_the_own_choice_told():
     made = plan((64, 64, 64), configuration="2d")
     assert made.local.geometry.configuration == "2d" and made.agreement.dimension == 3

@@ -112,6 +112,34 @@ def test_a_minority_of_liars_who_agree_is_outvoted():
         assert pseudo.trusts(dice, 0.1)[:3].min() == 1 and pseudo.trusts(dice, 0.1)[3:].max() < 0.1
 
 
+def test_of_four_sites_each_is_judged_by_the_second_that_it_agrees_with():
+    """Of three others the worse half is left out, and of the better half, which is two, the worse one counts."""
+    dice = np.array([
+        [1.0, 0.9, 0.8, 0.1],
+        [0.9, 1.0, 0.7, 0.2],
+        [0.8, 0.7, 1.0, 0.3],
+        [0.1, 0.2, 0.3, 1.0],
+    ])  # fmt: skip
+    assert pseudo.trusts(dice, 0.1) == pytest.approx(np.exp([0, -1, -1, -6]))
+
+
+def test_of_two_against_two_nobody_can_say_who_errs():
+    """However well two agree with each other: one's like does not vouch for one."""
+    dice = np.full((4, 4), 0.15)
+    dice[:2, :2], dice[2:, 2:] = 0.7, 1.0
+    np.fill_diagonal(dice, 1)
+    assert (pseudo.trusts(dice, 0.1) == 1).all()
+
+
+def test_a_liar_among_six_is_hardly_heard_and_three_of_six_are_no_majority():
+    dice = np.full((6, 6), 0.8)
+    dice[5, :5] = dice[:5, 5] = 0.2
+    assert pseudo.trusts(dice, 0.1)[:5].tolist() == [1] * 5 and pseudo.trusts(dice, 0.1)[5] < 0.01
+    halves = np.full((6, 6), 0.2)
+    halves[:3, :3], halves[3:, 3:] = 0.7, 1.0
+    assert (pseudo.trusts(halves, 0.1) == 1).all()
+
+
 @pytest.mark.parametrize("sites", [1, 2])
 def test_of_one_or_two_sites_nobody_can_say_who_errs(sites):
     dice = np.full((sites, sites), 0.1) + 0.9 * np.eye(sites)
