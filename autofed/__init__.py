@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-_VERBS = ("fingerprint", "plan", "preprocess", "train", "predict", "evaluate")
-__all__ = ["__version__", "evaluate", "fingerprint", "plan", "predict", "preprocess", "train"]
+_VERBS = ("fingerprint", "plan", "preprocess", "train", "run", "predict", "evaluate")
+__all__ = ["__version__", "evaluate", "fingerprint", "plan", "predict", "preprocess", "run", "train"]
 
 if TYPE_CHECKING:
-    from autofed.verbs import evaluate, fingerprint, plan, predict, preprocess, train
+    from autofed.verbs import evaluate, fingerprint, plan, predict, preprocess, run, train
 
 
 def __dir__() -> list[str]:

@@ -77,6 +77,14 @@ class Predictions:
         refuse("predict", problems)
         return written
 
+    def finished(self, cases: Mapping[str, Files], predictor: Predictor) -> list[str]:
+        """The cases that the same ensemble has predicted before, as it is asked now."""
+        return [
+            case
+            for case, files in cases.items()
+            if self._is_finished(case, self._question(files, predictor), self._names(case, files))
+        ]
+
     def refuse_unfinished(self) -> None:
         """`Problems` if cases lie here that are cut off, or that another ensemble predicted than prediction.json says.
 

@@ -1,8 +1,9 @@
 """A run on disk: its plan, its identity, its folds, and the models that can be taken from it.
 
-RUN/{plan.json, run.json, fold_<k>/{metrics.jsonl, round_<r>/, best.safetensors, validation.json},
+RUN/{plan.json, options.json, run.json, train.log,
+fold_<k>/{metrics.jsonl, round_<r>/, best.safetensors, validation.json},
 sites/<site>/{plan.json, fold_<k>/{site.log, memory/, own/, releases/, validation.json}}}; the fold "all" holds nobody
-out, and a site has a plan.json if its network is not the run's.
+out, a site has a plan.json if its network is not the run's, and options.json is there if `autofed run` began it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ FEWEST = 0.5
 
 _START = "start.safetensors"
 _LEDGERS = "ledgers"
-_BEGINNING = ("plan.json", _START, _LEDGERS)
+OPTIONS = "options.json"
+"""What `autofed run` was asked for."""
+
+_BEGINNING = ("plan.json", OPTIONS, _START, _LEDGERS)
 
 
 class Identity(Record):
@@ -81,6 +85,11 @@ class Run:
         """The plan that a site followed: its own copy if it left one, with a network of its own perhaps."""
         path = self.folder / "sites" / site / "plan.json"
         return plans.load(path) if path.is_file() else self.plan()
+
+    @property
+    def log_path(self) -> Path:
+        """Where the coordinator writes a line a round, for people."""
+        return self.folder / "train.log"
 
     @property
     def ledgers_folder(self) -> Path:
@@ -156,11 +165,24 @@ class Run:
             if fold not in there
         ]
         refuse(str(self.folder), problems)
-        ended = [fold for fold in there if self.finished(fold) == plan.agreement.training.rounds] or there
-        if wanted == STUDENT:
+        return [member for fold in self._chosen(wanted, folds) for member in self._members(wanted, fold, plan)]
+
+    def _chosen(self, model: str, folds: Sequence[str]) -> list[str]:
+        """The folds that predict: those named, or that on all patients, or every one that has come to its end."""
+        there, rounds = self.folds(), self.plan().agreement.training.rounds
+        ended = [fold for fold in there if self.finished(fold) == rounds] or there
+        if model == STUDENT:
             ended = [fold for fold in ended if self.student_path(fold).is_file()]
-        chosen = list(folds) or ([ALL] if ALL in ended else ended)
-        return [member for fold in chosen for member in self._members(wanted, fold, plan)]
+        return list(folds) or ([ALL] if ALL in ended else ended)
+
+    def unfinished(self, model: str | None = None, folds: Sequence[str] = ()) -> list[str]:
+        """What is missing of the trainings that predict, in words; nothing if all have come to their ends."""
+        rounds = self.plan().agreement.training.rounds
+        return [
+            f"fold {fold} has finished {self.finished(fold)} of {rounds} rounds"
+            for fold in self._chosen(model or GLOBAL, folds)
+            if self.finished(fold) < rounds
+        ]
 
     def _members(self, model: str, fold: str, plan: Plan) -> list[Member]:
         name = f"{self.folder.name}/{model}" + ("" if fold == ALL else f" fold {fold}")
@@ -188,13 +210,14 @@ class Run:
         own = self.site_folder(site, fold) / OWN
         return own if own.is_dir() else self.site_folder(site, fold) / "memory"
 
-    def held_out(self, fold: str) -> dict[str, float]:
-        """Mean Dice of each structure over the held-out cases of all sites; nothing before they were scored.
+    def held_out(self, fold: str, site: str | None = None) -> dict[str, float]:
+        """Mean Dice of each structure over the held-out cases of all sites, or of one; nothing before they were scored.
 
         Sites whose scores carry noise may count fewer than one case together, or a sum above their number.
         """
         path = self.fold_folder(fold) / VALIDATION
         sites = read_json(path)["sites"] if path.is_file() else {}
+        sites = sites if site is None else {name: rows for name, rows in sites.items() if name == site}
         totals: dict[str, list[float]] = {}
         for rows in sites.values():
             for name, row in rows.items():

@@ -43,7 +43,8 @@ def test_the_verbs_from_the_shell(tmp_path, monkeypatch, capsys):
     value = json.loads((tmp_path / "plan.json").read_text())
     assert value["agreement"]["training"]["rounds"] == 2
     assert "batch_dice" not in text and "batch_dice" in good("plan", tmp_path / "plan.json", "--explain")
-    assert json.loads(good("plan", tmp_path / "plan.json", "--json")) == value
+    text = good("plan", tmp_path / "plan.json", "--json")  # and a warning of few steps on the error stream
+    assert json.JSONDecoder().raw_decode(text)[0] == value
     text = good("plan", tmp_path / "plan.json", "--set", "training.rounds=1", "-o", tmp_path / "other.json")
     assert "written to" in text and "instead of" in text
     assert json.loads((tmp_path / "other.json").read_text())["agreement"]["training"]["rounds"] == 1
@@ -54,11 +55,20 @@ def test_the_verbs_from_the_shell(tmp_path, monkeypatch, capsys):
     assert "prepared before" in good("preprocess", tmp_path / "plan.json", *sites, "-o", tmp_path / "work")
     text = good("train", tmp_path / "plan.json", tmp_path / "work", "-o", tmp_path / "run", "--rounds", "1",
                 "--algorithm", "fedavg", "--device", "cpu")  # fmt: skip
-    assert "models: global" in text
+    assert "models: global" in text and "training loss" in text and "nobody was held out" in text
+    assert "what predicts: run/global round 1" in text and f"autofed predict {tmp_path / 'run'} -i IMAGES" in text
     text = good("predict", tmp_path / "run", "-i", test / "imagesTs", "-o", tmp_path / "out", "--no-mirroring")
     assert "pictures" in text and list((tmp_path / "out" / "pictures").glob("*.png"))
+    assert "what predicts: run/global round 1" in text and "out: 1 cases" in text and "before" not in text
+    text = good("predict", tmp_path / "run", "-i", test / "imagesTs", "-o", tmp_path / "out", "--no-mirroring")
+    assert "1 of them were predicted before by the same weights" in text
     text = good("evaluate", tmp_path / "out", test / "labelsTs", "-o", tmp_path / "report.json")
-    assert "Dice" in text and (tmp_path / "report.json").is_file() and (tmp_path / "report.html").is_file()
+    assert (
+        "Dice" in text
+        and " mm" in text
+        and (tmp_path / "report.json").is_file()
+        and (tmp_path / "report.html").is_file()
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,10 +121,34 @@ def test_field_names_are_whole_however_narrow_the_terminal(tmp_path, monkeypatch
     assert code == 0 and "local.training.rotate_in_plane_only" in text
 
 
+def test_a_plan_of_hardly_any_steps_ends_with_a_warning(tmp_path, monkeypatch, capsys):
+    for rounds, is_warned in ((1, True), (200, False)):
+        plans_made.small_plan().change({"training.rounds": rounds}).save(tmp_path / "plan.json")
+        monkeypatch.setattr(sys, "argv", ["autofed", "plan", str(tmp_path / "plan.json"), "--json"])
+        with pytest.raises(SystemExit):
+            main()
+        shown = capsys.readouterr()
+        assert json.loads(shown.out)["agreement"]["training"]["rounds"] == rounds
+        said = shown.err.strip().splitlines()[-1:]
+        assert [line.startswith("warning: this plan takes only") for line in said] == [True] * is_warned
+
+
 def test_help_names_every_verb(monkeypatch, capsys):
     code, text = call(monkeypatch, capsys, "--help")
     assert code == 0
-    verbs = ("fingerprint", "plan", "preprocess", "train", "predict", "evaluate", "demo", "site", "ledger", "audit")
+    verbs = (
+        "fingerprint",
+        "plan",
+        "preprocess",
+        "train",
+        "run",
+        "predict",
+        "evaluate",
+        "demo",
+        "site",
+        "ledger",
+        "audit",
+    )
     for verb in verbs:
         assert verb in text
     assert len(app.registered_commands) == len(verbs)

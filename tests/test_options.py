@@ -9,7 +9,7 @@ import autofed
 from autofed import verbs
 from autofed.verbs import options
 
-RECORDS = ("NoisedFingerprint", "Plan", "Train", "Predict")
+RECORDS = ("NoisedFingerprint", "Plan", "Train", "Predict", "Run")
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -58,4 +58,4 @@ def test_a_verb_shows_its_keywords():
 
 
 def test_the_verbs_are_among_the_names_of_the_package():
-    assert {"plan", "train", "predict", "evaluate", "fingerprint", "preprocess"} <= set(dir(autofed))
+    assert {"plan", "train", "run", "predict", "evaluate", "fingerprint", "preprocess"} <= set(dir(autofed))

@@ -283,9 +283,33 @@ def test_uncertainty_of_pictures_is_read_as_shares_of_255(tmp_path):
     predict(tmp_path, "a", label[None].astype(np.float32), label, PICTURE, ".png")
     (path,) = draw_predictions(tmp_path / "out")
     drawn = pixels(path.read_bytes())
-    for share_of_scale in (0.25, 0.5):  # entropy's scale ends at 1, that of mutual information at 0.5
+    for share_of_scale in (0.25, 0.5**0.5):  # entropy's scale ends at 1, that of mutual information at 0.5, by roots
         colour = 255 * np.array(colormaps["inferno"](share_of_scale)[:3])
         assert near(drawn, colour).sum() > 50_000
+
+
+@pytest.mark.parametrize("holds_out", [False, True])
+def test_a_curve_is_called_what_it_shows(predicted, holds_out):
+    dice = {"dice": {"organ": 0.5}} if holds_out else {}
+    path = predicted / "run" / "fold_all" / "metrics.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"round": 1, "seconds": 1.0, "sites": {"alpha": {"loss": 1.0, **dice}}}) + "\n")
+    report = evaluate_folder(predicted / "out", predicted / "labels", {"organ": 1})
+    page(report, predicted / "out", None, [predicted / "run"], predicted / "page.html")
+    text = (predicted / "page.html").read_text()
+    assert "training loss" in text and ("held-out patients" in text) == holds_out
+
+
+def test_the_same_mutual_information_has_the_same_colour_in_every_picture():
+    drawn = []
+    for top in (0.01, 0.3):
+        image = np.zeros((1, 1, 40, 40), np.float32)
+        information = np.full((1, 40, 40), 0.01, np.float32)
+        information[0, 0, 0] = top  # the largest of this case
+        label = np.zeros((1, 40, 40), np.int32)
+        drawn.append(pixels(overlay(image, label, LABELS, PICTURE, mutual_information=information)))
+    colour = 255 * np.array(colormaps["inferno"]((0.01 / 0.5) ** 0.5)[:3])
+    assert all(near(picture, colour).sum() > 50_000 for picture in drawn)
 
 
 def test_a_single_model_has_no_panel_of_mutual_information(predicted):

@@ -13,7 +13,7 @@ from autofed.cli.planning import fingerprint, plan, preprocess
 from autofed.cli.predicting import demo, evaluate, predict
 from autofed.cli.program import HELP_NAMES, Command, Program
 from autofed.cli.protecting import audit, ledger
-from autofed.cli.training import site, train
+from autofed.cli.training import run, site, train
 
 __all__ = ["app", "main"]
 
@@ -26,7 +26,11 @@ The usual course, from the sites' folders to scores:
   autofed evaluate OUT LABELS
 
 \b
-With a promise to every patient, add --epsilon to the first:
+The first three at once:
+  autofed run SITE... -o RUN --hours 1
+
+\b
+With a promise to every patient, add --epsilon to plan or run:
   autofed plan SITE... -o plan.json --hours 1 --epsilon 8
 
 \b
@@ -42,7 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (fingerprint, plan, preprocess, train, site, predict, evaluate, ledger, audit, demo):
+for verb in (fingerprint, plan, preprocess, train, run, site, predict, evaluate, ledger, audit, demo):
     app.command(cls=Command)(verb)
 
 

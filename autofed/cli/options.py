@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from click.core import ParameterSource
 
 
 class Device(StrEnum):
@@ -189,6 +190,10 @@ WorkersOption = Annotated[
     int | None, typer.Option(help="Processes that make patches; 0: none. Default: a thread on a CPU.", min=0)
 ]
 
+RunWork = Annotated[
+    Path | None, typer.Option(metavar="WORK", help="For prepared data and ledgers; default: `work` beside RUN.")
+]
+
 # --- what predicts, and what is audited
 
 Model = Annotated[str | None, typer.Option(help="global (the default), a SITE with a model of its own, or student.")]
@@ -212,6 +217,29 @@ InversionOption = Annotated[
     Path | None,
     typer.Option(help="Instead: reconstruct a patch from one update, with and without the mechanism; a PNG."),
 ]
+
+
+def assignments(given: list[str]) -> dict[str, Any]:
+    """FIELD=VALUE, several times, as a mapping; a value is JSON if it can be read as such, or else text."""
+    import json
+
+    settings: dict[str, Any] = {}
+    for assignment in given:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{assignment!r} is not of the form FIELD=VALUE", param_hint="--set")
+        if name in settings:
+            raise typer.BadParameter(f"{name} is set twice; set it once", param_hint="--set")
+        try:
+            settings[name] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[name] = value
+    return settings
+
+
+def is_given(ctx: typer.Context, parameter: str) -> bool:
+    """Whether whoever typed the command said so, and not its default."""
+    return ctx.get_parameter_source(parameter) is not ParameterSource.DEFAULT
 
 
 def count(processes: int) -> int:

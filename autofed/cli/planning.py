@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from click.core import ParameterSource
 
 from autofed.cli import terminal
 from autofed.cli.options import (
@@ -40,7 +39,9 @@ from autofed.cli.options import (
     SourcesArgument,
     SpeedOption,
     WorkOption,
+    assignments,
     count,
+    is_given,
 )
 
 SCORE_NOISE = 5.0
@@ -110,7 +111,7 @@ def plan(
     processes: Processes = 0,
 ) -> None:
     """Network, patch size, rounds and all the rest, from the data of all sites; every decision has its reason."""
-    settings = _settings(set_ or []) | ({"privacy.score_noise": SCORE_NOISE} if share_scores else {})
+    settings = assignments(set_ or []) | ({"privacy.score_noise": SCORE_NOISE} if share_scores else {})
     _refuse_without_census(private_census, {"work": work, "simulation": simulation})
     from autofed import plans, verbs
 
@@ -129,10 +130,11 @@ def plan(
             )  # fmt: skip
     if json:
         typer.echo(made.model_dump_json(indent=2))
-        return
-    terminal.show_plan(made, explain)
-    following = f"written to {output}; next: autofed preprocess {output} SITE... -o WORK"
-    typer.echo("\n" + (following if output else "no file was written; -o plan.json writes one"))
+    else:
+        terminal.show_plan(made, explain)
+        following = f"written to {output}; next: autofed preprocess {output} SITE... -o WORK"
+        typer.echo("\n" + (following if output else "no file was written; -o plan.json writes one"))
+    terminal.warn_of_few_steps(made)
 
 
 def preprocess(
@@ -153,23 +155,6 @@ def preprocess(
     typer.echo(f"next: autofed train {plan} {output} -o RUN")
 
 
-def _settings(assignments: list[str]) -> dict[str, Any]:
-    import json
-
-    settings: dict[str, Any] = {}
-    for assignment in assignments:
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"{assignment!r} is not of the form FIELD=VALUE", param_hint="--set")
-        if name in settings:
-            raise typer.BadParameter(f"{name} is set twice; set it once", param_hint="--set")
-        try:
-            settings[name] = json.loads(value)
-        except json.JSONDecodeError:
-            settings[name] = value
-    return settings
-
-
 def _refuse_without_census(private_census: bool, options: dict[str, Any]) -> None:
     given = [name for name, value in options.items() if value not in (None, False)]
     if given and not private_census:
@@ -180,6 +165,6 @@ def _refuse_planning_anew(ctx: typer.Context) -> None:
     """A finished plan can be shown and changed field by field; anything else means planning anew."""
     from autofed.problems import refuse
 
-    given = [name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    given = [name for name in ctx.params if is_given(ctx, name)]
     refuse("plan", [f"--{name.replace('_', '-')} was asked for, but a plan is changed by --set alone; plan again from "
                     "the fingerprints" for name in given if name not in _CHANGES_A_PLAN])  # fmt: skip

@@ -42,7 +42,7 @@ def predict(
     from autofed import report, verbs
 
     with terminal.progress() as progress:
-        written = verbs.predict(
+        verbs.predict(
             runs,
             images,
             output,
@@ -53,9 +53,9 @@ def predict(
             device=device.value,
             save_probabilities=save_probabilities,
             progress=progress,
+            say=typer.echo,
         )
         pictures = report.draw_predictions(output, progress)
-    typer.echo(f"{output}: {len(written)} cases")  # type: ignore[arg-type]
     if pictures:
         typer.echo(f"look at the pictures in {pictures[0].parent}")
 
@@ -76,7 +76,7 @@ def evaluate(
     for name, scores in [*found.classes.items(), ("mean", found.mean)]:
         typer.echo(
             f"{name:<20} Dice {terminal.number(scores.dice)}  Jaccard {terminal.number(scores.jaccard)}  "
-            f"HD95 {terminal.number(scores.hd95_mm, 2)}"
+            f"HD95 {terminal.number(scores.hd95_mm, 2)} {found.distance_unit}"
         )
     for note in found.notes:
         typer.echo(f"note: {note}")

@@ -67,6 +67,21 @@ def show_plan(made: Any, every: bool) -> None:
         typer.echo("\nadd --explain to see every decision")
 
 
+HARDLY_ANY_STEPS = 150
+"""After fewer at each site a model may have found nothing at all."""
+
+
+def warn_of_few_steps(made: Any) -> None:
+    """A last line on the error stream, where a training would be over before it has begun to learn."""
+    from autofed.planner.hours import ENOUGH_STEPS
+
+    steps = made.agreement.training.rounds * made.local.training.steps_per_round
+    if steps < HARDLY_ANY_STEPS:
+        hint = f": --hours {made.budget.hours * ENOUGH_STEPS / steps:.2g}" if made.budget.hours else ""
+        typer.echo(f"warning: this plan takes only {steps} steps at each site, after which a model may have found "
+                   f"nothing; at least {ENOUGH_STEPS} are recommended{hint}", err=True)  # fmt: skip
+
+
 _FORECAST = ("site", "patients", "in a step", "noise multiplier", "epsilon", "noise over signal, a step")
 
 

@@ -1,32 +1,47 @@
-"""Learning together: train, site."""
+"""Learning together: train, run, site."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from autofed.cli import terminal
 from autofed.cli.options import (
     AgreedArgument,
+    AlgorithmOption,
+    Configuration,
+    ConfigurationOption,
     Connection,
+    Delta,
     Device,
     DeviceOption,
+    Epsilon,
+    EvenIfHopeless,
     Folds,
+    Hours,
     Init,
+    Memory,
     OtherAlgorithm,
     PlanArgument,
     PreparedArgument,
+    PresetOption,
+    Processes,
     PublicOption,
     Resume,
     Rounds,
     RunOutput,
+    RunWork,
+    Settings,
     Simulation,
     SitePlans,
+    SitesArgument,
     WorkArgument,
     WorkersOption,
+    assignments,
+    count,
+    is_given,
 )
 
 if TYPE_CHECKING:
@@ -51,8 +66,7 @@ def train(
 ) -> None:
     """Train over all sites, round by round."""
     own_plans = _by_site(site_plan or [])
-    from autofed import report, verbs
-    from autofed.verbs import exchanges, ledgers
+    from autofed import verbs
 
     with terminal.progress() as progress:
         run = verbs.train(
@@ -73,23 +87,58 @@ def train(
             progress=progress,
             say=lambda line: typer.echo(line, err=True),
         )
-    typer.echo(f"{output}: finished; models: {', '.join(run.models())}")
-    for line in (*_of_folds(run), *exchanges.of_run(run), *ledgers.of_run(run, work)):
+    show_end(run, work)
+
+
+def show_end(run: Run, work: Path | None) -> None:
+    """What a training came to and cost, and what to do next."""
+    from autofed import report
+    from autofed.verbs import exchanges, ledgers, outcomes
+
+    typer.echo(f"{run.folder}: finished; models: {', '.join(run.models())}")
+    for line in (*outcomes.of_run(run, work), *exchanges.of_run(run), *ledgers.of_run(run, work)):
         typer.echo(line)
     for path in report.draw_run(run):
         typer.echo(f"{path}: what is taught of some public images")
     chosen = "" if "global" in run.models() else " --model MODEL"
-    typer.echo(f"next: autofed predict {output} -i IMAGES -o OUT{chosen}")
+    typer.echo(f"next: autofed predict {run.folder} -i IMAGES -o OUT{chosen}")
+    typer.echo("then: autofed evaluate OUT LABELS")
 
 
-def _of_folds(run: Run) -> Iterator[str]:
-    for trained in run.folds():
-        for site, missed in run.left_out(trained).items():
-            yield (f"fold {trained}: {len(missed)} of {run.finished(trained)} rounds without {site}; "
-                   f"why is in {run.fold_folder(trained) / 'metrics.jsonl'}")  # fmt: skip
-        scores = [f"{name} {terminal.number(dice)}" for name, dice in run.held_out(trained).items()]
-        if scores:
-            yield f"fold {trained}: Dice of the held-out cases: {', '.join(scores)}"
+def run(
+    ctx: typer.Context,
+    sites: SitesArgument,
+    output: RunOutput,
+    hours: Hours = None,
+    memory: Memory = None,
+    device: DeviceOption = Device.auto,
+    algorithm: AlgorithmOption = None,
+    configuration: ConfigurationOption = Configuration.auto,
+    preset: PresetOption = None,
+    set_: Settings = None,
+    epsilon: Epsilon = None,
+    delta: Delta = None,
+    even_if_hopeless: EvenIfHopeless = False,
+    work: RunWork = None,
+    public: PublicOption = None,
+    fold: Folds = None,
+    simulation: Simulation = False,
+    processes: Processes = 0,
+) -> None:
+    """Plan, preprocess and train in one go; again, it goes on where it was interrupted."""
+    values = {
+        "hours": hours, "memory_gb": memory, "device": device.value, "algorithm": algorithm,
+        "configuration": configuration.value, "preset": preset and preset.value, "epsilon": epsilon, "delta": delta,
+        "even_if_hopeless": even_if_hopeless, "work": work, "public": public, "simulation": simulation,
+    }  # fmt: skip
+    given: dict[str, Any] = {name: values[name] for name in values if is_given(ctx, name.removesuffix("_gb"))}
+    given |= {"settings": assignments(set_)} if set_ else {}
+    given |= {"folds": fold} if fold else {}
+    from autofed import verbs
+
+    with terminal.progress() as progress:
+        trained = verbs.run(sites, output, **given, processes=count(processes), progress=progress, say=typer.echo)
+    show_end(trained, work or output.resolve().parent / "work")
 
 
 def _by_site(assignments: list[str]) -> dict[str, Path]:

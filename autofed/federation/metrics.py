@@ -15,6 +15,9 @@ import numpy as np
 from autofed.exchange import Arrays
 from autofed.files import write_bytes
 
+_RECENT = 10
+"""So many rounds tell how long another one takes."""
+
 Said = Mapping[str, Mapping[str, Any]]
 """By site: its mean loss, and its Dice by structure where patients are held out."""
 
@@ -54,6 +57,32 @@ def read(folder: Path) -> list[dict[str, Any]]:
     if not _path(folder).is_file():
         return []
     return [json.loads(line) for line in _path(folder).read_text(encoding="utf-8").splitlines()]
+
+
+def in_words(folder: Path, rounds: int) -> str:
+    """What is known of the last round of so many, for people: loss, Dice if there is any, and the time that is left."""
+    lines = read(folder)
+    last = lines[-1]
+    values = {"loss": loss(last), "Dice of held-out patients": scores(folder).get(last["round"])}
+    known = [f"{name} {value:.4f}" for name, value in values.items() if value is not None]
+    recent = [line["seconds"] for line in lines[-_RECENT:]]
+    left = (rounds - last["round"]) * sum(recent) / len(recent)
+    known += [f"{last['seconds']:.1f} s", f"about {duration(left)} left" if left else "the last"]
+    return f"round {last['round']} of {rounds}: {', '.join(known)}"
+
+
+def loss(line: Mapping[str, Any]) -> float | None:
+    """The mean training loss of the sites in a round; None where sites do not say it, as in a private training."""
+    losses = [said["loss"] for said in line["sites"].values() if said.get("loss") is not None]
+    return float(np.mean(losses)) if losses else None
+
+
+def duration(seconds: float) -> str:
+    """In the unit that people would take."""
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds:.0f} s"
 
 
 def scores(folder: Path) -> dict[int, float]:

@@ -128,6 +128,7 @@ def _finish(course: Course, state: ServerState, board: metrics.Board) -> None:
         said = _with_scores(line["sites"], _validate(course, state) if validates else ())
         line |= {"sites": said, "seconds": round(line["seconds"] + time.monotonic() - begin, 2)}
         metrics.note(course.folder, line)
+        _log.info(metrics.in_words(course.folder, course.plan.agreement.training.rounds))
         board.show(state.round, line["seconds"], said)
     _keep_best(course, state)
 

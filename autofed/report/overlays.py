@@ -17,7 +17,7 @@ from autofed.labels import Labels
 from autofed.problems import refuse
 from autofed.report import drawing
 from autofed.report.drawing import INK, QUIET
-from autofed.report.panels import Panel, panels, structure_colours
+from autofed.report.panels import Panel, Scale, panels, structure_colours
 from autofed.report.slices import Plane, planes, upright
 
 _PANEL_IN = 3.0
@@ -105,9 +105,9 @@ def _compose(rows: Sequence[Plane], columns: Sequence[Panel], legend: list[tuple
             if column == 0:
                 _write_directions(axes, plane)
             bottom -= _GAP_IN
-        if panel.top_value is not None:
+        if panel.scale is not None:
             axes = _axes(figure, (left, foot - 0.2, _PANEL_IN - 0.3, 0.09))
-            _draw_scale(axes, f"{panel.heading} / {panel.unit}", panel.top_value)
+            _draw_scale(axes, f"{panel.heading} / {panel.unit}", panel.scale)
     _draw_legend(figure, legend, per_row, (_MARGIN_IN / width, (foot - 0.06) / height))
     return figure
 
@@ -148,10 +148,9 @@ def _write_directions(axes: Axes, plane: Plane) -> None:
     axes.text(0.015, 0.015, plane.name, ha="left", va="bottom", **style)
 
 
-def _draw_scale(axes: Axes, name: str, top: float) -> None:
-    axes.imshow(np.linspace(0, 1, 256)[None], cmap="inferno", aspect="auto", extent=(0, top, 0, 1))
-    ticks = (0, top / 2, top)
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+def _draw_scale(axes: Axes, name: str, scale: Scale) -> None:
+    axes.imshow(np.linspace(0, 1, 256)[None], cmap="inferno", aspect="auto", extent=(0, 1, 0, 1))
+    axes.set_xticks([scale.place(tick) for tick in scale.ticks], [f"{tick:g}" for tick in scale.ticks])
     axes.tick_params(labelsize=8, colors=QUIET, length=2, pad=2)
     axes.set_xlabel(name, fontsize=8, color=QUIET, labelpad=0)
 

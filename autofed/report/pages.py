@@ -16,7 +16,7 @@ from autofed.report import tables
 from autofed.report.predictions import Predicted, read_folder
 from autofed.report.tables import ranked
 from autofed.report.template import CAUTION, GLOSSARY, document, section
-from autofed.report.training import curves
+from autofed.report.training import curves, holds_out
 from autofed.runs import Run
 from autofed.scores import CaseScores, Report, find_references
 from autofed.verbs import exchanges
@@ -111,9 +111,8 @@ def _picture(predicted: Predicted | None, reference: Path | None) -> bytes | str
 
 
 def _training(runs: Sequence[Path]) -> str:
-    said = "training loss, and Dice of held-out patients, of each site by round"
     parts = [
-        _figure(f"{run.name}, {path.parent.name.replace('_', ' ')}", said, picture)
+        _figure(f"{run.name}, {path.parent.name.replace('_', ' ')}", _curves_shown(path), picture)
         for run in map(Path, runs)
         for path in sorted(run.glob("fold_*/metrics.jsonl"))
         if (picture := curves(path)) is not None
@@ -121,6 +120,11 @@ def _training(runs: Sequence[Path]) -> str:
     known = [run for run in map(Run, runs) if run.exists]
     parts += [f"<p class=caption>{escape(line)}.</p>" for run in known for line in exchanges.of_run(run)]
     return section("Training", *parts) if parts else ""
+
+
+def _curves_shown(metrics_path: Path) -> str:
+    and_dice = ", and Dice of held-out patients," if holds_out(metrics_path) else ""
+    return f"training loss{and_dice} of each site by round"
 
 
 def _figure(name: str, said: str, picture: bytes | str) -> str:

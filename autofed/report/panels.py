@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.patheffects import withStroke
 
 from autofed.images import Geometry
@@ -14,16 +15,33 @@ from autofed.labels import Labels
 from autofed.report.drawing import PALETTE, Colour, distinct
 from autofed.report.slices import Plane, upright
 
-_TOPS = (0.02, 0.05, 0.1, 0.2, 0.5)
+
+@dataclass(frozen=True)
+class Scale:
+    """From no uncertainty to `top` and more, the same in every picture: colours go with value ** `power`."""
+
+    top: float
+    power: float
+    ticks: tuple[float, ...]
+
+    def place(self, value: float) -> float:
+        """Where a value lies between the first colour, 0, and the last, 1."""
+        return min(1.0, max(0.0, value / self.top)) ** self.power
+
+
+ENTROPY = Scale(1.0, 1.0, (0, 0.5, 1))
+MUTUAL_INFORMATION = Scale(0.5, 0.5, (0, 0.02, 0.125, 0.5))
+"""It is often a hundredth of the entropy (snapshots of one training are alike), sometimes half of it: a square root
+shows both, so that cases can be compared."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A column of the picture: its heading, what draws a slice into axes, and the end and unit of its scale."""
+    """A column of the picture: its heading, what draws a slice into axes, and the scale and unit of what it shows."""
 
     heading: str
     draw: Callable[[Axes, Plane], None]
-    top_value: float | None = None
+    scale: Scale | None = None
     unit: str = ""
 
 
@@ -50,10 +68,10 @@ def panels(image: np.ndarray, maps: Mapping[str, np.ndarray], geometry: Geometry
     yield Panel("image", draw_image)
     yield Panel("prediction" if reference is None else "prediction (area) and reference (outline)", draw_prediction)
     if "entropy" in maps:
-        yield Panel("entropy", _heat(maps["entropy"], 1.0), 1.0, unit)
+        yield Panel("entropy", _heat(maps["entropy"], ENTROPY), ENTROPY, unit)
     if "mutual information" in maps:
-        top = _round_top(maps["mutual information"])
-        yield Panel("mutual information", _heat(maps["mutual information"], top), top, unit)
+        heat = _heat(maps["mutual information"], MUTUAL_INFORMATION)
+        yield Panel("mutual information", heat, MUTUAL_INFORMATION, unit)
 
 
 def structure_colours(labels: Labels) -> dict[int, Colour]:
@@ -62,15 +80,6 @@ def structure_colours(labels: Labels) -> dict[int, Colour]:
     shown = list(dict.fromkeys(names.values()))
     colours = dict(zip(shown, distinct(len(shown), PALETTE), strict=True))
     return {value: colours[name] for value, name in names.items()}
-
-
-def _round_top(values: np.ndarray) -> float:
-    """The end of a scale that shows these values.
-
-    Mutual information is often a hundredth of the entropy (snapshots of one training are alike), sometimes half of it;
-    on one scale for both it would be black. So the scale takes one of a few round ends, written beside it.
-    """
-    return next((top for top in _TOPS if values.max() <= top), 1.0)
 
 
 def _is_colour(image: np.ndarray, geometry: Geometry) -> bool:
@@ -88,9 +97,11 @@ def _window(image: np.ndarray) -> tuple[float, float]:
     return float(low), float(high if high > low else low + 1)
 
 
-def _heat(values: np.ndarray, top: float) -> Callable[[Axes, Plane], None]:
+def _heat(values: np.ndarray, scale: Scale) -> Callable[[Axes, Plane], None]:
+    norm = PowerNorm(scale.power, vmin=0, vmax=scale.top, clip=True)
+
     def draw(axes: Axes, plane: Plane) -> None:
-        axes.imshow(plane.cut(values), cmap="inferno", vmin=0, vmax=top, interpolation="nearest", aspect="auto")
+        axes.imshow(plane.cut(values), cmap="inferno", norm=norm, interpolation="nearest", aspect="auto")
 
     return draw
 

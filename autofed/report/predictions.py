@@ -62,16 +62,24 @@ def read_folder(folder: Path) -> dict[str, Predicted]:
 def draw_predictions(folder: Path, progress: Progress = silent) -> list[Path]:
     """Draw every case of a folder that `autofed predict` filled into `pictures/{case}.png`; returns these paths.
 
-    A case whose images are no longer where they were is passed over.
+    A case whose images are no longer where they were is passed over, and a picture that is newer than its prediction
+    is left as it is.
     """
     folder = Path(folder)
 
-    def draw(predicted: Predicted) -> Path:
-        path = folder / "pictures" / f"{predicted.case}.png"
-        write_bytes(path, predicted.draw(title=predicted.case))
-        return path
+    def picture(predicted: Predicted) -> Path:
+        return folder / "pictures" / f"{predicted.case}.png"
 
-    return each(draw, [p for p in read_folder(folder).values() if p.has_images], stage="pictures", progress=progress)
+    def is_drawn(predicted: Predicted) -> bool:
+        path = picture(predicted)
+        return path.is_file() and path.stat().st_mtime_ns >= (folder / f"{predicted.case}.json").stat().st_mtime_ns
+
+    def draw(predicted: Predicted) -> None:
+        write_bytes(picture(predicted), predicted.draw(title=predicted.case))
+
+    shown = [predicted for predicted in read_folder(folder).values() if predicted.has_images]
+    each(draw, [predicted for predicted in shown if not is_drawn(predicted)], stage="pictures", progress=progress)
+    return [picture(predicted) for predicted in shown]
 
 
 def _read_share(path: Path | None) -> np.ndarray | None:

@@ -40,6 +40,11 @@ def curves(metrics_path: Path) -> bytes | None:
     return drawing.png(figure)
 
 
+def holds_out(metrics_path: Path) -> bool:
+    """Whether any site scored patients that it held out."""
+    return any(_dice(said) is not None for sites in _rounds(Path(metrics_path)).values() for said in sites.values())
+
+
 def _draw(axes: Axes, rounds: Mapping[int, float], colour: tuple[float, float, float]) -> Line2D:
     (line,) = axes.plot(list(rounds), list(rounds.values()), color=colour, linewidth=1.6)
     if len(rounds) < 15:  # a single round would otherwise draw nothing

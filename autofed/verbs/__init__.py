@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from autofed.verbs.planning import change, fingerprint, noised_fingerprint, plan
     from autofed.verbs.predicting import predict
     from autofed.verbs.preparing import preprocess
+    from autofed.verbs.running import run
     from autofed.verbs.training import train
 
 __all__ = [
     "audit", "change", "evaluate", "fingerprint", "inversion", "noised_fingerprint", "plan", "predict", "preprocess",
-    "train",
+    "run", "train",
 ]  # fmt: skip
 
 _ROOMS = {
@@ -29,6 +30,7 @@ _ROOMS = {
     "plan": "planning",
     "change": "planning",
     "preprocess": "preparing",
+    "run": "running",
     "train": "training",
     "predict": "predicting",
     "evaluate": "evaluating",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,8 +47,23 @@ class Coordinator:
 
         `begin` is told how many rounds are finished.
         """
-        with self._lead(fold):
+        with self._lead(fold), self._logged(fold):
             self._train(fold, transport, begin)
+
+    @contextmanager
+    def _logged(self, fold: str) -> Iterator[None]:
+        """A line a round into RUN/train.log as it goes, with whatever goes wrong; wherever logs go besides."""
+        logger = logging.getLogger("autofed")
+        handler, level = logging.FileHandler(self.run.log_path, encoding="utf-8"), logger.level
+        handler.setFormatter(logging.Formatter(f"%(asctime)s fold {fold}: %(message)s", "%Y-%m-%d %H:%M:%S"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            logger.removeHandler(handler)
+            handler.close()
 
     @contextmanager
     def _lead(self, fold: str) -> Iterator[None]:

@@ -209,6 +209,8 @@ class PredictOptions:
     """Where to compute: auto (the fastest there is), cpu, cuda or mps."""
     progress: Progress = silent
     """Told what is being done, how many are done, and how many there are."""
+    say: Say = quiet
+    """Told which weights predict, and how many cases were predicted before."""
 
 
 class PredictKeywords(TypedDict, total=False):
@@ -222,6 +224,77 @@ class PredictKeywords(TypedDict, total=False):
     save_probabilities: bool
     device: str
     progress: Progress
+    say: Say
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the plan of a run may cost and shall promise, and how it is trained."""
+
+    hours: float | None = None
+    """Training time from start to end; by default 1 on a CPU and nnU-Net's full training elsewhere."""
+    memory_gb: float | None = None
+    """Memory of the device in GB; by default what the preset was made for."""
+    device: str = "auto"
+    """Where to compute: auto (the fastest there is), cpu, cuda or mps."""
+    algorithm: str | None = None
+    """How the sites learn together; by default the planner chooses."""
+    configuration: str = "auto"
+    """On which grid to learn: auto, 2d, 3d_fullres or 3d_lowres."""
+    preset: str | None = None
+    """Which network; by default that of the algorithm (dcfed has its own), or else nnU-Net's plain one."""
+    settings: Mapping[str, Any] | None = None
+    """Fields of the plan, by their paths or unique endings, and the values that they are set to by hand."""
+    epsilon: float | None = None
+    """The promise to every patient: network, steps and privacy parameters are planned for it."""
+    delta: float | None = None
+    """How likely it may be broken; by default the smaller of 1e-5 and a tenth of one over the largest site's patients.
+    """
+    even_if_hopeless: bool = False
+    """Whether to plan also where hardly anything would be learned under the promise."""
+    work: PathLike | None = None
+    """WORK, for prepared data and ledgers; by default the folder `work` beside RUN."""
+    public: PathLike | None = None
+    """A folder of public images, for an algorithm that labels them."""
+    folds: Sequence[str] = (ALL,)
+    """"all" (nobody is held out), numbers of parts of the patients that each site holds out, or "cv" for all five."""
+    simulation: bool = False
+    """Whether ledgers of this run are charged, and the sites' own left alone."""
+    processes: int = 1
+    """So many read and prepare the cases."""
+    progress: Progress = silent
+    """Told what is being done, how many are done, and how many there are."""
+    say: Say = quiet
+    """Told where the plan and the prepared data are."""
+
+
+class RunKeywords(TypedDict, total=False):
+    """The fields of `RunOptions`."""
+
+    hours: float | None
+    memory_gb: float | None
+    device: str
+    algorithm: str | None
+    configuration: str
+    preset: str | None
+    settings: Mapping[str, Any] | None
+    epsilon: float | None
+    delta: float | None
+    even_if_hopeless: bool
+    work: PathLike | None
+    public: PathLike | None
+    folds: Sequence[str]
+    simulation: bool
+    processes: int
+    progress: Progress
+    say: Say
+
+
+PLANNED = (
+    "hours", "memory_gb", "device", "algorithm", "configuration", "preset", "settings", "epsilon", "delta",
+    "even_if_hopeless",
+)  # fmt: skip
+"""The options of a run that its plan follows from."""
 
 
 def takes(record: type) -> Callable[[Callable[P, R]], Callable[P, R]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial, reduce
 from pathlib import Path
@@ -21,6 +22,8 @@ from autofed.predictions import Predictions
 from autofed.problems import Problems, refuse
 from autofed.runs import Run
 from autofed.verbs.options import PredictKeywords, PredictOptions, takes
+
+_log = logging.getLogger(__name__)
 
 
 @takes(PredictOptions)
@@ -47,6 +50,9 @@ def predict(
     folders = [Run(r) for r in ([runs] if isinstance(runs, Path | str) else runs)]
     members = [member for folder in folders for member in folder.members(options.model, options.folds)]
     refuse("predict", [] if members else ["no run was given; name at least one"])
+    for folder in folders:
+        for missing in folder.unfinished(options.model, options.folds):
+            _log.warning("%s is not finished (%s): what predicts is an early model", folder.folder, missing)
     load = partial(_predictor, members, folders, options)
     if not isinstance(images, Path | str):
         array, spacing = _array_of(images, options.spacing_mm)
@@ -55,9 +61,15 @@ def predict(
     if output is None:
         raise Problems("predict", ["images in files need an output folder; name one, or hand over an array"])
     cases = find_images(Path(images), len(members[0].plan.agreement.channels))
-    folder = Predictions(output, probabilities=options.save_probabilities)
-    folder.refuse_clashes(cases)
-    return folder.fill(cases, load(), folders, options.model, options.progress)
+    predictions = Predictions(output, probabilities=options.save_probabilities)
+    predictions.refuse_clashes(cases)
+    predictor = load()
+    before = len(predictions.finished(cases, predictor))
+    written = predictions.fill(cases, predictor, folders, options.model, options.progress)
+    options.say(f"what predicts: {', '.join(member.name for member in members)}")
+    again = f"; {before} of them were predicted before by the same weights, and left as they are" if before else ""
+    options.say(f"{output}: {len(written)} cases{again}")
+    return written
 
 
 def _predictor(members: Sequence[Member], folders: Sequence[Run], options: PredictOptions) -> Predictor:
