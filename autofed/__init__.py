@@ -12,7 +12,7 @@ _VERBS = ("fingerprint", "plan", "preprocess", "train", "run", "predict", "evalu
 __all__ = ["__version__", "evaluate", "fingerprint", "plan", "predict", "preprocess", "run", "train"]
 
 if TYPE_CHECKING:
-    from autofed.verbs import evaluate, fingerprint, plan, predict, preprocess, run, train
+    from autofed.api import evaluate, fingerprint, plan, predict, preprocess, run, train
 
 
 def __dir__() -> list[str]:
@@ -21,7 +21,7 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     if name in _VERBS:
-        from autofed import verbs
+        from autofed import api
 
-        return getattr(verbs, name)
+        return getattr(api, name)
     raise AttributeError(f"autofed has no {name!r}; its verbs are {', '.join(_VERBS)}")

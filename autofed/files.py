@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from autofed.problems import Problems
+from autofed.errors import ValidationErrors
 
 PathLike = Path | str
 
@@ -76,13 +76,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`; `Problems` if there is no such file or it is not JSON."""
+    """The JSON value in `path`; `ValidationErrors` if there is no such file or it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise Problems(str(path), ["there is no such file"]) from None
+        raise ValidationErrors(str(path), ["there is no such file"]) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise Problems(str(path), [f"it is not JSON ({error})"]) from None
+        raise ValidationErrors(str(path), [f"it is not JSON ({error})"]) from None
 
 
 def digest(value: Any) -> str:
@@ -101,7 +101,7 @@ class Record(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a record; `Problems` names every field that is unknown, missing or of the wrong kind."""
+        """Read a record; `ValidationErrors` names every field that is unknown, missing or of the wrong kind."""
         return cls.parse(read_json(path), str(path))
 
     @classmethod
@@ -110,7 +110,7 @@ class Record(BaseModel):
         try:
             return cls.model_validate_json(json.dumps(value))
         except ValidationError as error:
-            raise Problems(about, [_sentence(e) for e in error.errors()]) from None
+            raise ValidationErrors(about, [_sentence(e) for e in error.errors()]) from None
 
     def digest(self) -> str:
         """SHA-256 of the record's canonical JSON."""

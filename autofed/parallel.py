@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from autofed.problems import Problems, named
+from autofed.errors import ValidationErrors, named
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,7 +32,8 @@ def each(
     """`function` of every item, in the order of the items.
 
     With `processes` 1 the work is done here; otherwise in that many spawned processes, never holding more than
-    twice as many items under way, so that memory is bounded. Raises one `Problems` with the problems of all items.
+    twice as many items under way, so that memory is bounded. Raises one `ValidationErrors` with the problems of all
+    items.
     """
     work = list(items)
     results: dict[int, Result] = {}
@@ -71,7 +72,7 @@ def _run(
     processes: int,
     progress: Progress,
 ) -> None:
-    """Hand every result with the number of its item to `take`; `Problems` of all items in the end."""
+    """Hand every result with the number of its item to `take`; `ValidationErrors` of all items in the end."""
     progress(stage, 0, len(work))
     problems = (
         _here(function, work, take, stage, progress)
@@ -79,7 +80,7 @@ def _run(
         else _spread(function, work, take, stage, min(processes, len(work)), progress)
     )
     if problems:
-        raise Problems(stage, problems)
+        raise ValidationErrors(stage, problems)
 
 
 def _here(
@@ -93,7 +94,7 @@ def _here(
     for i, item in enumerate(work):
         try:
             take(i, function(item))
-        except Problems as error:
+        except ValidationErrors as error:
             problems += named(error)
         progress(stage, i + 1, len(work))
     return problems
@@ -123,12 +124,12 @@ def _spread(
                     i = running.pop(future)
                     try:
                         take(i, future.result())
-                    except Problems as error:
+                    except ValidationErrors as error:
                         problems[i] = named(error)
                     finished += 1
                     progress(stage, finished, len(work))
         except BrokenProcessPool:
-            raise Problems(stage, [_killed(processes)]) from None
+            raise ValidationErrors(stage, [_killed(processes)]) from None
         finally:
             pool.shutdown(cancel_futures=True)
     return [p for i in sorted(problems) for p in problems[i]]

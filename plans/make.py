@@ -11,11 +11,11 @@ import argparse
 import os
 from pathlib import Path
 
-from autofed import planner, plans, verbs
+from autofed import api, planner, plans
+from autofed.errors import ValidationErrors
 from autofed.files import write_json
 from autofed.fingerprints import Fingerprint, merge
 from autofed.plans import Budget
-from autofed.problems import Problems
 
 GALLERY = Path(__file__).parent
 TASKS = ("dermoscopy", "breast-ultrasound", "histology", "kidney-ct-simulated", "brain-mri", "hippocampus")
@@ -41,11 +41,11 @@ def main() -> None:
 def make_task(data: Path, folder: Path) -> None:
     """One task: the merged fingerprint, the full plan for 8 GB of an accelerator, and one for a CPU."""
     sites = sorted(p.parent for p in data.glob("sites/*/dataset.json"))
-    merged = merge([verbs.fingerprint(site, processes=os.cpu_count() or 1) for site in sites])
+    merged = merge([api.fingerprint(site, processes=os.cpu_count() or 1) for site in sites])
     merged.save(folder / "fingerprint.json")
     planner.make(merged, Budget(device="cuda")).save(folder / "plan.json")
     hours = CPU_HOURS.get(data.name, 1.0)
-    verbs.plan([folder / "fingerprint.json"], folder / "plan-cpu.json", device="cpu", hours=hours)
+    api.plan([folder / "fingerprint.json"], folder / "plan-cpu.json", device="cpu", hours=hours)
     make_private(folder)
 
 
@@ -57,7 +57,7 @@ def make_private(folder: Path) -> None:
     try:
         planner.make(found, budget).save(plan)
         refusal.unlink(missing_ok=True)
-    except Problems as error:
+    except ValidationErrors as error:
         write_json(refusal, {"budget": budget.model_dump(mode="json"), "problems": error.problems})
         plan.unlink(missing_ok=True)
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from autofed import census, fingerprints, planner
-from autofed.case import Declaration
-from autofed.census import Census, Facts
-from autofed.fingerprints import AxisCounts, ChannelSums, ClassCounts, Fingerprint, SiteCounts, is_ct
-from autofed.planner.census import complete
+from autofed import planner
+from autofed.data import Declaration
+from autofed.fingerprints import AxisCounts, ChannelSums, ClassCounts, Fingerprint, SiteCounts, exact, is_ct
+from autofed.fingerprints import private as private_fingerprints
+from autofed.fingerprints.private import CaseFeatures, PrivateFingerprint
+from autofed.planner.private_fingerprint import complete
 from autofed.plans import Budget, Plan
-from autofed.privacy.census import OF_PATIENTS, NoisedCensus
+from autofed.privacy.private_fingerprint import OF_PATIENTS, PrivateFingerprintMechanism
 
 GALLERY = Path(__file__).parent.parent / "plans"
 TASKS = ("dermoscopy", "breast-ultrasound", "histology", "kidney-ct-simulated", "brain-mri", "hippocampus")
@@ -32,7 +33,7 @@ class Cohort:
 
     site: str
     declaration: Declaration
-    facts: tuple[Facts, ...]
+    facts: tuple[CaseFeatures, ...]
     voxels: tuple[np.ndarray | None, ...]
 
     @property
@@ -41,7 +42,7 @@ class Cohort:
         return {self.site: SiteCounts(patients=n, cases=n, labelled=n)}
 
 
-Draw = Callable[[int, np.random.Generator], tuple[list[Facts], list[np.ndarray | None]]]
+Draw = Callable[[int, np.random.Generator], tuple[list[CaseFeatures], list[np.ndarray | None]]]
 
 
 def federation(task: str, sites: int, patients: int, rng: np.random.Generator) -> list[Cohort]:
@@ -53,26 +54,26 @@ def federation(task: str, sites: int, patients: int, rng: np.random.Generator) -
 
 def open_plan(cohorts: Sequence[Cohort]) -> Plan:
     """The plan of the counts as they are."""
-    return planner.make(fingerprints.merge([_fingerprint(cohort) for cohort in cohorts]), BUDGET)
+    return planner.make(exact.merge([_fingerprint(cohort) for cohort in cohorts]), BUDGET)
 
 
-def released(cohort: Cohort, noise_multiplier: float, rng: np.random.Generator) -> Census:
+def released(cohort: Cohort, noise_multiplier: float, rng: np.random.Generator) -> PrivateFingerprint:
     """What a site of these patients tells under noise."""
     flat = cohort.declaration.dimension == 2
     said = {"spacing.y": 1.0, "spacing.x": 1.0} if flat else {}
-    parts = census.layout(cohort.declaration, list(said))
-    rows = census.patients_rows(parts, cohort.facts, [str(i) for i in range(len(cohort.facts))])
-    mechanism = NoisedCensus(noise_multiplier).keyed(rng.bytes(32))
+    parts = private_fingerprints.feature_layout(cohort.declaration, list(said))
+    rows = private_fingerprints.patient_rows(parts, cohort.facts, [str(i) for i in range(len(cohort.facts))])
+    mechanism = PrivateFingerprintMechanism(noise_multiplier).with_key(rng.bytes(32))
     sums = mechanism.release({OF_PATIENTS: {"rows": rows}})["sums"]["rows"]
     declared = {name: {repr(value): len(rows)} for name, value in said.items()}
-    return census.assembled(cohort.declaration, cohort.counts, parts, sums, noise_multiplier, declared)
+    return private_fingerprints.assemble(cohort.declaration, cohort.counts, parts, sums, noise_multiplier, declared)
 
 
 def private_plan(
     cohorts: Sequence[Cohort], noise_multiplier: float, rng: np.random.Generator, prior: Plan | None = None
 ) -> Plan:
     """The plan of one draw of the noise."""
-    merged = census.merge([released(cohort, noise_multiplier, rng) for cohort in cohorts])
+    merged = private_fingerprints.merge([released(cohort, noise_multiplier, rng) for cohort in cohorts])
     return planner.make(complete(merged, prior, "a prior"), BUDGET)
 
 
@@ -154,10 +155,10 @@ def _often(keys) -> dict[str, int]:
 def _sums(cohort: Cohort, name: str) -> ChannelSums:
     if not is_ct(name):
         return ChannelSums(cases=len(cohort.facts), histogram={"0": len(cohort.facts) << 24})
-    parts = [fingerprints._channel(voxels, name) for voxels in cohort.voxels]
+    parts = [exact._channel(voxels, name) for voxels in cohort.voxels]
     summed = parts[0]
     for part in parts[1:]:
-        summed = fingerprints._add_fields(summed, part)
+        summed = exact._add_fields(summed, part)
     return summed
 
 
@@ -180,7 +181,7 @@ def _like_gallery(task: str) -> tuple[Declaration, Draw]:
 
 
 def _drawn(counts, at):
-    return np.quantile(fingerprints.values(counts), at, method="inverted_cdf")
+    return np.quantile(exact.values(counts), at, method="inverted_cdf")
 
 
 def _quantiles(histogram, points=400):
@@ -192,11 +193,14 @@ def _quantiles(histogram, points=400):
 def _facts(spacings, extents, kept, base, declaration, rng):
     voxels = [None if base is None else _patient(base, rng) for _ in kept]
     facts = [
-        Facts(
+        CaseFeatures(
             tuple(float(s[i]) for s in spacings),
             tuple(float(e[i]) for e in extents),
             float(kept[i]),
-            tuple(census.values_of(voxels[i]) if is_ct(name) else None for name in declaration.channels),
+            tuple(
+                private_fingerprints.intensity_statistics(voxels[i]) if is_ct(name) else None
+                for name in declaration.channels
+            ),
         )
         for i in range(len(kept))
     ]

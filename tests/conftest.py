@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autofed import speed
+from autofed.training import speed
 from tests import plans_made, synthetic
 
 

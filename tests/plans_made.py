@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autofed.case import Declaration
+from autofed.data import Declaration
 from autofed.fingerprints import AxisCounts, ChannelSums, ClassCounts, Fingerprint, SiteCounts
 from autofed.planner import make
 from autofed.plans import Budget, Plan, Speed

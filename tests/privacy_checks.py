@@ -52,9 +52,9 @@ def _gradient(generator: np.random.Generator) -> list:
 
 def step_of(mechanism, gradients: Case, key: bytes) -> dict[str, np.ndarray]:
     """What one step and the release after it give: the `step`, and every other group that leaves."""
-    keyed = mechanism.keyed(key)
-    step = torch.cat([part.flatten() for part in keyed.step(iter(gradients.values()), [torch.zeros(WIDTH)])])
-    released = keyed.release({"update": {"w": -step.numpy()}})
+    with_key = mechanism.with_key(key)
+    step = torch.cat([part.flatten() for part in with_key.step(iter(gradients.values()), [torch.zeros(WIDTH)])])
+    released = with_key.release({"update": {"w": -step.numpy()}})
     others = {group: np.concatenate([a.ravel() for a in arrays.values()]) for group, arrays in released.items()}
     others.pop("update", None)
     return {"step": step.numpy().astype(np.float64), **others}
@@ -94,7 +94,7 @@ def release_multiplier(mechanism, releases: int = 400) -> float:
 
 def _released(mechanism, update: np.ndarray, key: bytes) -> np.ndarray:
     arrays = {"update": {"w": update.astype(np.float32)}}
-    return mechanism.keyed(key).release(arrays)["update"]["w"].astype(np.float64)
+    return mechanism.with_key(key).release(arrays)["update"]["w"].astype(np.float64)
 
 
 def _joint(far: Sequence[Mapping[str, float]], noise: Mapping[str, float]) -> float:
@@ -113,7 +113,7 @@ def overstated(mechanism, measure: Callable = step_multiplier) -> bool:
 
 def drawn(mechanism, steps: int = 2000) -> np.ndarray:
     """Who was drawn: bool (steps, patients)."""
-    sampler = mechanism.keyed(secret(5)).sampler(NAMES, [0])
+    sampler = mechanism.with_key(secret(5)).sampler(NAMES, [0])
     return np.array(
         [[name in {n for group in draw for n in group} for name in NAMES] for draw in islice(sampler, steps)]
     )
@@ -163,11 +163,11 @@ def clip_after(mechanism, norm: float, rounds: int = 60) -> float:
     """The longest step of one patient after so many rounds in which all gradients have about that length."""
     generator = np.random.default_rng(3)
     for number in range(rounds):
-        keyed = mechanism.keyed(secret(number))
+        with_key = mechanism.with_key(secret(number))
         for _ in range(3):
             lengths = norm * generator.lognormal(0, 0.1, PATIENTS)
-            keyed.step([[torch.eye(WIDTH)[i] * length] for i, length in enumerate(lengths)], [torch.zeros(WIDTH)])
-        mechanism = mechanism.adapt(keyed.release({})[ADAPTATION])
+            with_key.step([[torch.eye(WIDTH)[i] * length] for i, length in enumerate(lengths)], [torch.zeros(WIDTH)])
+        mechanism = mechanism.adapt(with_key.release({})[ADAPTATION])
     rate = mechanism.cost(1)[0].sampling_rate
     return moved(mechanism, {NAMES[0]: [torch.full((WIDTH,), 1e6)]}, NAMES[0], rate)["step"]
 
@@ -176,7 +176,7 @@ def patient_multiplier(mechanism, steps: int = 50) -> float:
     """Noise over what one patient moves a step in all the groups that the sampler draws for them."""
     rate = mechanism.cost(1)[0].sampling_rate
     noise, who, worst = spread(mechanism, rate)["step"], NAMES[0], 0.0
-    for draw in islice(mechanism.keyed(secret(2)).sampler(NAMES, [0]), steps):
+    for draw in islice(mechanism.with_key(secret(2)).sampler(NAMES, [0]), steps):
         groups = [(group[0], [torch.ones(WIDTH) * (1 if group[0] == who else -1)]) for group in draw]
         worlds = [groups, [group for group in groups if group[0] != who]]
         one, other = (_sum(mechanism, [gradient for _, gradient in world]) for world in worlds)
@@ -185,4 +185,4 @@ def patient_multiplier(mechanism, steps: int = 50) -> float:
 
 
 def _sum(mechanism, gradients: Sequence[list]) -> torch.Tensor:
-    return mechanism.keyed(secret(1)).step(iter(gradients), [torch.zeros(WIDTH)])[0]
+    return mechanism.with_key(secret(1)).step(iter(gradients), [torch.zeros(WIDTH)])[0]

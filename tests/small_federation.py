@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from autofed import algorithms
-from autofed.algorithms import Setup
-from autofed.case import open_dataset
-from autofed.exchange import load_groups
+from autofed.algorithms import RunSetup
+from autofed.data import open_dataset
+from autofed.federation import checkpoints
 from autofed.federation import rounds as loop
-from autofed.federation import states
 from autofed.federation.aggregation import Aggregator
-from autofed.federation.inprocess import InProcess
 from autofed.federation.site import Site, SiteData, SiteIdentity, SiteStorage
-from autofed.network import build, weights_of
-from autofed.prepared import find_public, open_public, open_store, pool, preprocess, public_digests
-from autofed.privacy import promise
+from autofed.federation.transports.in_process import InProcess
+from autofed.messages import load_groups
+from autofed.preprocessing import find_public, open_public, open_store, pool_stores, preprocess, public_digests
+from autofed.privacy import guarantee
+from autofed.training.network import build, weights_of
 from tests.plans_made import small_plan
 from tests.synthetic import make_site
 
@@ -63,7 +63,7 @@ PRIVATE = {
 def private(plan, mechanism, **more):
     """The plan with a private mechanism and an honest promise."""
     made = plan.change(PRIVATE.get(mechanism, {}) | more)
-    found = promise.settled(made, None, None, noise_is_given=True)
+    found = guarantee.settled(made, None, None, noise_is_given=True)
     return made.change(found) if found else made
 
 
@@ -86,7 +86,7 @@ def site_of(
 
 def sites_of(plan, stores, folder, run_id, **options):
     chosen = algorithms.make(plan.agreement.algorithm)
-    held = {"pooled": pool(stores)} if chosen.gathers else stores
+    held = {"pooled": pool_stores(stores)} if chosen.centralised else stores
     ledgers = {n: folder / n / "ledger.jsonl" for n in stores}
     return [
         site_of(
@@ -108,23 +108,23 @@ def train(
     plan, stores = ground
     plan = with_algorithm(plan, name)
     grids = {}
-    if algorithms.find(name).labels_public:
+    if algorithms.find(name).shares_pseudo_labels:
         plan, public = labelled((plan, stores), OPEN if settings is None else settings)
         grids, options = public.grids, {**options, "public": public}
     sites = sites_of(plan, dict(reversed(stores.items())) if turned else stores, folder, run_id, **options)
     chosen = algorithms.make(plan.agreement.algorithm)
-    state = state or chosen.start(Setup(plan, weights_of(build(plan.local.network, seed=1)), grids))
+    state = state or chosen.start(RunSetup(plan, weights_of(build(plan.local.network, seed=1)), grids))
     names = tuple(s.name for s in sites)
     door = (transport or InProcess)(sites)
-    return loop.run(
-        loop.Course(chosen, Aggregator.of(plan, names), plan, door, folder / "rounds", run_id, names), state
+    return loop.run_rounds(
+        loop.RunContext(chosen, Aggregator.of(plan, names), plan, door, folder / "rounds", run_id, names), state
     )
 
 
 def final_arrays(folder, plan):
     """Everything the run ended with: the common state, or what each site remembers."""
     last = plan.agreement.training.rounds
-    arrays = dict(states.load(folder / "rounds", last).shared.get("weights", {}))
+    arrays = dict(checkpoints.load(folder / "rounds", last).shared.get("weights", {}))
     for memory in sorted(folder.glob(f"sites/*/memory/round_{last:05d}.safetensors")):
         groups = load_groups(memory)[0].items()
         arrays |= {f"{memory.parent.parent.name}/{g}/{n}": a for g, group in groups for n, a in group.items()}

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Pillow
 
-from autofed import images
+from autofed.data import images
+from autofed.data.images import PICTURE_SLICE_MM, Geometry
+from autofed.data.labels import Labels
 from autofed.files import write_json
-from autofed.images import PICTURE_SLICE_MM, Geometry
-from autofed.labels import Labels
 
 TUMOUR = {"background": 0, "tumour": 1}
 ORGAN_AND_TUMOUR = {"background": 0, "organ": 1, "tumour": 2}

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
+from autofed.errors import ValidationErrors
 from autofed.privacy import accounting
 from autofed.privacy.accounting import (
     best_order,
@@ -23,14 +24,13 @@ from autofed.privacy.accounting import (
     roomy_order,
     success_rate,
 )
-from autofed.privacy.events import Event
-from autofed.problems import Problems
+from autofed.privacy.events import PrivacyEvent
 
 DELTA = 1e-5
 
 
 def sampled(steps, noise, rate, **more):
-    return Event(mechanism="dp-sgd", steps=steps, noise_multiplier=noise, sampling_rate=rate, **more)
+    return PrivacyEvent(mechanism="dp-sgd", steps=steps, noise_multiplier=noise, sampling_rate=rate, **more)
 
 
 def gaussian_delta(noise, epsilon):
@@ -82,7 +82,7 @@ def test_the_moments_accountant_of_abadi():
 @pytest.mark.parametrize("noise", [0.3, 1.0, 4.0, 30.0])
 @pytest.mark.parametrize("steps", [1, 50])
 def test_a_gaussian_is_exact(noise, steps):
-    found = epsilon([Event(mechanism="feddp", steps=steps, noise_multiplier=noise)], DELTA)
+    found = epsilon([PrivacyEvent(mechanism="feddp", steps=steps, noise_multiplier=noise)], DELTA)
     assert gaussian_delta(noise / math.sqrt(steps), found) == pytest.approx(DELTA, rel=1e-6)
 
 
@@ -181,12 +181,16 @@ def test_the_order_of_an_open_ceiling_leaves_typical_plans_most_of_it(ceiling):
 
 
 def test_equal_events_are_one_and_nothing_is_lost():
-    spent = [sampled(3, 1.0, 0.1), sampled(0, 2.0, 0.1), sampled(4, 1.0, 0.1), Event(mechanism="none", steps=0)]
-    assert merged(spent) == (sampled(7, 1.0, 0.1), Event(mechanism="none", steps=0))
+    spent = [sampled(3, 1.0, 0.1), sampled(0, 2.0, 0.1), sampled(4, 1.0, 0.1), PrivacyEvent(mechanism="none", steps=0)]
+    assert merged(spent) == (sampled(7, 1.0, 0.1), PrivacyEvent(mechanism="none", steps=0))
 
 
 def test_parts_cost_what_the_whole_costs():
-    whole = [sampled(90, 2.0, 0.2), sampled(30, 3.0, 0.2), Event(mechanism="scores", steps=1, noise_multiplier=20.0)]
+    whole = [
+        sampled(90, 2.0, 0.2),
+        sampled(30, 3.0, 0.2),
+        PrivacyEvent(mechanism="scores", steps=1, noise_multiplier=20.0),
+    ]
     parts = [sampled(30, 2.0, 0.2), sampled(10, 3.0, 0.2)] * 3 + whole[2:]
     assert epsilon(parts, DELTA) == epsilon(whole, DELTA) > epsilon(whole[:2], DELTA)
     assert renyi(parts, 5) == pytest.approx(sum(renyi([event], 5) for event in whole), rel=1e-12)
@@ -199,7 +203,7 @@ def test_nothing_costs_nothing():
 
 def test_one_release_without_noise_and_no_figure_is_true():
     for steps in (0, 1):
-        spent = [sampled(10, 5.0, 0.1), Event(mechanism="none", steps=steps)]
+        spent = [sampled(10, 5.0, 0.1), PrivacyEvent(mechanism="none", steps=steps)]
         assert epsilon(spent, DELTA) == renyi(spent, 4) == renyi_epsilon(spent, DELTA, 4) == math.inf
 
 
@@ -221,8 +225,12 @@ def test_default_delta_is_small_against_one_patient():
     "plan",
     [
         lambda z: [sampled(200, z, 0.2)],
-        lambda z: [Event(mechanism="feddp", steps=20, noise_multiplier=z / 2, unit="site")],
-        lambda z: [sampled(50, z, 0.3), sampled(50, 2 * z, 0.3), Event(mechanism="x", steps=1, noise_multiplier=90.0)],
+        lambda z: [PrivacyEvent(mechanism="feddp", steps=20, noise_multiplier=z / 2, unit="site")],
+        lambda z: [
+            sampled(50, z, 0.3),
+            sampled(50, 2 * z, 0.3),
+            PrivacyEvent(mechanism="x", steps=1, noise_multiplier=90.0),
+        ],
     ],
     ids=["dp-sgd", "feddp", "schedule"],
 )
@@ -236,12 +244,12 @@ def test_calibrated_noise_holds_and_is_no_larger_than_it_must_be(plan, target):
     ("plan", "said"),
     [
         (lambda z: [sampled(200, 0.5, 0.2)], "no noise keeps"),
-        (lambda z: [Event(mechanism="none", steps=1)], "no noise keeps"),
+        (lambda z: [PrivacyEvent(mechanism="none", steps=1)], "no noise keeps"),
         (lambda z: [], "next to no noise"),
     ],
 )
 def test_what_no_noise_mends_is_said(plan, said):
-    with pytest.raises(Problems, match=said):
+    with pytest.raises(ValidationErrors, match=said):
         calibrate(plan, 1.0, DELTA)
 
 
@@ -256,13 +264,13 @@ def test_rounds_are_not_steps():
 
 def test_only_a_coin_for_each_patient_is_billed_as_sampling():
     """Mistake 5: an event that says nothing of sampling is billed for everybody taking part in every step."""
-    plain = Event(mechanism="shuffled", steps=100, noise_multiplier=4.0)
+    plain = PrivacyEvent(mechanism="shuffled", steps=100, noise_multiplier=4.0)
     assert epsilon([plain], DELTA) > 3 * epsilon([sampled(100, 4.0, 0.1)], DELTA)
 
 
 def test_any_two_data_sets_cost_as_said():
     """Mistake 13: R 50, std 5 C. A multiplier of 5 says 6.6, of 5 / 2 (the update moves by 2 C) 15.5."""
-    honest = Event(mechanism="feddp", steps=50, noise_multiplier=2.5, unit="site")
+    honest = PrivacyEvent(mechanism="feddp", steps=50, noise_multiplier=2.5, unit="site")
     assert epsilon([honest], DELTA) == pytest.approx(15.5, abs=0.1)
     assert epsilon([honest.model_copy(update={"noise_multiplier": 5.0})], DELTA) == pytest.approx(6.6, abs=0.1)
 

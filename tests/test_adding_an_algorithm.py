@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from autofed import plans
 from autofed.cli import app
-from autofed.exchange import load_groups
+from autofed.messages import load_groups
 from tests.synthetic import make_site
 
 PAGE = Path(__file__).parent.parent / "docs" / "adding-an-algorithm.md"

@@ -5,11 +5,11 @@ import io
 import numpy as np
 from matplotlib.image import imread
 
-from autofed.images import Geometry
-from autofed.labels import Labels
-from autofed.prepared import UNKNOWN
+from autofed.data.images import Geometry
+from autofed.data.labels import Labels
+from autofed.preprocessing import UNKNOWN
 from autofed.report import agreement
-from autofed.report.agreement import Agreed
+from autofed.report.agreement import AgreedImage
 from tests.synthetic import TUMOUR
 
 SHAPE = (1, 40, 48)
@@ -18,7 +18,7 @@ LABELS = Labels.declared(TUMOUR)
 
 def picture(found, **more):
     image = np.linspace(0, 1, 40 * 48).reshape(1, *SHAPE)
-    one = Agreed("case_$1", image, np.full(SHAPE, found, np.uint8), Geometry(2, (999.0, 1.0, 1.0)), **more)
+    one = AgreedImage("case_$1", image, np.full(SHAPE, found, np.uint8), Geometry(2, (999.0, 1.0, 1.0)), **more)
     return imread(io.BytesIO(agreement.draw([one], LABELS)))
 
 

@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from autofed import algorithms
-from autofed.algorithms import Setup
+from autofed.algorithms import RunSetup
 from autofed.algorithms.fedavg import FedAvg
 from autofed.algorithms.fedbn import FedBN
 from autofed.algorithms.fednova import FedNova
 from autofed.algorithms.fedprox import FedProx
 from autofed.algorithms.local import LocalOnly
 from autofed.algorithms.scaffold import Scaffold
-from autofed.exchange import Release, Request
+from autofed.errors import ValidationErrors
 from autofed.federation.aggregation import Aggregator
-from autofed.fit import Fitted
-from autofed.problems import Problems
-from autofed.solver import reach
+from autofed.messages import Request, Response
+from autofed.training.effective_steps import effective_steps
+from autofed.training.fit import LocalResult
 from tests.plans_made import small_plan
 
 RATE = 0.05
@@ -47,10 +47,10 @@ class Quadratic:
                 gradient = self.curvature * (w - self.centre) + proximal * (w - start)
                 w = w - self.rate * (gradient + (0 if correction is None else correction[name]))
             found[name] = w.astype(np.float32)
-        return Fitted(found, np.zeros(1, np.float32), reach([self.rate] * self.steps, proximal=proximal))
+        return LocalResult(found, np.zeros(1, np.float32), effective_steps([self.rate] * self.steps, proximal=proximal))
 
-    def average_reach(self, proximal=0.0):
-        ways = [site.patients * reach([site.rate] * site.steps, proximal=proximal) for site in self.others]
+    def mean_effective_steps(self, proximal=0.0):
+        ways = [site.patients * effective_steps([site.rate] * site.steps, proximal=proximal) for site in self.others]
         return sum(ways) / sum(site.patients for site in self.others)
 
     def memory(self):
@@ -66,11 +66,11 @@ def end(algorithm, sites, rounds=400, *, silent=lambda round, site: False, first
     plan = small_plan().change({"agreement.patients": patients, "faults.least_sites": 1})
     for site in sites:
         site.others = sites
-    state = algorithm.start(Setup(plan, {name: np.zeros(2, np.float32) for name in first}))
+    state = algorithm.start(RunSetup(plan, {name: np.zeros(2, np.float32) for name in first}))
     for round in range(1, rounds + 1):
         request = Request("r", round, "train", state.shared)
         asked = [site for site in sites if not silent(round, site)]
-        releases = [Release("r", round, site.name, algorithm.local(site, request)) for site in asked]
+        releases = [Response("r", round, site.name, algorithm.local(site, request)) for site in asked]
         state = algorithm.merge(state, releases, Aggregator.of(plan, patients).average)
     return state
 
@@ -170,11 +170,11 @@ def test_what_an_algorithm_may_well_have():
         "half": property(lambda self: self.share / 2), "__annotations__": {"share": float, "LIMIT_": int},
     }  # fmt: skip
     kind = dataclass(frozen=True)(type("Fine", (FedAvg,), body))
-    assert (kind.personal, kind.preset, kind.gathers, kind(share=0.25).half) == (True, "resenc-m", False, 0.125)
+    assert (kind.personalised, kind.preset, kind.centralised, kind(share=0.25).half) == (True, "resenc-m", False, 0.125)
 
 
 def test_an_algorithm_that_lacks_a_part_is_refused():
-    with pytest.raises(Problems, match="expected a frozen dataclass that extends autofed.algorithms.Algorithm"):
+    with pytest.raises(ValidationErrors, match="expected a frozen dataclass that extends autofed.algorithms.Algorithm"):
         algorithms.find("tests.test_algorithms:Partial", trusted=("tests.test_algorithms:Partial",))
 
 
@@ -184,7 +184,7 @@ class Partial(algorithms.Algorithm):
 
 
 def test_a_plan_is_judged_by_what_the_algorithm_states_and_no_foreign_code_is_run_for_it():
-    assert algorithms.stated("pooled").gathers and algorithms.stated("dcfed").labels_public
+    assert algorithms.stated("pooled").centralised and algorithms.stated("dcfed").shares_pseudo_labels
     assert algorithms.stated("tests.test_algorithms:Partial") is algorithms.stated("none") is algorithms.Algorithm
     assert [name for name in algorithms.names() if not algorithms.stated(name).shares_weights()] == ["dcfed", "local"]
 
@@ -195,12 +195,12 @@ def test_a_plan_is_judged_by_what_the_algorithm_states_and_no_foreign_code_is_ru
 def test_the_reach_of_the_solvers_of_the_paper():
     steps, rho = 7, 0.9
     c = [(1 - rho ** (k + 1)) / (1 - rho) for k in range(steps)]
-    assert reach([1.0] * steps) == steps
-    assert reach([1.0] * steps, momentum=rho) == pytest.approx(sum(c))
-    assert reach([1.0] * steps, momentum=rho, nesterov=True) == pytest.approx(sum(1 + rho * x for x in c))
+    assert effective_steps([1.0] * steps) == steps
+    assert effective_steps([1.0] * steps, momentum=rho) == pytest.approx(sum(c))
+    assert effective_steps([1.0] * steps, momentum=rho, nesterov=True) == pytest.approx(sum(1 + rho * x for x in c))
     decayed = [(1 - 0.1 * 0.5) ** k for k in range(steps)]
-    assert reach([0.1] * steps, proximal=0.5) == pytest.approx(0.1 * sum(decayed))
-    assert reach([0.1, 0.2, 0.3]) == pytest.approx(0.6)
+    assert effective_steps([0.1] * steps, proximal=0.5) == pytest.approx(0.1 * sum(decayed))
+    assert effective_steps([0.1, 0.2, 0.3]) == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -215,4 +215,4 @@ def test_reach_is_what_torch_does_along_a_constant_gradient(momentum, nesterov, 
         optimiser.param_groups[0]["lr"] = rate
         parameter.grad = torch.ones(1, dtype=torch.float64) + proximal * parameter.detach()
         optimiser.step()
-    assert -float(parameter.detach()) == pytest.approx(reach(rates, momentum, nesterov, proximal))
+    assert -float(parameter.detach()) == pytest.approx(effective_steps(rates, momentum, nesterov, proximal))

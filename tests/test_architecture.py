@@ -82,7 +82,7 @@ WITHOUT = {
     "census": ("torch", "monai"),
     "planner": ("torch", "monai"),
     "algorithms": ("torch", "monai"),
-    "privacy": ("autofed.images", "autofed.case"),
+    "privacy": ("autofed.data.images", "autofed.data"),
 }
 PICKLERS = ("pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal")
 JUNK_ROOMS = ("utils", "util", "common", "helpers", "helper", "misc")
@@ -130,7 +130,7 @@ def modules(root: Path) -> tuple[Module, ...]:
 
 
 def imports(module: Module) -> Iterator[tuple[ast.AST, str]]:
-    """Every imported name in full: `from autofed import images` gives autofed.images, `import os.path` os.path."""
+    """Every imported name in full: `from autofed import images` gives autofed.data.images, `import os.path` os.path."""
     here = ["autofed", *filter(None, module.name.split("."))]
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Import):
@@ -240,12 +240,12 @@ def test_the_house_stands(check):
         ("autofed", HEAVY),
         ("autofed.cli", HEAVY),
         ("autofed.plans", ("torch", "monai")),
-        ("autofed.verbs.planning", ("torch", "monai", "scipy")),
-        ("autofed.verbs.preparing", ("torch", "monai", "scipy")),
+        ("autofed.api.planning", ("torch", "monai", "scipy")),
+        ("autofed.api.preprocessing", ("torch", "monai", "scipy")),
         ("autofed.planner", ("torch",)),
         ("autofed.algorithms", ("torch", "monai", "scipy")),
         *((f"autofed.algorithms.{name}", ("torch", "monai", "scipy")) for name in ALGORITHMS),
-        ("autofed.batches", ("torch", "monai")),
+        ("autofed.training.batches", ("torch", "monai")),
     ],
 )
 def test_a_light_module_loads_nothing_heavy(name, heavy):
@@ -270,19 +270,19 @@ def house(tmp_path):
 
 
 BAD = [
-    (check_floors, "fit.py", "from autofed.verbs import train", "fit may not import verbs"),
+    (check_floors, "fit.py", "from autofed.api import train", "fit may not import verbs"),
     (check_floors, "fit.py", "from autofed import inference", "fit may not import inference"),
     (check_floors, "fit.py", "import autofed.algorithms.fedavg", "fit may not import algorithms"),
     (check_floors, "fit.py", "from . import verbs", "fit may not import verbs"),
     (check_floors, "fit.py", "def f():\n    import autofed.federation.rounds", "may not import federation.rounds"),
     (check_floors, "fit.py", "if TYPE_CHECKING:\n    from autofed.cli import main", "fit may not import cli"),
-    (check_floors, "images/volumes.py", "from autofed.case import Case", "images may not import case"),
+    (check_floors, "images/volumes.py", "from autofed.data import Case", "images may not import case"),
     (check_floors, "images/__init__.py", "from ..case import Case", "images may not import case"),
     (check_floors, "privacy/dpsgd.py", "from ..fit import train", "privacy may not import fit"),
     (check_floors, "federation/site.py", "import autofed.federation.rounds", "site may not import federation.rounds"),
     (check_floors, "federation/site.py", "from autofed.federation import flower", "may not import federation.flower"),
     (check_floors, "algorithms/fedavg.py", "import autofed.federation.site", "may not import federation.site"),
-    (check_floors, "verbs.py", "from autofed.demo import run", "verbs may not import demo"),
+    (check_floors, "verbs.py", "from autofed.api.demo import run", "verbs may not import demo"),
     (check_floors, "algorithms/fedavg.py", "from autofed.federation import Site", "may not import federation,"),
     (check_rooms, "tools.py", "", "add it to docs/architecture.md"),
     (check_rooms, "federation/post.py", "", "add it to docs/architecture.md"),
@@ -293,7 +293,7 @@ BAD = [
     (check_forbidden_imports, "cli.py", "def f():\n    from flwr.app import Message", "only federation/flower"),
     (check_forbidden_imports, "planner.py", "def f():\n    import torch.nn", "planner does without torch"),
     (check_forbidden_imports, "plans.py", "from monai.networks import nets", "plans does without monai"),
-    (check_forbidden_imports, "privacy/dpsgd.py", "from autofed import images", "does without autofed.images"),
+    (check_forbidden_imports, "privacy/dpsgd.py", "from autofed import images", "does without autofed.data.images"),
     (check_forbidden_imports, "files.py", "import pickle", "nothing is ever unpickled"),
     (check_forbidden_imports, "files.py", "from pickle import loads", "nothing is ever unpickled"),
     (check_calls, "network.py", "import torch\ntorch.load('x')", "torch.load: never pickle"),
@@ -317,12 +317,12 @@ def test_a_bad_house_is_found_out(house, check, file, text, said):
 def test_a_good_house_is_let_through(house):
     root = house(
         {
-            "__init__.py": "if TYPE_CHECKING:\n    from autofed.verbs import train\n",
+            "__init__.py": "if TYPE_CHECKING:\n    from autofed.api import train\n",
             "problems.py": "import os\nos.replace('a', 'b')",
-            "images/__init__.py": "from autofed.images import volumes\nfrom autofed.problems import Problems",
+            "images/__init__.py": "from autofed.data.images import volumes\nfrom autofed.errors import Problems",
             "images/volumes.py": "from autofed import images\nfrom . import geometry",
             "images/geometry.py": "",
-            "planner.py": "from autofed import __version__, plans\nfrom autofed.fingerprints import Fingerprint",
+            "planner.py": "from autofed import __version__, plans\nfrom autofed.fingerprints.exact import Fingerprint",
             "prepared.py": "np.load('x', allow_pickle=False)",
             "inference.py": "import torch\nfrom autofed import uncertainty",
             "federation/__init__.py": "",
@@ -338,4 +338,4 @@ def test_a_heavy_import_is_found_out(house):
     root = house({"cli.py": "from autofed import files", "files.py": "import numpy"})
     assert check_light(root, "autofed.cli", HEAVY) == ["importing autofed.cli loads numpy"]
     assert check_light(root, "autofed", HEAVY) == []
-    assert "No module named 'autofed.verbs'" in check_light(root, "autofed.verbs", HEAVY)[0]
+    assert "No module named 'autofed.api'" in check_light(root, "autofed.api", HEAVY)[0]

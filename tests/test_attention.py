@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from autofed.attention import CBAM
+from autofed.training.attention import CBAM
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (4, 6, 5)])

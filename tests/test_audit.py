@@ -8,21 +8,28 @@ import pytest
 from PIL import Image as Pillow
 from typer.testing import CliRunner
 
-from autofed import canaries, verbs
-from autofed.case import open_dataset
+from autofed import api
+from autofed.api.public_images import agreed_on
+from autofed.auditing import canaries
+from autofed.auditing.inversion import (
+    fit_intensities,
+    gradient_of,
+    invert_gradient,
+    paint_labels,
+    reconstruction_metrics,
+)
+from autofed.auditing.label_attack import label_attack_score
+from autofed.auditing.one_run import Trial, attack, audit, lower_bound, p_value
 from autofed.cli import app
-from autofed.inversion import fit_intensities, gradient_of, invert, likeness, painted
-from autofed.labels import Labels
-from autofed.network import build, weights_of
-from autofed.prepared import open_public, open_store, preprocess
+from autofed.data import open_dataset
+from autofed.data.labels import Labels
+from autofed.errors import ValidationErrors
+from autofed.preprocessing import open_public, open_store, preprocess
 from autofed.privacy import accounting
-from autofed.privacy.adaptive import Adaptive
-from autofed.privacy.audit import Trial, attack, audit, lower_bound, p_value
+from autofed.privacy.adaptive_clipping import Adaptive
 from autofed.privacy.dpsgd import DPSGD
-from autofed.privacy.gaussian import FedDP
-from autofed.problems import Problems
-from autofed.verbs.labelling import agreed_on
-from autofed.verbs.overhearing import of_answers
+from autofed.privacy.noisy_updates import FedDP
+from autofed.training.network import build, weights_of
 from tests.plans_made import small_plan
 from tests.small_federation import private
 
@@ -144,7 +151,7 @@ def test_the_bound_comes_near_the_claim_where_one_step_tells_all():
 
 
 def test_too_few_canaries_are_refused():
-    with pytest.raises(Problems, match="found 3 canaries; expected 10 or more"):
+    with pytest.raises(ValidationErrors, match="found 3 canaries; expected 10 or more"):
         audit(DPSGD(3, 1.0, 1, 1.0, 1.0), rounds=1, steps=1, delta=1e-5, canaries=3,
               generator=np.random.default_rng(0))  # fmt: skip
 
@@ -190,7 +197,7 @@ def test_images_of_a_network_that_learns_them_by_heart_are_told_apart():
         seen.extend(rounds)
         return canaries.of_weights(plan, planted)(iter(seen))
 
-    trial = canaries.attack(plan, privacy.find(plan, 24), planted, 60, generator, score)
+    trial = canaries.attack(plan, privacy.find_mechanism(plan, 24), planted, 60, generator, score)
     exposed = replace(trial, scores=canaries.exposed(plan, planted, seen[-1]))
     for found in (trial, exposed):
         assert found.scores[found.included].mean() > found.scores[~found.included].mean() + 0.05
@@ -216,12 +223,12 @@ def test_images_of_a_site_and_its_ledger(tmp_path, make_site):
     plan = made(sites=("alpha",), cases=12)
     preprocess(open_dataset(make_site("alpha", cases=12, dimension=2, shape=(20, 20))), plan.local, tmp_path / "work")
     plan = private(plan, "dp-sgd")
-    found = verbs.audit(plan, tmp_path / "work" / "alpha", kind="image", canaries=50, device="cpu")
+    found = api.audit(plan, tmp_path / "work" / "alpha", kind="image", canaries=50, device="cpu")
     assert (found.kind, found.canaries, found.unit) == ("image", 12, "patient")
     assert found.bound <= found.claim == plan.agreement.privacy.epsilon
     assert not list(tmp_path.glob("work/**/ledger*"))
-    with pytest.raises(Problems, match="no site 'work' in the plan"):
-        verbs.audit(plan, tmp_path / "work")
+    with pytest.raises(ValidationErrors, match="no site 'work' in the plan"):
+        api.audit(plan, tmp_path / "work")
 
 
 def test_canaries_of_a_site_are_its_images_with_other_labels(tmp_path, make_site):
@@ -263,7 +270,7 @@ def test_labels_on_the_command_line(tmp_path, pictures, mechanism, monkeypatch):
 
 def overhear(plan, planted, pictures, folder, *rounds):
     shown = open_public(pictures, agreed_on(plan, pictures), folder)
-    return of_answers(plan, planted, shown, folder)(iter(rounds))
+    return label_attack_score(plan, planted, shown, folder)(iter(rounds))
 
 
 def test_the_scores_follow_from_the_answers_alone(tmp_path, pictures):
@@ -291,22 +298,22 @@ def test_the_model_that_is_asked_is_the_average_that_a_site_would_ask(tmp_path, 
 def test_answers_that_are_no_numbers_are_no_audit(tmp_path, pictures):
     plan = made("none")
     broken = {name: array * np.nan for name, array in weights_of(build(plan.local.network, seed=1)).items()}
-    with pytest.raises(Problems, match="NaN or infinite values; lower the learning rate"):
+    with pytest.raises(ValidationErrors, match="NaN or infinite values; lower the learning rate"):
         overhear(plan, canaries.make_canaries(plan, 10, np.random.default_rng(0)), pictures, tmp_path, broken)
 
 
 def test_what_is_wrong_with_an_audit_of_labels_is_said_at_once(tmp_path, pictures, make_site):
-    with pytest.raises(Problems) as refused:
-        verbs.audit(made("feddp"), tmp_path / "delta", kind="labels", canaries=3)
+    with pytest.raises(ValidationErrors) as refused:
+        api.audit(made("feddp"), tmp_path / "delta", kind="labels", canaries=3)
     told = "\n".join(refused.value.problems)
     assert len(refused.value.problems) == 4
     for said in ("no site 'delta'", "name a folder that holds them", "feddp has no protection", "found 3 canaries"):
         assert said in told
-    with pytest.raises(Problems, match="--public: that is for --kind labels"):
-        verbs.audit(made(), kind="image", public=pictures)
+    with pytest.raises(ValidationErrors, match="--public: that is for --kind labels"):
+        api.audit(made(), kind="image", public=pictures)
     agreed = agreed_on(made(), make_site("others", cases=3, dimension=2, shape=(20, 20)))
-    with pytest.raises(Problems, match="others_000, others_001, others_002 are agreed on but not here"):
-        verbs.audit(agreed, kind="labels", public=pictures)
+    with pytest.raises(ValidationErrors, match="others_000, others_001, others_002 are agreed on but not here"):
+        api.audit(agreed, kind="labels", public=pictures)
 
 
 # --- gradient inversion
@@ -321,10 +328,12 @@ def test_inversion_finds_what_noise_hides():
     bare = gradient_of(image, label, weights, plan.local)
     length = np.sqrt(sum(float((part**2).sum()) for part in bare.values()))
     noised = {n: -part + length * generator.normal(size=part.shape).astype(np.float32) for n, part in bare.items()}
-    seen = likeness(invert({n: -part for n, part in bare.items()}, weights, label, plan.local, iterations=120), image)
-    hidden = likeness(invert(noised, weights, label, plan.local, iterations=60), image)
-    blank = likeness(np.zeros_like(image), image)
-    known = likeness(painted(label, image), image)
+    seen = reconstruction_metrics(
+        invert_gradient({n: -part for n, part in bare.items()}, weights, label, plan.local, iterations=120), image
+    )
+    hidden = reconstruction_metrics(invert_gradient(noised, weights, label, plan.local, iterations=60), image)
+    blank = reconstruction_metrics(np.zeros_like(image), image)
+    known = reconstruction_metrics(paint_labels(label, image), image)
     assert seen.psnr > known.psnr > blank.psnr + 3 and seen.ssim > 0.3
     assert hidden.psnr < blank.psnr + 1
 
@@ -332,9 +341,13 @@ def test_inversion_finds_what_noise_hides():
 def test_likeness_is_blind_to_brightness_and_contrast():
     generator = np.random.default_rng(0)
     image = generator.normal(size=(2, 12, 12)).astype(np.float32)
-    assert likeness(image, image).ssim == pytest.approx(1, abs=1e-4)
+    assert reconstruction_metrics(image, image).ssim == pytest.approx(1, abs=1e-4)
     assert np.allclose(fit_intensities(5 - 3 * image, image), image, atol=1e-5)
-    assert likeness(generator.normal(size=image.shape), image).psnr < 20 < likeness(image * 7 + 1, image).psnr
+    assert (
+        reconstruction_metrics(generator.normal(size=image.shape), image).psnr
+        < 20
+        < reconstruction_metrics(image * 7 + 1, image).psnr
+    )
 
 
 def test_inversion_picture(tmp_path):

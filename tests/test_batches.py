@@ -14,13 +14,22 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from autofed.batches import STRAIGHT, Feeder, View, draw_patch, draw_view, make_step, memory_bytes, stream
-from autofed.batches.intensities import change_intensities, transforms
-from autofed.batches.views import REACH, widest_box
-from autofed.case import open_dataset
+from autofed.data import open_dataset
+from autofed.errors import ValidationErrors
 from autofed.plans import Training
-from autofed.prepared import ANNOTATED, open_store, preprocess
-from autofed.problems import Problems
+from autofed.preprocessing import ANNOTATED, open_store, preprocess
+from autofed.training.batches import (
+    IDENTITY,
+    PatchLoader,
+    SpatialTransform,
+    make_step_batches,
+    memory_bytes,
+    sample_patch,
+    sample_transform,
+    stream,
+)
+from autofed.training.batches.intensities import change_intensities, transforms
+from autofed.training.batches.spatial_transforms import REACH, widest_box
 from tests.plans_made import small_plan
 from tests.synthetic import make_site
 
@@ -67,10 +76,10 @@ def test_forced_patches_are_centred_on_foreground(volumes):
     """Small patches: with every patch forced, the middle voxel is foreground wherever the image's edge allows it."""
     chosen = training(patch_size=(8, 8, 8), foreground_share=1.0)
     generator = np.random.default_rng(0)
-    found = [draw_patch(volumes, "alpha_000", chosen, STRAIGHT, generator)[1] for _ in range(40)]
+    found = [sample_patch(volumes, "alpha_000", chosen, IDENTITY, generator)[1] for _ in range(40)]
     assert all(label.max() == 1 for label in found)
     chosen = training(patch_size=(8, 8, 8), foreground_share=0.0)
-    free = [draw_patch(volumes, "alpha_000", chosen, STRAIGHT, generator)[1] for _ in range(40)]
+    free = [sample_patch(volumes, "alpha_000", chosen, IDENTITY, generator)[1] for _ in range(40)]
     assert sum(label.max() == 0 for label in free) > 0
 
 
@@ -99,7 +108,7 @@ class Shelf:
 def test_a_forced_patch_has_its_voxel_in_the_middle():
     shelf = Shelf({1: np.array([[14, 15, 16]])})
     chosen = training(patch_size=(8, 8, 10), foreground_share=1.0)
-    image, label = draw_patch(shelf, "patient", chosen, STRAIGHT, np.random.default_rng(0))
+    image, label = sample_patch(shelf, "patient", chosen, IDENTITY, np.random.default_rng(0))
     assert np.argwhere(label == 1).tolist() == [[4, 4, 5]]
     assert np.array_equal(image[0], shelf.image("case")[0, 10:18, 11:19, 11:21])
 
@@ -108,7 +117,7 @@ def test_a_free_patch_lies_anywhere_inside_the_image():
     shelf = Shelf({1: np.array([[15, 15, 15]])})
     chosen = training(patch_size=(8, 8, 8), foreground_share=0.0)
     generator = np.random.default_rng(0)
-    patches = [draw_patch(shelf, "patient", chosen, STRAIGHT, generator)[0][0] for _ in range(200)]
+    patches = [sample_patch(shelf, "patient", chosen, IDENTITY, generator)[0][0] for _ in range(200)]
     assert all((p > 0).all() for p in patches)
     assert {int(p[0, 0, 0] // 10_000) for p in patches} == set(range(1, 24))
 
@@ -117,7 +126,7 @@ def test_each_patch_tosses_its_own_coin():
     """Forced or not is independent of patch to patch, with the share of the plan."""
     shelf = Shelf({1: np.array([[15, 15, 15]])})
     chosen = training(patch_size=(2, 2, 2), foreground_share=0.33)
-    draws = [make_step(shelf, [["patient"] * 2], chosen, (1, step))[0] for step in range(600)]
+    draws = [make_step_batches(shelf, [["patient"] * 2], chosen, (1, step))[0] for step in range(600)]
     forced = np.array([[(one == 1).any() for one in patches.label] for patches in draws])
     assert abs(forced.mean() - 0.33) < 0.05
     assert abs((forced[:, 0] & forced[:, 1]).mean() - 0.33**2) < 0.04
@@ -127,7 +136,7 @@ def test_every_class_gets_its_share_of_the_forced_patches():
     shelf = Shelf({1: np.array([[15, 15, 15]]), 2: np.array([[8, 8, 8], [8, 9, 8], [8, 8, 9]])})
     chosen = training(patch_size=(4, 4, 4), foreground_share=1.0)
     generator = np.random.default_rng(0)
-    middles = [draw_patch(shelf, "patient", chosen, STRAIGHT, generator)[1][2, 2, 2] for _ in range(200)]
+    middles = [sample_patch(shelf, "patient", chosen, IDENTITY, generator)[1][2, 2, 2] for _ in range(200)]
     assert set(middles) == {1, 2} and 70 < middles.count(1) < 130
 
 
@@ -141,13 +150,13 @@ def test_where_voxels_are_ignored_all_patches_are_centred_on_annotated_ones():
         (1.0, {ANNOTATED: annotated}, {(20, 20, 20), (20, 20, 21)}),
     ):
         chosen, shelf = training(patch_size=(4, 4, 4), foreground_share=share), Shelf(places)
-        found = [draw_patch(shelf, "patient", chosen, STRAIGHT, generator)[0][0, 2, 2, 2] for _ in range(40)]
+        found = [sample_patch(shelf, "patient", chosen, IDENTITY, generator)[0][0, 2, 2, 2] for _ in range(40)]
         assert set(map(int, found)) == {10_000 * (z + 1) + 100 * (y + 1) + x + 1 for z, y, x in middles}
 
 
 def test_an_image_smaller_than_the_patch_lies_in_its_middle(volumes):
     big = training(patch_size=(64, 64, 64), foreground_share=0.0)
-    image, label = draw_patch(volumes, "alpha_000", big, STRAIGHT, np.random.default_rng(0))
+    image, label = sample_patch(volumes, "alpha_000", big, IDENTITY, np.random.default_rng(0))
     stored = volumes.image("alpha_000")[:]
     start = [(64 - n) // 2 for n in stored.shape[1:]]
     inside = tuple(slice(s, s + n) for s, n in zip(start, stored.shape[1:], strict=True))
@@ -160,8 +169,8 @@ def test_labels_of_any_kind_survive_and_beyond_the_edge_is_background():
     values = (-7, 3, 32_767)
     shelf = Shelf({v: np.argwhere(np.indices((30, 30, 30))[0] // 10 == i) for i, v in enumerate(values)})
     chosen = training(patch_size=(36, 36, 36), mirror_axes=())
-    for view in (STRAIGHT, View(np.diag([1.2] * 3)), View(rotation(0.3))):
-        image, label = draw_patch(shelf, "patient", chosen, view, np.random.default_rng(0))
+    for view in (IDENTITY, SpatialTransform(np.diag([1.2] * 3)), SpatialTransform(rotation(0.3))):
+        image, label = sample_patch(shelf, "patient", chosen, view, np.random.default_rng(0))
         assert set(np.unique(label)) == {0, *values} and label.dtype == np.int16
         assert label[0, 0, 0] == 0 and abs(image[0, 0, 0, 0]) < 1  # of up to 300 000
 
@@ -176,11 +185,11 @@ def rotation(angle, axes=(1, 2)):
 
 
 VIEWS = [
-    View(rotation(0.4) @ rotation(-0.2, (0, 1))),
-    View(rotation(2.5) * [[1], [1.3], [1.3]], (0, 2)),
-    View(np.diag([0.8, 0.8, 0.8]), (1,)),
-    View(np.diag([1.0, 1.4, 1.4])),
-    View(np.eye(3), (0, 1)),
+    SpatialTransform(rotation(0.4) @ rotation(-0.2, (0, 1))),
+    SpatialTransform(rotation(2.5) * [[1], [1.3], [1.3]], (0, 2)),
+    SpatialTransform(np.diag([0.8, 0.8, 0.8]), (1,)),
+    SpatialTransform(np.diag([1.0, 1.4, 1.4])),
+    SpatialTransform(np.eye(3), (0, 1)),
 ]
 
 
@@ -229,8 +238,8 @@ def test_what_is_read_is_the_box(monkeypatch):
 
     shelf = Shelf({})
     monkeypatch.setattr(Shelf, "label", lambda self, case: np.zeros(self.shape, np.int16).view(Watched))
-    for view, wanted in ((STRAIGHT, [8, 8, 8]), (View(np.diag([1, 1.2, 1.2])), [8, 18, 18])):
-        draw_patch(shelf, "patient", training(patch_size=(8, 8, 8)), view, middle_of(shelf))
+    for view, wanted in ((IDENTITY, [8, 8, 8]), (SpatialTransform(np.diag([1, 1.2, 1.2])), [8, 18, 18])):
+        sample_patch(shelf, "patient", training(patch_size=(8, 8, 8)), view, middle_of(shelf))
         assert read.pop() == wanted
 
 
@@ -249,7 +258,7 @@ def middle_of(shelf):
 
 def drawn(count=4000, **changes):
     generator, chosen = np.random.default_rng(0), training(**changes)
-    return [draw_view(chosen, generator) for _ in range(count)]
+    return [sample_transform(chosen, generator) for _ in range(count)]
 
 
 def angles_and_scales(views, inner=3):
@@ -300,7 +309,8 @@ def test_mirrored_is_the_straight_patch_backwards():
     shelf = Shelf({1: np.array([[14, 15, 16]])})
     flat = training(patch_size=(8, 10), foreground_share=1.0, mirror_axes=(0, 1))
     straight, mirrored = (
-        draw_patch(shelf, "patient", flat, view, np.random.default_rng(0)) for view in (STRAIGHT, View(np.eye(3), (2,)))
+        sample_patch(shelf, "patient", flat, view, np.random.default_rng(0))
+        for view in (IDENTITY, SpatialTransform(np.eye(3), (2,)))
     )
     for one, other in zip(straight, mirrored, strict=True):
         assert np.array_equal(one[..., ::-1], other)
@@ -347,7 +357,7 @@ DRAWS = [[["patient", "patient"]], [["patient"], ["patient"]], [], [["patient"]]
 def taken(workers, draws=DRAWS, seed=(1, 2), shelf=None):
     shelf = shelf or Shelf({1: np.array([[14, 15, 16]]), 2: np.array([[3, 15, 26]])})
     chosen = training(patch_size=(8, 10, 12))
-    if isinstance(workers, Feeder):
+    if isinstance(workers, PatchLoader):
         return list(workers.stream(shelf, iter(draws), chosen, seed))
     return list(stream(shelf, iter(draws), chosen, seed, workers))
 
@@ -364,7 +374,7 @@ def same(once, again):
 
 @pytest.fixture(scope="module")
 def pair():
-    with Feeder(2) as feeder:
+    with PatchLoader(2) as feeder:
         yield feeder
 
 
@@ -454,7 +464,7 @@ class Odd(Shelf):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows kills in another way")
 def test_a_killed_process_ends_the_stream_with_problems():
-    with pytest.raises(Problems, match=r"killed from outside.*fewer workers"):
+    with pytest.raises(ValidationErrors, match=r"killed from outside.*fewer workers"):
         taken(1, shelf=Deadly({}))
 
 
@@ -481,8 +491,8 @@ def test_no_more_is_drawn_ahead_than_stated():
 
 @pytest.mark.parametrize("workers", [-1, True, "processes", 1.5])
 def test_other_workers_are_refused(workers):
-    with pytest.raises(Problems, match="write 0, 'thread' or a number of processes"):
-        Feeder(workers)
+    with pytest.raises(ValidationErrors, match="write 0, 'thread' or a number of processes"):
+        PatchLoader(workers)
 
 
 def test_pictures_are_cut_from_a_slice(tmp_path):

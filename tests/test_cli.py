@@ -156,11 +156,11 @@ def test_help_names_every_verb(monkeypatch, capsys):
 
 def test_flower_is_asked_for_by_name_where_it_is_missing(tmp_path, monkeypatch, capsys):
     plans_made.small_plan().save(tmp_path / "plan.json")
-    theirs = ("flwr", "autofed.federation.flower", "autofed.verbs.hospitals")
+    theirs = ("flwr", "autofed.federation.transports.flower", "autofed.api.over_flower")
     for name in [name for name in sys.modules if name.startswith(theirs)]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("autofed.federation.flower", raising=False)
-    monkeypatch.delattr("autofed.verbs.hospitals", raising=False)
+    monkeypatch.delattr("autofed.federation.transports.flower", raising=False)
+    monkeypatch.delattr("autofed.api.over_flower", raising=False)
     monkeypatch.setitem(sys.modules, "flwr", None)
     code, text = call(monkeypatch, capsys, "train", tmp_path / "plan.json", "-o", tmp_path / "RUN", "--connection", "x")
     assert code == 2 and 'pip install "autofed[flower]"' in text and not (tmp_path / "RUN").exists()
@@ -177,7 +177,7 @@ def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("autofed.verbs.training.train", interrupted)
+    monkeypatch.setattr("autofed.api.training.train", interrupted)
     code, text = call(monkeypatch, capsys, "train", "plan.json", "WORK", "-o", "RUN")
     assert code == 130 and "add --resume" in text
 

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 
 from autofed import algorithms, privacy
-from autofed.algorithms import Setup
-from autofed.exchange import Release, Request, from_bytes
-from autofed.federation import metrics, states
+from autofed.algorithms import RunSetup
+from autofed.federation import checkpoints, metrics
 from autofed.federation import rounds as loop
 from autofed.federation.aggregation import Aggregator
-from autofed.federation.inprocess import InProcess
+from autofed.federation.transports.in_process import InProcess
 from autofed.files import digest
-from autofed.fit import Fitted, Schedule, fit
-from autofed.network import build, weights_of
-from autofed.plans import Algorithm, Average
-from autofed.prepared import pool
+from autofed.messages import Request, Response, from_bytes
+from autofed.plans import AlgorithmSettings, AverageSettings
+from autofed.preprocessing import pool_stores
 from autofed.privacy.ledger import PrivacyLedger
+from autofed.training.fit import LocalResult, Schedule, fit
+from autofed.training.network import build, weights_of
 from tests import small_federation
 from tests.plans_made import small_plan
 from tests.small_federation import PRIVATE, SITES, final_arrays, private, same, sharing, site_of, train, with_algorithm
@@ -31,7 +31,7 @@ from tests.small_federation import PRIVATE, SITES, final_arrays, private, same, 
 TESTED = {"noise_seed": 1, "simulation": True}
 """Noise that can be drawn again: for tests alone, and the ledgers say so."""
 
-RULES = Average.model_fields["rule"].annotation.__args__
+RULES = AverageSettings.model_fields["rule"].annotation.__args__
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_order_of_sites_does_not_matter(ground, tmp_path, name, rule):
 def combinations():
     """Every algorithm with every mechanism that can protect it."""
     for name, mechanism in product(algorithms.names(), ("none", *PRIVATE)):
-        protects = privacy.find(private(small_plan(), mechanism)).protects
+        protects = privacy.find_mechanism(private(small_plan(), mechanism)).protects
         if mechanism == "none" or set(algorithms.find(name).released) <= set(protects):
             yield name, mechanism
 
@@ -89,8 +89,8 @@ def test_resumed_equals_unbroken_to_the_bit(ground, tmp_path, name, mechanism, w
     with pytest.raises(KeyboardInterrupt):
         train(ground, tmp_path / "broken", name, transport=Dying, **TESTED)
     rounds = tmp_path / "broken" / "rounds"
-    assert states.saved_rounds(rounds) == [1]
-    train(ground, tmp_path / "broken", name, state=states.load(rounds, 1), **TESTED)
+    assert checkpoints.saved_rounds(rounds) == [1]
+    train(ground, tmp_path / "broken", name, state=checkpoints.load(rounds, 1), **TESTED)
     assert same(final_arrays(tmp_path / "unbroken", ground[0]), final_arrays(tmp_path / "broken", ground[0]))
     strip = lambda folder: [{**m, "seconds": 0} for m in metrics.read(folder)]  # noqa: E731
     assert strip(rounds) == strip(tmp_path / "unbroken" / "rounds")
@@ -101,13 +101,17 @@ def test_resumed_equals_unbroken_to_the_bit(ground, tmp_path, name, mechanism, w
 @pytest.mark.parametrize("name", sharing())
 def test_sites_that_learn_nothing_change_nothing(ground, name, rule):
     plan = ground[0].change({"average.rule": rule})
-    chosen, weights = algorithms.make(Algorithm(name=name)), weights_of(build(plan.local.network, seed=1))
-    state = chosen.start(Setup(plan, weights))
+    chosen, weights = algorithms.make(AlgorithmSettings(name=name)), weights_of(build(plan.local.network, seed=1))
+    state = chosen.start(RunSetup(plan, weights))
     idle = SimpleNamespace(
-        name="", normalisation=(), memory=lambda: None, remember=lambda groups: None, average_reach=lambda mu: 1.0,
-        fit=lambda weights, **_: Fitted(dict(weights), np.zeros(1, np.float32), reach=1.0),
-    )  # fmt: skip
-    releases = [Release("r", 1, s, chosen.local(idle, Request("r", 1, "train", state.shared))) for s in SITES]
+        name="",
+        normalisation=(),
+        memory=lambda: None,
+        remember=lambda groups: None,
+        mean_effective_steps=lambda mu: 1.0,
+        fit=lambda weights, **_: LocalResult(dict(weights), np.zeros(1, np.float32), reach=1.0),
+    )
+    releases = [Response("r", 1, s, chosen.local(idle, Request("r", 1, "train", state.shared))) for s in SITES]
     after = Aggregator.of(plan, SITES).merge(chosen, state, releases)
     assert after.round == 1 and same(dict(after.shared["weights"]), weights)
 
@@ -119,12 +123,12 @@ def test_one_site_that_holds_all_data_equals_plain_training_in_the_same_rounds(g
     A proximal term would be felt at one site, too, so it is left out.
     """
     plan, stores = ground
-    together, local = pool(stores), plan.local
+    together, local = pool_stores(stores), plan.local
     weights = weights_of(build(local.network, seed=1))
     for round in (1, 2, 3):
         seed = (local.training.seed, int(digest("pooled")[:16], 16), round)
         weights = fit(
-            weights, together, local, privacy.find(plan, 5),
+            weights, together, local, privacy.find_mechanism(plan, 5),
             Schedule(2, lambda done, before=round - 1: (1 - (before + done) / 3) ** 0.9, seed),
         ).weights  # fmt: skip
     proximal = "mu" in {f.name for f in fields(algorithms.find(name))}
@@ -132,8 +136,10 @@ def test_one_site_that_holds_all_data_equals_plain_training_in_the_same_rounds(g
     ledgers = {n: tmp_path / f"{n}.jsonl" for n in SITES}
     site = site_of("pooled", together, made, tmp_path / "site", ledgers, run="r")
     chosen = algorithms.make(made.agreement.algorithm)
-    state = chosen.start(Setup(made, weights_of(build(local.network, seed=1))))
-    course = loop.Course(chosen, Aggregator.of(made, ("pooled",)), made, InProcess([site]), tmp_path, "r", ("pooled",))
-    found = loop.run(course, state)
+    state = chosen.start(RunSetup(made, weights_of(build(local.network, seed=1))))
+    course = loop.RunContext(
+        chosen, Aggregator.of(made, ("pooled",)), made, InProcess([site]), tmp_path, "r", ("pooled",)
+    )
+    found = loop.run_rounds(course, state)
     assert all(np.allclose(found.shared["weights"][n], weights[n], atol=1e-5) for n in weights)
     assert [len(PrivacyLedger(path, n).charges()) for n, path in ledgers.items()] == [3, 3]

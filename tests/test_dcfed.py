@@ -9,26 +9,25 @@ import torch
 
 import autofed
 from autofed import algorithms, privacy
-from autofed.algorithms import Act, Setup
+from autofed.algorithms import LearningRateCycle, RunSetup
 from autofed.algorithms.dcfed import DCFed
 from autofed.algorithms.fedavg import FedAvg
-from autofed.exchange import Failure, Release, Request, from_bytes, load_groups
-from autofed.federation import answers, metrics, rounds
+from autofed.data.images import read_labels
+from autofed.errors import ValidationErrors
+from autofed.federation import client, communication, metrics, rounds
 from autofed.federation.aggregation import Aggregator
-from autofed.federation.answers import OWN, View, _rate
-from autofed.federation.flower.transport import _misfits
-from autofed.federation.inprocess import InProcess
-from autofed.federation.premises import Introduction, Premises
+from autofed.federation.client import SITE_ONLY, SiteContext, _rate
+from autofed.federation.node import Handshake, SiteNode
 from autofed.federation.site import privacy_problems
-from autofed.images import read_labels
+from autofed.federation.transports.flower.transport import _misfits
+from autofed.federation.transports.in_process import InProcess
+from autofed.messages import Failure, Request, Response, from_bytes, load_groups
 from autofed.planner.forecast import forecast
-from autofed.plans import Algorithm
-from autofed.prepared import UNKNOWN, differences, find_public, open_public, public_digests
-from autofed.privacy import promise
+from autofed.plans import AlgorithmSettings
+from autofed.preprocessing import UNKNOWN, differences, find_public, open_public, public_digests
+from autofed.privacy import guarantee
 from autofed.privacy.ledger import PrivacyLedger
-from autofed.problems import Problems
 from autofed.report.pages import _training
-from autofed.verbs import exchanges
 from tests import small_federation
 from tests.small_federation import CASES, OPEN, labelled, private, same, site_of, train, with_algorithm
 from tests.synthetic import ORGAN_AND_TUMOUR, REGIONS, TUMOUR, make_site
@@ -93,8 +92,10 @@ def test_sites_learn_from_the_agreed_labels_and_each_keeps_its_own_network(groun
 
 @pytest.mark.parametrize(("members", "asked"), [(1, 1), (2, 2), (3, 3), (9, 3)])
 def test_an_ensemble_is_the_models_of_the_last_rounds_of_an_act(ground, tmp_path, monkeypatch, members, asked):
-    seen, label = [], View.label
-    monkeypatch.setattr(View, "label", lambda self, found, *rest: seen.append(found) or label(self, found, *rest))
+    seen, label = [], SiteContext.label
+    monkeypatch.setattr(
+        SiteContext, "label", lambda self, found, *rest: seen.append(found) or label(self, found, *rest)
+    )
     train(ground, tmp_path, "dcfed", settings=OPEN | {"begin": 1.0, "members": members})
     assert [len(found) for found in seen] == [asked] * len(CASES)  # once a site, after three rounds
     for found in seen:
@@ -103,8 +104,10 @@ def test_an_ensemble_is_the_models_of_the_last_rounds_of_an_act(ground, tmp_path
 
 
 def test_no_model_of_an_earlier_act_is_a_member(ground, tmp_path, monkeypatch):
-    seen, label = [], View.label
-    monkeypatch.setattr(View, "label", lambda self, found, *rest: seen.append(len(found)) or label(self, found, *rest))
+    seen, label = [], SiteContext.label
+    monkeypatch.setattr(
+        SiteContext, "label", lambda self, found, *rest: seen.append(len(found)) or label(self, found, *rest)
+    )
     train(ground, tmp_path, "dcfed", settings=OPEN | {"begin": 0.6, "exchanges": 2})
     assert sorted(seen) == [1] * len(CASES) + [2] * len(CASES)  # after the second round, and after the third alone
 
@@ -112,9 +115,9 @@ def test_no_model_of_an_earlier_act_is_a_member(ground, tmp_path, monkeypatch):
 def test_a_teacher_that_is_a_moving_average_knows_the_steps_of_the_round_in_which_it_answers(
     ground, tmp_path, monkeypatch
 ):
-    seen, label = {}, View.label
+    seen, label = {}, SiteContext.label
     monkeypatch.setattr(
-        View, "label", lambda self, found, *rest: seen.update({self.name: found[0]}) or label(self, found, *rest)
+        SiteContext, "label", lambda self, found, *rest: seen.update({self.name: found[0]}) or label(self, found, *rest)
     )
     plan = ground[0].change({"training.ema": 0.5})
     train((plan, ground[1]), tmp_path, "dcfed", settings=OPEN | {"begin": 1.0})
@@ -173,18 +176,18 @@ def full_disk(self, *_):
     raise OSError("the disk is full")
 
 
-whole = View.fit_apart
+whole = SiteContext.fit_unreleased
 
 
 @pytest.mark.parametrize("apart", [never, other_data])
 def test_no_byte_depends_on_the_model_that_was_trained_without_the_mechanism(ground, tmp_path, ear, monkeypatch, apart):
     expected = private_bytes(ground, tmp_path / "one", ear)
-    first = memories(tmp_path / "one", OWN)
+    first = memories(tmp_path / "one", SITE_ONLY)
     assert set(first) == set(CASES)
     with monkeypatch.context() as patch:
-        patch.setattr(View, "fit_apart", apart)
+        patch.setattr(SiteContext, "fit_apart", apart)
         assert private_bytes(ground, tmp_path / "two", ear) == expected
-    second = memories(tmp_path / "two", OWN)
+    second = memories(tmp_path / "two", SITE_ONLY)
     assert not any(same(first[site]["weights"], second[site]["weights"]) for site in second)
 
 
@@ -192,10 +195,10 @@ def test_what_goes_wrong_in_the_model_apart_is_for_the_sites_log_alone(ground, t
     expected = private_bytes(ground, tmp_path / "one", ear)
     (tmp_path / "two" / "sites" / "bravo" / "site.log").mkdir(parents=True)  # a log that cannot be written either
     with monkeypatch.context() as patch:
-        patch.setattr(View, "_fit", failing_without_mechanism(View._fit))
+        patch.setattr(SiteContext, "_fit", failing_without_mechanism(SiteContext._fit))
         assert private_bytes(ground, tmp_path / "two", ear) == expected
     assert "the disk is full" in (tmp_path / "two" / "sites" / "alpha" / "site.log").read_text()
-    assert not any("past" in group for found in memories(tmp_path / "one", OWN).values() for group in found)
+    assert not any("past" in group for found in memories(tmp_path / "one", SITE_ONLY).values() for group in found)
 
 
 def failing_without_mechanism(fit):
@@ -210,7 +213,7 @@ def failing_without_mechanism(fit):
 def test_rubbish_where_the_model_apart_is_kept_changes_no_byte(ground, tmp_path, ear):
     expected = private_bytes(ground, tmp_path / "one", ear)
     for site in CASES:
-        folder = tmp_path / "two" / "sites" / site / OWN
+        folder = tmp_path / "two" / "sites" / site / SITE_ONLY
         folder.mkdir(parents=True)
         for round in range(4):
             (folder / f"round_{round:05d}.safetensors").write_bytes(b"rubbish")
@@ -229,7 +232,7 @@ def test_the_secret_noise_decides_what_the_teacher_says(ground, tmp_path, ear):
 
 def test_the_model_apart_is_no_dp_model_and_the_teacher_is(ground, tmp_path):
     train((private(ground[0], "dp-sgd"), ground[1]), tmp_path, "dcfed", **SEEDED)
-    teachers, own = memories(tmp_path), memories(tmp_path, OWN)
+    teachers, own = memories(tmp_path), memories(tmp_path, SITE_ONLY)
     assert all(not same(teachers[site]["weights"], own[site]["weights"]) for site in CASES)
     assert json.loads((tmp_path / "sites/alpha/losses.json").read_text()).keys() == {"1", "2", "3"}
 
@@ -238,8 +241,8 @@ def test_the_model_apart_and_the_lessons_see_as_many_patches_as_the_teacher_on_a
     plan = private(ground[0], "dp-sgd", sampling_rate=0.9, patches_per_patient=4)
     expected = {site: round(0.9 * patients * 4 / 2) for site, patients in CASES.items()}
     assert {site: plan.batches_at(site) for site in CASES} == expected and ground[0].batches_at("alpha") == 1
-    seen, fit = [], answers.fit
-    monkeypatch.setattr(answers, "fit", lambda *a, **more: seen.append((a[3], more["terms"].beside)) or fit(*a, **more))
+    seen, fit = [], client.fit
+    monkeypatch.setattr(client, "fit", lambda *a, **more: seen.append((a[3], more["terms"].beside)) or fit(*a, **more))
     train((plan, ground[1]), tmp_path, "dcfed", **SEEDED)
     apart = [mechanism.passes for mechanism, _ in seen if not mechanism.private]
     assert apart == [expected[site] for site in CASES] * 3
@@ -259,16 +262,16 @@ def test_the_ledger_knows_the_private_steps_and_nothing_else(ground, tmp_path, e
         assert [(e.mechanism, e.steps) for e in events] == [("dp-sgd", 1)] * 3
         assert [charge.question for charge in ledger.charges()] == ["train"] * 3
         stated = plan.agreement.privacy
-        planned = promise.planned(plan, plan.steps_at(site))
+        planned = guarantee.planned(plan, plan.steps_at(site))
         assert sum(e.steps for e in events) == sum(e.steps for e in planned)
         assert privacy.accounting.epsilon(events, stated.delta) <= stated.epsilon
 
 
 def test_a_mechanism_whose_models_are_not_private_lets_no_answer_leave(ground, tmp_path):
     """FedDP noises what leaves of a round, and trains without it: its model is no private teacher."""
-    with pytest.raises(Problems, match="dcfed releases answers, and feddp has no protection for it"):
+    with pytest.raises(ValidationErrors, match="dcfed releases answers, and feddp has no protection for it"):
         train((private(ground[0], "feddp"), ground[1]), tmp_path, "dcfed")
-    assert "answers" not in privacy.find(private(ground[0], "feddp")).release({"answers": {}})
+    assert "answers" not in privacy.find_mechanism(private(ground[0], "feddp")).release({"answers": {}})
 
 
 @pytest.mark.parametrize("stated", [False, True])
@@ -307,7 +310,7 @@ def test_a_forecast_does_not_average_the_noise_of_sites_that_share_no_weights(gr
 def state_of(ground, **settings):
     plan, public = labelled(with_dcfed(ground), settings)
     chosen = algorithms.make(plan.agreement.algorithm)
-    return plan, chosen, chosen.start(Setup(plan, {"w": np.zeros(3, np.float32)}, public.grids))
+    return plan, chosen, chosen.start(RunSetup(plan, {"w": np.zeros(3, np.float32)}, public.grids))
 
 
 def with_dcfed(ground):
@@ -328,7 +331,7 @@ def walk(ground, answer, rounds=12, **settings):
         seen.append((bool(course["asks"][0]), float(course["weight"][0]), tuple(course["act"].tolist())))
         groups = {"answers": answers_of(state, answer) if seen[-1][0] else {}, "metrics": {}}
         assert chosen.misfits(groups, state.shared) == []
-        state = chosen.merge(state, [Release("r", round, site, groups) for site in CASES], None)
+        state = chosen.merge(state, [Response("r", round, site, groups) for site in CASES], None)
     return seen, state
 
 
@@ -354,29 +357,29 @@ def test_sites_that_are_asked_once_learn_to_the_end_from_what_they_said_then(gro
 
 def test_the_rate_comes_to_rest_where_an_act_ends_and_begins_anew(ground):
     plan = ground[0].change({"training.rounds": 6}).agreement.training
-    act = Act(2, 6)
+    act = LearningRateCycle(2, 6)
     assert _rate(plan, 2, act) == 1 and _rate(plan, 5.999, act) < 0.001
     assert _rate(plan, 4, act) == pytest.approx(0.5**0.9)
-    assert _rate(plan, 1.999, Act(0, 2)) < 0.002
+    assert _rate(plan, 1.999, LearningRateCycle(0, 2)) < 0.002
     assert _rate(plan, 4, None) == plan.rate_at(4) == pytest.approx((1 / 3) ** 0.9)
 
 
 def test_a_site_takes_its_steps_at_the_rates_of_the_act(ground, tmp_path, monkeypatch):
-    rates, fit = [], answers.fit
-    monkeypatch.setattr(answers, "fit", lambda *a, **more: rates.append(a[4].rate(0)) or fit(*a, **more))
+    rates, fit = [], client.fit
+    monkeypatch.setattr(client, "fit", lambda *a, **more: rates.append(a[4].rate(0)) or fit(*a, **more))
     plan = ground[0].change({"training.rounds": 4})
     train((plan, ground[1]), tmp_path, "dcfed", settings=OPEN | {"begin": 0.5, "exchanges": 2})
     assert sorted(rates, reverse=True) == [pytest.approx(r) for r in [1.0] * 4 + [0.5**0.9] * 4]
 
 
 def test_a_private_teacher_keeps_the_rates_of_its_plan_and_the_model_apart_has_acts(ground, tmp_path, monkeypatch):
-    rates, fit = {True: set(), False: set()}, answers.fit
+    rates, fit = {True: set(), False: set()}, client.fit
 
     def spied(weights, store, local, mechanism, schedule, **more):
         rates[mechanism.private].add(round(schedule.rate(0), 6))
         return fit(weights, store, local, mechanism, schedule, **more)
 
-    monkeypatch.setattr(answers, "fit", spied)
+    monkeypatch.setattr(client, "fit", spied)
     plan = private(ground[0].change({"training.rounds": 4}), "dp-sgd")
     train((plan, ground[1]), tmp_path, "dcfed", settings=OPEN | {"begin": 0.5, "exchanges": 2}, **SEEDED)
     assert rates == {True: {round((1 - r / 4) ** 0.9, 6) for r in range(4)}, False: {1.0, round(0.5**0.9, 6)}}
@@ -418,7 +421,7 @@ def test_a_site_that_answers_something_else_is_left_out_and_named(ground, tmp_pa
             sent = super().__call__(requests)
             release = from_bytes(sent["alpha"])
             arrays = {**release.arrays, "answers": answers}
-            return {**sent, "alpha": autofed.exchange.to_bytes(Release("r", release.round, "alpha", arrays))}
+            return {**sent, "alpha": autofed.exchange.to_bytes(Response("r", release.round, "alpha", arrays))}
 
     train((ground[0].change({"faults.least_sites": 1}), ground[1]), tmp_path, "dcfed", transport=Spoiling)
     assert all("labels of other images" in line["left_out"]["alpha"] for line in metrics.read(tmp_path / "rounds"))
@@ -428,15 +431,15 @@ def test_a_site_that_answers_something_else_is_left_out_and_named(ground, tmp_pa
                                       {"dropout_passes": -1}, {"dropout_passes": 1.5}, {"exchanges": 2.0},
                                       {"members": 2.0}, {"exchanges": 0}])  # fmt: skip
 def test_settings_that_cannot_be_are_refused(settings):
-    with pytest.raises(Problems, match=f"{next(iter(settings))} is"):
-        algorithms.make(Algorithm(name="dcfed", settings=settings))
+    with pytest.raises(ValidationErrors, match=f"{next(iter(settings))} is"):
+        algorithms.make(AlgorithmSettings(name="dcfed", settings=settings))
 
 
 def test_labels_that_are_none_of_the_public_images_are_a_bad_request(ground, tmp_path):
     plan, public = labelled(with_dcfed(ground))
     ledgers = {"alpha": tmp_path / "ledger.jsonl"}
     site = site_of("alpha", ground[1]["alpha"], plan, tmp_path / "site", ledgers, run="r", public=public)
-    shared = algorithms.make(plan.agreement.algorithm).start(Setup(plan, {}, public.grids)).shared
+    shared = algorithms.make(plan.agreement.algorithm).start(RunSetup(plan, {}, public.grids)).shared
     course = {**shared["course"], "weight": np.ones(1, np.float32)}
     shared = {"agreed": {"../alpha_000": np.zeros((1, 2, 2), np.uint8)}, "course": course}
     answer = from_bytes(site.answer(autofed.exchange.to_bytes(Request("r", 1, "train", shared))))
@@ -477,11 +480,11 @@ def test_public_images_of_any_size_come_onto_the_grid_and_back(ground, tmp_path)
     work, stores = tmp_path / "sites", ground[1]
     chosen = algorithms.make(plan.agreement.algorithm)
     sites = [site_of(n, s, plan, work / n, {n: work / f"{n}.jsonl"}, run="r", public=public) for n, s in stores.items()]
-    state = chosen.start(Setup(plan, {}, public.grids))
-    course = rounds.Course(
+    state = chosen.start(RunSetup(plan, {}, public.grids))
+    course = rounds.RunContext(
         chosen, Aggregator.of(plan, CASES), plan, InProcess(sites), tmp_path / "rounds", "r", tuple(CASES)
     )
-    end = rounds.run(course, state)
+    end = rounds.run_rounds(course, state)
     assert all((found != UNKNOWN).any() for found in end.shared["agreed"].values())
     assert not any("left_out" in line for line in metrics.read(tmp_path / "rounds"))
 
@@ -494,12 +497,12 @@ def agreed_on(plan, folder):
 def test_what_cannot_be_labelled_is_refused_by_name(ground, tmp_path):
     plan = with_algorithm(ground[0], "dcfed")
     make_site(tmp_path / "flat", cases=1, dimension=2, ending=".nii.gz")
-    with pytest.raises(Problems, match="flat_000: the image has 1 slices, the plan is 3D"):
+    with pytest.raises(ValidationErrors, match="flat_000: the image has 1 slices, the plan is 3D"):
         open_public(tmp_path / "flat", agreed_on(plan, tmp_path / "flat"), tmp_path / "work")
-    with pytest.raises(Problems, match="found 2 channels, but the plan has 1"):
+    with pytest.raises(ValidationErrors, match="found 2 channels, but the plan has 1"):
         make_site(tmp_path / "two", cases=1, channels=("a", "b"))
         find_public(tmp_path / "two", 1)
-    with pytest.raises(Problems, match="no images were found"):
+    with pytest.raises(ValidationErrors, match="no images were found"):
         (tmp_path / "empty").mkdir()
         find_public(tmp_path / "empty", 1)
 
@@ -510,7 +513,7 @@ def test_what_cannot_be_labelled_is_refused_by_name(ground, tmp_path):
 def test_a_site_may_have_another_network_but_no_other_agreement(ground):
     for name, free in (("dcfed", True), ("fedavg", False)):
         plan = with_algorithm(ground[0], name)
-        said = Introduction(site="alpha", agreement=plan.agreement.digest(), local="of its own")
+        said = Handshake(site="alpha", agreement=plan.agreement.digest(), local="of its own")
         assert bool(_misfits(said, plan)) == (not free)
         assert _misfits(said.model_copy(update={"agreement": "another"}), plan)
 
@@ -521,14 +524,14 @@ def test_a_site_that_holds_other_public_images_does_not_take_part(ground, tmp_pa
     plan.save(tmp_path / "plan.json")
     shutil.copytree(work.parent / "public", tmp_path / "public")
     place = {"site": "alpha", "work": work, "plan": tmp_path / "plan.json", "memory": tmp_path / "memory"}
-    Premises(**place, public=tmp_path / "public").check()
-    assert Premises(**place, public=tmp_path / "public").introduce("0" * 32).agreement
-    with pytest.raises(Problems, match="agrees on 2 public images; name the folder"):
-        Premises(**place).check()
+    SiteNode(**place, public=tmp_path / "public").check()
+    assert SiteNode(**place, public=tmp_path / "public").handshake("0" * 32).agreement
+    with pytest.raises(ValidationErrors, match="agrees on 2 public images; name the folder"):
+        SiteNode(**place).check()
     next((tmp_path / "public" / "imagesTr").iterdir()).unlink()
-    with pytest.raises(Problems, match="public_000 is agreed on but not here"):
-        Premises(**place, public=tmp_path / "public").check()
-    assert Premises(**place, public=tmp_path / "public").introduce("0" * 32).agreement == ""
+    with pytest.raises(ValidationErrors, match="public_000 is agreed on but not here"):
+        SiteNode(**place, public=tmp_path / "public").check()
+    assert SiteNode(**place, public=tmp_path / "public").handshake("0" * 32).agreement == ""
     assert "public_000 is agreed on" in (tmp_path / "memory" / "site.log").read_text()
 
 
@@ -595,20 +598,20 @@ def test_a_site_with_wrong_labels_does_not_pull_the_others_down_and_is_reported(
     honest = [last[site] for site in ("alpha", "bravo")]
     assert last["charlie"]["disagreement"] > max(said["disagreement"] for said in honest)
     assert last["charlie"]["trust"] < min(said["trust"] for said in honest) == 1
-    said = "\n".join(exchanges.of_run(trained))
+    said = "\n".join(communication.communication_summary(trained))
     assert "against those of all: alpha" in said and "weights would have been" in said
     assert "pseudo-labels are no formal guarantee" in said and said.splitlines()[-1] in _training([trained.folder])
 
 
 def test_a_site_that_saw_something_else_before_it_learned_from_the_others_is_named():
     lines = [{"sites": {"alpha": {"disagreement": a}, "charlie": {"disagreement": c}}} for a, c in ((0.1, 0.8), (0, 0))]
-    listed, named = exchanges._disagreement("all", lines)
+    listed, named = communication._disagreement("all", lines)
     assert "alpha 0.10 at first, 0.00 in the end, charlie 0.80 at first" in listed and "charlie sees something" in named
 
 
 def test_a_site_that_missed_the_first_exchange_is_reported_all_the_same():
     lines = [{"sites": {"alpha": {"disagreement": 0.1}}}, {"sites": {"charlie": {"disagreement": 0.9}}}]
-    listed, named = exchanges._disagreement("all", lines)
+    listed, named = communication._disagreement("all", lines)
     assert "charlie 0.90 at first, 0.90 in the end" in listed and "charlie sees something" in named
 
 
@@ -618,12 +621,12 @@ def test_a_site_that_missed_the_first_exchange_is_reported_all_the_same():
 ])  # fmt: skip
 def test_labels_that_can_teach_nothing_are_called_so(pictures, tmp_path, monkeypatch, settings, rounds, said):
     if rounds > 1:
-        monkeypatch.setattr(View, "label", lambda self, *_: {
+        monkeypatch.setattr(SiteContext, "label", lambda self, *_: {
             name: np.zeros((2, *grid), np.uint8) for name, grid in self._site.public.grids.items()
         })  # fmt: skip
     plan = pictures.plan.change({"training.rounds": rounds})
     run = pictures.train(tmp_path / "run", plan=plan, settings=OPEN | settings)
-    assert said in "\n".join(exchanges.of_run(run))
+    assert said in "\n".join(communication.communication_summary(run))
 
 
 def test_a_plan_for_dcfed_takes_its_network_unless_another_is_asked_for(pictures):
@@ -636,7 +639,7 @@ def test_a_plan_for_dcfed_takes_its_network_unless_another_is_asked_for(pictures
 def test_every_site_and_the_student_predict(pictures, trained):
     assert trained.models() == ["alpha", "bravo", "charlie", "student"]
     assert pictures.dice(trained, "student") > 0.6
-    with pytest.raises(Problems, match="choose --model from: alpha, bravo, charlie, student"):
+    with pytest.raises(ValidationErrors, match="choose --model from: alpha, bravo, charlie, student"):
         trained.members()
 
 
@@ -644,14 +647,16 @@ def test_every_site_and_the_student_predict(pictures, trained):
 def test_a_run_that_was_cut_off_goes_on_without_naming_the_images_again(pictures, tmp_path, monkeypatch):
     whole = pictures.train(tmp_path / "whole", settings=OPEN)
     with monkeypatch.context() as patch:
-        patch.setattr("autofed.verbs.coordinator.train_student", interrupted)
+        patch.setattr("autofed.api.coordinator.train_student", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pictures.train(tmp_path / "cut", settings=OPEN)
     again = autofed.train(
         tmp_path / "cut" / "plan.json", pictures.root / "work", tmp_path / "cut", resume=True, device="cpu"
     )
     student = [load_groups(run.student_path("all"))[0]["weights"] for run in (whole, again)]
-    with pytest.raises(Problems, match="test_000, test_001, test_002, test_003, test_004 and 7 more are here but not"):
+    with pytest.raises(
+        ValidationErrors, match="test_000, test_001, test_002, test_003, test_004 and 7 more are here but not"
+    ):
         autofed.train(
             again.plan(), pictures.root / "work", again.folder, resume=True, public=pictures.test / "imagesTs"
         )
@@ -675,7 +680,7 @@ def test_sites_with_networks_and_grids_of_their_own(pictures, tmp_path):
     label, _ = read_labels(next((pictures.test / "labelsTs").iterdir()))
     assert pictures.dice(run, "alpha") is not None
     assert read_labels(next((tmp_path / "run_alpha").glob("*_000.png")))[0].shape == label.shape
-    with pytest.raises(Problems, match="nobody is no site of the plan"):
+    with pytest.raises(ValidationErrors, match="nobody is no site of the plan"):
         pictures.train(tmp_path / "other", site_plans={"nobody": coarse})
 
 
@@ -709,21 +714,21 @@ def test_volumes_and_colours_regions_and_folds(tmp_path, data, annotated):
 def test_where_every_label_is_gated_away_the_sites_train_alone_and_there_is_no_student(pictures, tmp_path, caplog):
     run = pictures.train(tmp_path / "run", settings={"confidence": 1.0, "doubt": 0.0})
     assert run.models() == ["alpha", "bravo", "charlie"] and "there is no student" in caplog.text
-    assert "labels of 0 % of the public images" in "\n".join(exchanges.of_run(run))
+    assert "labels of 0 % of the public images" in "\n".join(communication.communication_summary(run))
 
 
 def test_what_is_asked_for_must_fit(pictures, tmp_path):
-    with pytest.raises(Problems, match="name a folder that holds them"):
+    with pytest.raises(ValidationErrors, match="name a folder that holds them"):
         pictures.train(tmp_path / "run", public=None)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Problems, match="no images were found"):
+    with pytest.raises(ValidationErrors, match="no images were found"):
         pictures.train(tmp_path / "run", public=tmp_path / "empty")
-    with pytest.raises(Problems, match="--public is for sites that label public images; fedavg shares weights"):
+    with pytest.raises(ValidationErrors, match="--public is for sites that label public images; fedavg shares weights"):
         pictures.train(tmp_path / "run", "fedavg", public=pictures.public)
-    with pytest.raises(Problems, match="weights of its own, which no other has; leave --init out"):
+    with pytest.raises(ValidationErrors, match="weights of its own, which no other has; leave --init out"):
         pictures.train(tmp_path / "run", init=tmp_path)
     other = agreed_on(pictures.plan, pictures.test / "imagesTs")
-    with pytest.raises(Problems, match="agreed on but not here"):
+    with pytest.raises(ValidationErrors, match="agreed on but not here"):
         pictures.train(tmp_path / "run", plan=other)
     assert not (tmp_path / "run").exists()
 
@@ -731,11 +736,11 @@ def test_what_is_asked_for_must_fit(pictures, tmp_path):
 def test_passes_with_dropout_need_networks_that_have_some(pictures, tmp_path):
     dropping, still = pictures.plan.change({"network.dropout": 0.2}), pictures.plan
     asked = {"settings": {"dropout_passes": 2}}
-    with pytest.raises(Problems) as error:
+    with pytest.raises(ValidationErrors) as error:
         pictures.train(tmp_path / "run", site_plans={"bravo": dropping}, init=tmp_path, **asked)
     assert len(error.value.problems) == 2 and "leave --init out" in error.value.problems[0]
     assert error.value.problems[1].startswith("alpha, charlie: dropout_passes is 2, but no channel of the network")
-    with pytest.raises(Problems, match="bravo: dropout_passes is 2.* write --set network.dropout=0.2"):
+    with pytest.raises(ValidationErrors, match="bravo: dropout_passes is 2.* write --set network.dropout=0.2"):
         pictures.train(tmp_path / "run", plan=dropping, site_plans={"bravo": still}, **asked)
     assert not (tmp_path / "run").exists()
 
@@ -745,32 +750,32 @@ def test_a_site_by_itself_refuses_passes_that_its_own_network_cannot_take(ground
     work = next(iter(ground[1]["alpha"].folders.values())).parents[2]
     plan.save(tmp_path / "plan.json")
     place = {"site": "alpha", "work": work, "plan": tmp_path / "plan.json", "memory": tmp_path / "memory"}
-    premises = Premises(**place, public=work.parent / "public")
-    with pytest.raises(Problems, match="no channel of the network drops out"):
+    premises = SiteNode(**place, public=work.parent / "public")
+    with pytest.raises(ValidationErrors, match="no channel of the network drops out"):
         premises.check()
-    assert premises.introduce("0" * 32).agreement == ""
-    with pytest.raises(Problems, match="no channel of the network drops out"):
+    assert premises.handshake("0" * 32).agreement == ""
+    with pytest.raises(ValidationErrors, match="no channel of the network drops out"):
         site_of("alpha", ground[1]["alpha"], plan, tmp_path, {"alpha": tmp_path / "l.jsonl"}, run="r", public=public)
     plan.change({"network.dropout": 0.2}).save(tmp_path / "plan.json")
-    assert premises.introduce("0" * 32).agreement
+    assert premises.handshake("0" * 32).agreement
 
 
 def test_a_private_run_hands_each_site_its_better_model_and_the_world_the_student(pictures, tmp_path):
     made = pictures.plan.change({"privacy.mechanism": "dp-sgd", "training.rounds": 3, "sampling_rate": 0.5})
-    made = made.change(promise.settled(made, None, None, noise_is_given=True))
+    made = made.change(guarantee.settled(made, None, None, noise_is_given=True))
     run = pictures.train(tmp_path / "run", plan=made, simulation=True, settings=OPEN)
     assert set(run.models()) >= {"alpha", "bravo", "charlie"}
     folder, last = run.site_folder("alpha"), "round_00003.safetensors"
-    own, teacher = (load_groups(folder / kind / last)[0] for kind in (OWN, "memory"))
+    own, teacher = (load_groups(folder / kind / last)[0] for kind in (SITE_ONLY, "memory"))
     found = run.members("alpha")[-1].read()
     assert same(found, own["mean"]) and not same(found, teacher["mean"])  # a private plan takes moving averages
-    assert "private mechanism trained" in exchanges.of_run(run)[-1]
+    assert "private mechanism trained" in communication.communication_summary(run)[-1]
     assert "loss" not in (run.fold_folder() / "metrics.jsonl").read_text()
     kept = tmp_path / "weights.safetensors"
-    shutil.copy(folder / OWN / last, kept)
-    for init in (folder / OWN / last, kept):
-        with pytest.raises(Problems, match="for its site alone"):
+    shutil.copy(folder / SITE_ONLY / last, kept)
+    for init in (folder / SITE_ONLY / last, kept):
+        with pytest.raises(ValidationErrors, match="for its site alone"):
             pictures.train(tmp_path / "next", "fedavg", init=init)
-    with pytest.raises(Problems, match="is what a site remembers"):
+    with pytest.raises(ValidationErrors, match="is what a site remembers"):
         pictures.train(tmp_path / "next", "fedavg", plan=made, simulation=True, init=folder / "memory" / last)
     assert not (tmp_path / "next" / "run.json").exists()

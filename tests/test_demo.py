@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from autofed import demo
+from autofed.api import demo
 from autofed.parallel import silent
 
 

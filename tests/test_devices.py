@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from autofed import devices, fit
-from autofed.batches import Patches
-from autofed.devices import arithmetic, compiled, pick_device, place, ready, seconds, sent
-from autofed.network import build
-from autofed.problems import Problems
+from autofed.errors import ValidationErrors
+from autofed.training import devices, fit
+from autofed.training.batches import PatchBatch
+from autofed.training.devices import autocast, compiled, pick_device, place, prepare_device, seconds, to_device
+from autofed.training.network import build
 from tests.plans_made import small_plan
 
 
@@ -16,7 +16,7 @@ def test_devices():
     assert pick_device("cpu") == "cpu"
     assert pick_device("auto") in ("cpu", "cuda", "mps")
     if not torch.cuda.is_available():
-        with pytest.raises(Problems, match="cuda is not here"):
+        with pytest.raises(ValidationErrors, match="cuda is not here"):
             pick_device("cuda")
 
 
@@ -46,7 +46,7 @@ def test_the_fastest_of_several_runs_counts(monkeypatch):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_convolutions_compute_in_the_precision_asked_for(precision):
     network = small_plan().local.network
-    with arithmetic(precision, "cpu"):
+    with autocast(precision, "cpu"):
         logits = build(network, seed=0)(torch.randn(1, 1, 16, 16, 16))
     assert {x.dtype for x in logits} == {getattr(torch, precision)}
 
@@ -62,18 +62,18 @@ def test_the_layout_changes_no_result():
 
 
 def test_float16_is_refused_on_a_cpu_with_what_to_write():
-    with pytest.raises(Problems, match="training.precision=bfloat16"):
-        ready("cpu", "float16")
-    ready("cuda", "bfloat16")
+    with pytest.raises(ValidationErrors, match="training.precision=bfloat16"):
+        prepare_device("cpu", "float16")
+    prepare_device("cuda", "bfloat16")
 
 
 def test_cuda_multiplies_in_tf32_and_tries_its_algorithms_and_a_cpu_is_left_alone(monkeypatch):
     seen = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", seen.append)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    ready("cpu", "float32")
+    prepare_device("cpu", "float32")
     assert seen == [] and not torch.backends.cudnn.benchmark
-    ready("cuda", "float32")
+    prepare_device("cuda", "float32")
     assert seen == ["high"] and torch.backends.cudnn.benchmark
 
 
@@ -81,9 +81,9 @@ def test_patches_go_to_cuda_from_pinned_memory_while_the_host_goes_on(monkeypatc
     seen = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: seen.append("pinned") or self)
     monkeypatch.setattr(torch.Tensor, "to", lambda self, device, **how: seen.append((device, how)) or self)
-    sent(np.zeros(3), "cuda")
+    to_device(np.zeros(3), "cuda")
     assert seen == ["pinned", ("cuda", {"non_blocking": True})]
-    sent(np.zeros(3), "cpu")
+    to_device(np.zeros(3), "cpu")
     assert seen[2:] == [("cpu", {})]
 
 
@@ -114,7 +114,7 @@ def test_a_compiled_network_keeps_the_names_of_its_weights(monkeypatch):
 
 def some_patches():
     image = np.random.default_rng(0).standard_normal((1, 1, 16, 16, 16), np.float32)
-    return Patches(image, (image > 0).astype(np.int16))
+    return PatchBatch(image, (image > 0).astype(np.int16))
 
 
 def gradient(monkeypatch, scales, larger=1.0):

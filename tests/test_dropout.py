@@ -5,14 +5,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from autofed.batches import Patches
-from autofed.case import Case
-from autofed.fit import Learner
-from autofed.images import Geometry
-from autofed.inference import Member, Predictor, mean_of_views
-from autofed.inversion import gradient_of
-from autofed.network import build, coupling_layers, weights_of
-from autofed.uncertainty import entropy
+from autofed.auditing.inversion import gradient_of
+from autofed.data import Case
+from autofed.data.images import Geometry
+from autofed.inference.predictor import Member, Predictor, mean_of_views
+from autofed.inference.uncertainty import entropy
+from autofed.training.batches import PatchBatch
+from autofed.training.fit import Learner
+from autofed.training.network import build, coupling_layers, weights_of
 from tests.plans_made import small_plan
 
 KINDS = ("unet", "resenc", "dcfed")
@@ -86,7 +86,7 @@ def test_the_same_patches_lose_the_same_channels_and_others_others():
     image = np.repeat(image, plan.local.network.in_channels, 1)
 
     def gradient(seed):
-        found = learner.gradient(Patches(image, (image[:, :1] > 0).astype(np.int16), seed), [])
+        found = learner.gradient(PatchBatch(image, (image[:, :1] > 0).astype(np.int16), seed), [])
         return torch.cat([part.flatten() for part in found])
 
     first = gradient(3)

@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autofed.exchange import Failure, Release, Request, from_bytes, to_bytes
-from autofed.federation import metrics, states
-from autofed.federation.acceptance import accept
-from autofed.federation.inprocess import InProcess
-from autofed.labels import Labels
+from autofed.data.labels import Labels
+from autofed.errors import ValidationErrors
+from autofed.federation import checkpoints, metrics
+from autofed.federation.screening import screen_responses
+from autofed.federation.transports.in_process import InProcess
+from autofed.messages import Failure, Request, Response, from_bytes, to_bytes
 from autofed.privacy import ADAPTATION
 from autofed.privacy.ledger import PrivacyLedger
-from autofed.problems import Problems
 from tests import small_federation
 from tests.small_federation import final_arrays, private, same, train
 
@@ -92,10 +92,10 @@ def test_an_update_far_longer_than_those_of_the_other_sites_does_not_count():
     request = Request("r", 1, "train", sent)
     lengths = {"alpha": 0.01, "bravo": 0.02, "charlie": 5.0, "delta": 0.0}
     answers = {
-        s: to_bytes(Release("r", 1, s, {"update": {"w": np.full(9, v, np.float32)}})) for s, v in lengths.items()
+        s: to_bytes(Response("r", 1, s, {"update": {"w": np.full(9, v, np.float32)}})) for s, v in lengths.items()
     }
     labels = Labels.declared({"background": 0, "tumour": 1})
-    found = accept(answers, tuple(answers), request, {"update": "weights"}, labels)
+    found = screen_responses(answers, tuple(answers), request, {"update": "weights"}, labels)
     found = found.without_outliers({"update": "weights"})
     assert [release.site for release in found.releases] == ["alpha", "bravo", "delta"]
     assert found.left_out == {"charlie": "answered with a update 333 times as long as is usual among the sites"}
@@ -107,7 +107,7 @@ def test_an_update_far_longer_than_those_of_the_other_sites_does_not_count():
 ])  # fmt: skip
 def test_scores_that_are_none_do_not_count(arrays):
     request, labels = Request("r", 1, "validate"), Labels.declared({"background": 0, "tumour": 1})
-    found = accept({"alpha": to_bytes(Release("r", 1, "alpha", arrays))}, ("alpha",), request, {}, labels)
+    found = screen_responses({"alpha": to_bytes(Response("r", 1, "alpha", arrays))}, ("alpha",), request, {}, labels)
     assert found.releases == () and "answered with" in found.left_out["alpha"]
 
 
@@ -115,13 +115,13 @@ def test_a_site_far_from_the_others_does_not_slip_in_when_it_is_asked_again(grou
     """The check is over all who answered, not over those of one attempt."""
     labels, like = Labels.declared({"background": 0, "tumour": 1}), {"update": "weights"}
     request = Request("r", 1, "train", {"weights": {"w": np.zeros(9, np.float32)}})
-    bytes_of = lambda s, v: to_bytes(Release("r", 1, s, {"update": {"w": np.full(9, v, np.float32)}}))  # noqa: E731
+    bytes_of = lambda s, v: to_bytes(Response("r", 1, s, {"update": {"w": np.full(9, v, np.float32)}}))  # noqa: E731
     sites = ("a", "b", "c", "far")
-    first = accept({"b": bytes_of("b", 0.01), "c": bytes_of("c", 0.01)}, sites, request, like, labels)
-    again = accept(
+    first = screen_responses({"b": bytes_of("b", 0.01), "c": bytes_of("c", 0.01)}, sites, request, like, labels)
+    again = screen_responses(
         {"a": bytes_of("a", 0.01), "far": bytes_of("far", 5.0)}, tuple(first.left_out), request, like, labels
     )
-    found = first.and_(again).without_outliers(like)
+    found = first.merged_with(again).without_outliers(like)
     assert [release.site for release in found.releases] == ["a", "b", "c"] and set(found.left_out) == {"far"}
 
 
@@ -149,10 +149,10 @@ def test_after_so_many_failures_the_run_ends_saved_and_goes_on_later(ground, tmp
     says = (
         "round 2: 2 problems\n.*1 of 2 sites answered in 2 attempts; the plan wants 2\n.*the site alpha did not answer"
     )
-    with pytest.raises(Problems, match=says):
+    with pytest.raises(ValidationErrors, match=says):
         train(made, tmp_path / "broken", "scaffold", transport=faulty(lambda r: None))
-    assert states.saved_rounds(tmp_path / "broken" / "rounds") == [1]
-    train(made, tmp_path / "broken", "scaffold", state=states.load(tmp_path / "broken" / "rounds", 1))
+    assert checkpoints.saved_rounds(tmp_path / "broken" / "rounds") == [1]
+    train(made, tmp_path / "broken", "scaffold", state=checkpoints.load(tmp_path / "broken" / "rounds", 1))
     train(made, tmp_path / "whole", "scaffold")
     assert same(final_arrays(tmp_path / "broken", made[0]), final_arrays(tmp_path / "whole", made[0]))
 
@@ -183,7 +183,7 @@ def test_a_site_that_was_silent_at_first_still_gets_a_model_of_its_own(ground, t
 def test_an_answer_of_nobody_who_was_asked_is_not_looked_at(ground, tmp_path):
     class Mallory(InProcess):
         def __call__(self, requests):
-            return super().__call__(requests) | {"mallory": to_bytes(Release("r", 1, "mallory"))}
+            return super().__call__(requests) | {"mallory": to_bytes(Response("r", 1, "mallory"))}
 
     found = train(ground, tmp_path / "mallory", transport=Mallory)
     assert same(dict(found.shared["weights"]), dict(train(ground, tmp_path / "whole").shared["weights"]))

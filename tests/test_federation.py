@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from autofed import algorithms, privacy
-from autofed.exchange import Failure, Release, Request, ServerState, from_bytes, to_bytes
-from autofed.federation import metrics, states
+from autofed.errors import ValidationErrors
+from autofed.federation import checkpoints, metrics
 from autofed.federation.aggregation import Aggregator
-from autofed.federation.inprocess import InProcess
 from autofed.federation.site import CODES
-from autofed.network import build, weights_of
-from autofed.plans import Algorithm
+from autofed.federation.transports.in_process import InProcess
+from autofed.messages import Failure, Request, Response, ServerState, from_bytes, to_bytes
+from autofed.plans import AlgorithmSettings
 from autofed.privacy.ledger import PrivacyLedger
-from autofed.problems import Problems
+from autofed.training.network import build, weights_of
 from tests import small_federation
 from tests.small_federation import SITES, final_arrays, same, site_of, train
 
@@ -31,7 +31,7 @@ def test_sites_count_by_their_patients(ground):
     plan, _ = ground
     assert plan.agreement.site_weights == {"alpha": 2.0, "bravo": 3.0}
     releases = [
-        Release("r", 1, s, {"update": {"w": np.full(2, v, np.float32)}}) for s, v in (("alpha", 1), ("bravo", 6))
+        Response("r", 1, s, {"update": {"w": np.full(2, v, np.float32)}}) for s, v in (("alpha", 1), ("bravo", 6))
     ]
     found = Aggregator.of(plan, SITES).average(releases, "update")
     assert found["w"].tolist() == [4, 4]
@@ -229,15 +229,15 @@ def fake(answers):
 )
 def test_an_answer_that_cannot_be_merged_ends_the_round_by_name(ground, tmp_path, answer, says):
     broken = fake(lambda n, r: answer(n, r) if n == "alpha" else r)
-    with pytest.raises(Problems, match=says):
+    with pytest.raises(ValidationErrors, match=says):
         train(ground, tmp_path, transport=broken)
-    assert states.saved_rounds(tmp_path / "rounds") == []
+    assert checkpoints.saved_rounds(tmp_path / "rounds") == []
 
 
 def test_only_what_is_needed_is_kept(ground, tmp_path):
     plan = ground[0].change({"training.snapshots": [1, 3]})
     train((plan, ground[1]), tmp_path)
-    assert states.saved_rounds(tmp_path / "rounds") == [1, 3]
+    assert checkpoints.saved_rounds(tmp_path / "rounds") == [1, 3]
     assert len(list((tmp_path / "sites" / "alpha" / "releases").iterdir())) == 1
 
 
@@ -250,8 +250,8 @@ def test_metrics_are_lines_of_json(ground, tmp_path):
 
 def test_state_on_disk_is_the_state(ground, tmp_path):
     state = ServerState(2, {"weights": {"w": np.arange(3, dtype=np.float32)}}, {"kept": {"c": np.ones(2)}})
-    states.save(tmp_path, state, ground[0])
-    found = states.load(tmp_path, 2)
+    checkpoints.save(tmp_path, state, ground[0])
+    found = checkpoints.load(tmp_path, 2)
     assert same(dict(found.shared["weights"]), dict(state.shared["weights"]))
     assert same(dict(found.kept["kept"]), dict(state.kept["kept"]))
 
@@ -260,28 +260,28 @@ def test_state_on_disk_is_the_state(ground, tmp_path):
 
 
 def test_a_wrong_name_is_answered_with_the_names_there_are():
-    with pytest.raises(Problems, match="'fedavgg' does not exist; the algorithms are: .*fedavg.*local.*pooled"):
+    with pytest.raises(ValidationErrors, match="'fedavgg' does not exist; the algorithms are: .*fedavg.*local.*pooled"):
         algorithms.find("fedavgg")
 
 
 def test_an_algorithm_from_outside_the_package_only_if_it_is_trusted():
     name = "tests.test_federation:_Failing"
     assert algorithms.find(name, trusted=(name,)).__name__ == "_Failing"
-    with pytest.raises(Problems, match="this site did not allow"):
+    with pytest.raises(ValidationErrors, match="this site did not allow"):
         algorithms.find(name)
-    with pytest.raises(Problems, match="this site did not allow"):
-        algorithms.make(Algorithm(name="os:system"))
+    with pytest.raises(ValidationErrors, match="this site did not allow"):
+        algorithms.make(AlgorithmSettings(name="os:system"))
 
 
 @pytest.mark.parametrize("name", ["tests.test_federation:Missing", "os:path", ":x", "nowhere.at.all:X"])
 def test_what_is_no_algorithm_is_refused(name):
-    with pytest.raises(Problems, match="cannot be loaded|is not a dataclass"):
+    with pytest.raises(ValidationErrors, match="cannot be loaded|is not a dataclass"):
         algorithms.find(name, trusted=(name,))
 
 
 def test_settings_that_an_algorithm_does_not_have_are_named():
-    with pytest.raises(Problems, match="fedavg has no setting 'mu'"):
-        algorithms.make(Algorithm(name="fedavg", settings={"mu": 0.1}))
+    with pytest.raises(ValidationErrors, match="fedavg has no setting 'mu'"):
+        algorithms.make(AlgorithmSettings(name="fedavg", settings={"mu": 0.1}))
 
 
 # --- mechanisms that learn from what was released
@@ -292,7 +292,7 @@ def test_what_sites_release_for_adapting_reaches_every_mechanism_of_the_next_rou
     seen = []
 
     @dataclass(frozen=True)
-    class Counting(type(privacy.find(ground[0]))):
+    class Counting(type(privacy.find_mechanism(ground[0]))):
         adapts: ClassVar = {"ones": (1,)}
         age: int = 0
 
@@ -304,7 +304,7 @@ def test_what_sites_release_for_adapting_reaches_every_mechanism_of_the_next_rou
             assert released["ones"].tolist() == [1]
             return replace(self, age=self.age + 1)
 
-    monkeypatch.setattr(privacy, "find", lambda plan, patients=0: Counting(batch_size=2))
+    monkeypatch.setattr(privacy, "find_mechanism", lambda plan, patients=0: Counting(batch_size=2))
     end = train(ground, tmp_path)
     assert seen == [0, 0, 1, 1, 2, 2]
     assert end.shared[privacy.ADAPTATION]["ones"].shape == (3, 1)

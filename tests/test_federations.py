@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 import autofed
+from autofed.data.images import ending_of, read_labels
 from autofed.federation import metrics
 from autofed.files import read_json, write_json
 from autofed.fingerprints import merge
-from autofed.images import ending_of, read_labels
 from autofed.planner import make
 
 NAMES = ("hippocampus", "dermoscopy", "breast-ultrasound", "histology", "nuclei", "kidney-ct-simulated", "brain-mri")

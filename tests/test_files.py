@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
+from autofed.errors import ValidationErrors
 from autofed.files import Record, digest, is_part, read_json, whole_file, whole_folder, write_bytes, write_json
-from autofed.problems import Problems
 
 
 class Inner(Record):
@@ -88,7 +88,7 @@ def test_json_that_cannot_be_read_is_said_clearly(tmp_path, content, said):
     path = tmp_path / "a.json"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(Problems, match=said) as caught:
+    with pytest.raises(ValidationErrors, match=said) as caught:
         read_json(path)
     assert caught.value.about == str(path)
 
@@ -116,7 +116,7 @@ def test_a_record_is_frozen():
 
 def test_a_record_names_everything_that_is_wrong(tmp_path):
     write_json(tmp_path / "r.json", {"inner": {"size": -1, "colour": "red"}, "values": [1, "many"]})
-    with pytest.raises(Problems) as caught:
+    with pytest.raises(ValidationErrors) as caught:
         Outer.load(tmp_path / "r.json")
     said = sorted(caught.value.problems)
     assert caught.value.about == str(tmp_path / "r.json")
@@ -128,7 +128,7 @@ def test_a_record_names_everything_that_is_wrong(tmp_path):
 
 
 def test_a_record_that_is_no_object_at_all():
-    with pytest.raises(Problems, match="the file as a whole"):
+    with pytest.raises(ValidationErrors, match="the file as a whole"):
         Outer.parse([1], "r.json")
 
 

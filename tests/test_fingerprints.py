@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autofed.case import Case, Declaration, open_dataset
+from autofed.data import Case, Declaration, open_dataset
+from autofed.data.images import Geometry
+from autofed.errors import ValidationErrors
 from autofed.files import write_json
-from autofed.fingerprints import FIXED_POINT, Fingerprint, _add, crop_box, measure, measure_case, merge, values
-from autofed.images import Geometry
+from autofed.fingerprints import FIXED_POINT, Fingerprint, crop_box, measure, measure_case, merge, values
+from autofed.fingerprints.exact import _add
 from autofed.planner import make
-from autofed.problems import Problems
 from tests.synthetic import make_site
 
 DECLARATION = Declaration(channels=("CT",), labels={"background": 0, "a": 1, "b": 2}, dimension=3)
@@ -92,7 +93,7 @@ def test_patients_are_counted_once(tmp_path):
 def test_disagreeing_and_double_sites_are_refused_together(tmp_path):
     alpha = measure(open_dataset(make_site(tmp_path / "alpha", cases=2)))
     bravo = measure(open_dataset(make_site(tmp_path / "bravo", cases=2, channels=("T1", "T2"))))
-    with pytest.raises(Problems) as error:
+    with pytest.raises(ValidationErrors) as error:
         merge([alpha, alpha, bravo])
     text = str(error.value)
     assert "alpha comes 2 times" in text and "disagree on channels" in text and "T1, T2" in text
@@ -142,14 +143,14 @@ def test_a_fingerprint_whose_parts_do_not_belong_together_is_refused(tmp_path, c
     write_json(tmp_path / "alpha.json", spoiled(found))
     assert Fingerprint.load(tmp_path / "alpha.json") == found
     write_json(tmp_path / "alpha.json", spoiled(found, **changes))
-    with pytest.raises(Problems, match=says):
+    with pytest.raises(ValidationErrors, match=says):
         Fingerprint.load(tmp_path / "alpha.json")
 
 
 def test_what_names_no_site_is_not_merged():
     part = measure_case(case(1), DECLARATION)
     for nothing in ([], [part]):
-        with pytest.raises(Problems, match="there is no site"):
+        with pytest.raises(ValidationErrors, match="there is no site"):
             merge(nothing)
 
 
@@ -182,5 +183,5 @@ def test_regions_are_counted_whole_and_ignored_voxels_by_themselves():
 
 def test_a_site_that_ignores_everything_has_nothing_to_learn_from(tmp_path):
     site = make_site(tmp_path / "alpha", labels={"background": 0, "organ": 1, "ignore": 2}, annotated=0.0)
-    with pytest.raises(Problems, match="no label map holds any organ; look"):
+    with pytest.raises(ValidationErrors, match="no label map holds any organ; look"):
         measure(open_dataset(site))

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from autofed.case import open_dataset
-from autofed.fit import Beside, Compute, GradientTerms, Learner, Schedule, fit
-from autofed.labels import Labels
-from autofed.loss import make_loss
-from autofed.network import build, weights_of
-from autofed.prepared import open_store, preprocess
+from autofed.data import open_dataset
+from autofed.data.labels import Labels
+from autofed.preprocessing import open_store, preprocess
 from autofed.privacy.none import NoPrivacy
+from autofed.training.fit import AuxiliaryLoss, Compute, GradientTerms, Learner, Schedule, fit
+from autofed.training.loss import make_loss
+from autofed.training.network import build, weights_of
 from tests.plans_made import small_plan
 from tests.synthetic import make_site
 
@@ -89,7 +89,7 @@ def test_the_mechanism_draws_and_takes_every_step(ground):
 def beside(ground, weight=1.0, **more):
     """The site's own cases as if they were public ones."""
     plan, store = ground
-    return Beside(store, replace(Labels.of(plan.agreement), ignore=255), weight, **more)
+    return AuxiliaryLoss(store, replace(Labels.of(plan.agreement), ignore=255), weight, **more)
 
 
 def test_public_cases_are_learned_outside_of_the_mechanism(ground):

@@ -16,24 +16,24 @@ from flwr.supercore.task_identity import TaskIdentity
 
 import autofed
 from autofed import algorithms
-from autofed.exchange import Failure, Request, from_bytes, load_groups, to_bytes
-from autofed.federation.flower.answers import client_app
-from autofed.federation.flower.records import packed, unpacked
-from autofed.federation.flower.transport import OverFlower
-from autofed.federation.premises import Premises, open_public_of, request_name
+from autofed.api import over_flower
+from autofed.api.coordinator import Coordinator
+from autofed.api.public_images import with_public
+from autofed.errors import ValidationErrors
+from autofed.federation.node import SiteNode, open_public_of, request_name
+from autofed.federation.run_folder import Run, RunIdentity
+from autofed.federation.transports.flower.client_app import client_app
+from autofed.federation.transports.flower.records import packed, unpacked
+from autofed.federation.transports.flower.transport import OverFlower
+from autofed.messages import Failure, Request, from_bytes, load_groups, to_bytes
 from autofed.privacy.ledger import PrivacyLedger
-from autofed.problems import Problems
-from autofed.runs import Identity, Run
-from autofed.verbs import hospitals
-from autofed.verbs.coordinator import Coordinator
-from autofed.verbs.labelling import with_public
 from tests.loopback import CONNECTION, Network
 from tests.plans_made import small_plan
 from tests.small_federation import PRIVATE, private
 from tests.synthetic import TUMOUR, make_site
 
 CASES = {"alpha": 6, "bravo": 3}
-SHARED = [name for name in algorithms.names() if not algorithms.find(name).gathers]
+SHARED = [name for name in algorithms.names() if not algorithms.find(name).centralised]
 
 
 class OneProcess(Grid):
@@ -122,7 +122,7 @@ class Ground:
         return with_public(plan, (), self.root / "public")
 
     def public(self, name):
-        return self.root / "public" if algorithms.find(name).labels_public else None
+        return self.root / "public" if algorithms.find(name).shares_pseudo_labels else None
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def reach(nodes, plan, name="0" * 32, **wanted):
 def lead(run, plan, nodes, fold="all"):
     """A training over the grid, in the folder of a run."""
     pictures = nodes[0]["public"]
-    identity = run.identity() if run.exists else Identity(sites=tuple(CASES), public=pictures)
+    identity = run.identity() if run.exists else RunIdentity(sites=tuple(CASES), public=pictures)
     if not run.exists:
         run.begin(plan, identity, None)
     transport = reach(nodes, plan, request_name(identity.id, fold))
@@ -194,9 +194,9 @@ def test_every_mechanism_ends_as_on_one_machine(tmp_path, monkeypatch, mechanism
 
 def test_a_site_whose_plan_promises_too_much_does_not_take_part(ground, tmp_path):
     plan = private(ground.plan, "dp-sgd").change({"privacy.epsilon": 0.5})
-    with pytest.raises(Problems, match="spend epsilon"):
-        Premises(**ground.nodes(tmp_path, plan)[0]).check()
-    assert Premises(**ground.nodes(tmp_path, plan)[0]).introduce("0" * 32).agreement == ""
+    with pytest.raises(ValidationErrors, match="spend epsilon"):
+        SiteNode(**ground.nodes(tmp_path, plan)[0]).check()
+    assert SiteNode(**ground.nodes(tmp_path, plan)[0]).handshake("0" * 32).agreement == ""
 
 
 def test_what_sites_remember_between_messages_is_on_their_disks(ground, tmp_path):
@@ -214,7 +214,7 @@ def test_a_fold_holds_out_the_sites_own_patients_and_is_scored(ground, tmp_path)
     assert there.held_out("1") == here.held_out("1") != {}
     (sides,) = (tmp_path / "alpha").glob("*/fold_1/split.json")
     assert json.loads(sides.read_text()) == json.loads((here.site_folder("alpha", "1") / "split.json").read_text())
-    with pytest.raises(Problems, match="no site holds out a patient"):
+    with pytest.raises(ValidationErrors, match="no site holds out a patient"):
         alone = ground.plan.change({"faults.least_sites": 1}).change({"agreement.patients": {"bravo": 3}})
         reach(ground.nodes(tmp_path, alone)[1:], alone, request_name("0" * 32, "1")).meet(holding_out=True)
 
@@ -251,7 +251,7 @@ def test_a_reply_that_is_none_of_ours_is_no_answer(ground, tmp_path, monkeypatch
     transport = reach(ground.nodes(tmp_path, ground.plan), ground.plan)
     transport.meet()
     transport.say = said.append
-    monkeypatch.setattr("autofed.federation.flower.answers.packed", lambda *_: flwr_app.RecordDict({}))
+    monkeypatch.setattr("autofed.federation.transports.flower.client_app.packed", lambda *_: flwr_app.RecordDict({}))
     assert transport({"alpha": b"rubbish"}) == {}
     assert "it is none of autofed's" in said[-1]
 
@@ -279,7 +279,7 @@ def changed(node, **new):
     ],
 )
 def test_who_does_not_fit_is_named(ground, tmp_path, change, says):
-    with pytest.raises(Problems, match=says):
+    with pytest.raises(ValidationErrors, match=says):
         reach(change(*ground.nodes(tmp_path, ground.plan)), ground.plan).meet()
 
 
@@ -291,7 +291,7 @@ def test_a_stranger_gets_no_request_and_is_named_when_a_site_is_missing(ground, 
     make_site(tmp_path / "raw" / "charlie", cases=3)
     autofed.preprocess(three, [tmp_path / "raw" / "charlie"], tmp_path / "work")
     charlie = changed(ground.node(tmp_path, "charlie"), work=str(tmp_path / "work"))
-    with pytest.raises(Problems, match=r"no node takes part as bravo \(there is charlie\)"):
+    with pytest.raises(ValidationErrors, match=r"no node takes part as bravo \(there is charlie\)"):
         reach([alpha, charlie], plan).meet()
     alpha, bravo = (changed(n, plan=str(ground.root / "plan.json")) for n in (alpha, bravo))
     transport = reach([alpha, charlie, bravo], plan)
@@ -305,14 +305,16 @@ def test_a_stranger_gets_no_request_and_is_named_when_a_site_is_missing(ground, 
 def test_a_node_is_only_the_site_that_its_key_was_registered_for(ground, tmp_path):
     nodes = ground.nodes(tmp_path, ground.plan)
     reach(nodes, ground.plan, names=("alpha", "bravo")).meet()
-    with pytest.raises(Problems, match="the node registered as bravo calls itself alpha"):
+    with pytest.raises(ValidationErrors, match="the node registered as bravo calls itself alpha"):
         reach(nodes, ground.plan, names=("bravo", "alpha")).meet()
 
 
 @pytest.mark.parametrize(("field", "part"), [("training.rounds", "agreement"), ("training.batch_size", "local part")])
 def test_a_site_that_agreed_to_another_plan_is_named(ground, tmp_path, field, part):
     other = ground.plan.change({field: 1})
-    with pytest.raises(Problems, match=f"alpha has agreed to a plan with another {part}.*hand it the plan.json"):
+    with pytest.raises(
+        ValidationErrors, match=f"alpha has agreed to a plan with another {part}.*hand it the plan.json"
+    ):
         reach(ground.nodes(tmp_path, ground.plan), other).meet()
 
 
@@ -320,7 +322,7 @@ def test_a_run_that_has_begun_goes_on_with_the_least_sites_of_the_plan(ground, t
     plan, said = ground.plan.change({"faults.least_sites": 1}), []
     transport = reach(ground.nodes(tmp_path, plan)[:1], plan)
     transport.say = said.append
-    with pytest.raises(Problems, match="no node takes part as bravo"):
+    with pytest.raises(ValidationErrors, match="no node takes part as bravo"):
         transport.meet()
     transport.meet(least=1)
     assert "no node takes part as bravo" in said[-1]
@@ -333,7 +335,7 @@ def test_a_run_that_has_begun_goes_on_with_the_least_sites_of_the_plan(ground, t
 
 def ask(ground, tmp_path, request, agreement=None, **other):
     (node, _) = ground.nodes(tmp_path, ground.plan)
-    premises = Premises.parse(changed(node, **other), "a node")
+    premises = SiteNode.parse(changed(node, **other), "a node")
     return from_bytes(premises.answer(to_bytes(request), agreement or ground.plan.agreement.digest()))
 
 
@@ -371,7 +373,7 @@ def test_between_machines(ground, tmp_path, monkeypatch):
         assert done.returncode == 0, network.everything(done)
         assert "round 3 of 3: 2 of 2 sites answered" in done.stderr
         monkeypatch.setenv("FLWR_HOME", network.env["FLWR_HOME"])
-        with pytest.raises(Problems, match="bravo has agreed to a plan with another agreement"):
+        with pytest.raises(ValidationErrors, match="bravo has agreed to a plan with another agreement"):
             autofed.train(ground.plan, None, tmp_path / "other", rounds=2, connection=CONNECTION)
         assert network.processes["stranger"].wait(60) != 0, network.log("stranger")
     here = autofed.train(ground.plan, ground.root / "work", tmp_path / "here", device="cpu")
@@ -379,7 +381,7 @@ def test_between_machines(ground, tmp_path, monkeypatch):
 
 
 def test_a_superlink_that_flower_does_not_know(ground, tmp_path):
-    with pytest.raises(Problems, match="SuperLink connection 'nowhere' not found"):
+    with pytest.raises(ValidationErrors, match="SuperLink connection 'nowhere' not found"):
         autofed.train(ground.plan, None, tmp_path / "run", connection="nowhere")
 
 
@@ -394,8 +396,8 @@ def test_a_superlink_that_flower_does_not_know(ground, tmp_path):
 def test_a_site_that_could_take_part_in_nothing_says_so_at_once(ground, tmp_path, wanted, says):
     places = {"site": "alpha", "plan": ground.root / "plan.json", "work": ground.root / "alpha" / "work"}
     keys = {name: wanted.pop(name) for name in ("key",) if name in wanted}
-    with pytest.raises(Problems, match=says):
-        hospitals.attend(Premises(**(places | {"memory": tmp_path} | wanted)), "localhost:1", **keys)
+    with pytest.raises(ValidationErrors, match=says):
+        over_flower.serve_site(SiteNode(**(places | {"memory": tmp_path} | wanted)), "localhost:1", **keys)
 
 
 @pytest.mark.parametrize(
@@ -409,6 +411,6 @@ def test_a_site_that_could_take_part_in_nothing_says_so_at_once(ground, tmp_path
     ],
 )
 def test_what_belongs_elsewhere_is_refused(ground, tmp_path, wanted, says):
-    with pytest.raises(Problems, match=says):
+    with pytest.raises(ValidationErrors, match=says):
         autofed.train(ground.plan, run=tmp_path / "run", **wanted)
     assert not (tmp_path / "run").exists()

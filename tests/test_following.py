@@ -10,12 +10,12 @@ import pytest
 
 import autofed
 from autofed import cli, plans
-from autofed.exchange import load_groups
-from autofed.federation import states
+from autofed.errors import ValidationErrors
+from autofed.federation import checkpoints
+from autofed.federation.run_folder import Run
+from autofed.messages import load_groups
 from autofed.planner import follow
 from autofed.plans import Budget
-from autofed.problems import Problems
-from autofed.runs import Run
 from tests.plans_made import SPEED, fingerprint, small_plan
 from tests.synthetic import make_site
 
@@ -63,7 +63,7 @@ def test_the_way_of_learning_together_is_the_guides_unless_another_is_named():
         assert getattr(kept, field) == getattr(before.agreement, field)
     assert kept.faults.attempts == 7 and kept.training.ema == 0.5 and kept.annotated == {}  # as the fingerprints say
     other = follow(data(), before, "RUN", BUDGET, algorithm="fedavg")
-    assert other.agreement.algorithm == plans.Algorithm(name="fedavg")
+    assert other.agreement.algorithm == plans.AlgorithmSettings(name="fedavg")
     assert "RUN has fedprox" in reason(other, "agreement.algorithm")
 
 
@@ -93,7 +93,7 @@ def test_a_structure_that_the_new_sites_lack_is_no_obstacle_but_is_said():
 def test_all_that_stands_in_the_way_is_said_at_once():
     private = guide().change({"privacy.mechanism": "magic"})
     other = data(channels=("MRI", "T2"), labels={"background": 0, "tumour": 1, "organ": 2}, sites=("echo",))
-    with pytest.raises(Problems) as error:
+    with pytest.raises(ValidationErrors) as error:
         follow(other, private, "RUN", Budget(hours=1))
     text = str(error.value)
     assert len(error.value.problems) == 4
@@ -113,7 +113,7 @@ def test_all_that_stands_in_the_way_is_said_at_once():
     ],
 )
 def test_another_dimension_or_order_of_regions_is_another_task(before, after, what):
-    with pytest.raises(Problems, match=what):
+    with pytest.raises(ValidationErrors, match=what):
         follow(fingerprint(**after), small_plan(**before), "RUN", BUDGET)
 
 
@@ -147,7 +147,7 @@ def following(root, folder, sites, like, init, **options):
 
 
 def common(run, round=2):
-    return states.load(Run(run).fold_folder(), round).shared["weights"]
+    return checkpoints.load(Run(run).fold_folder(), round).shared["weights"]
 
 
 def same(one, two):
@@ -179,7 +179,7 @@ def test_a_hospital_goes_on_from_the_model_of_another(finished, tmp_path):
 
 
 def test_what_the_guide_decides_cannot_be_asked_for(finished, tmp_path):
-    with pytest.raises(Problems) as error:
+    with pytest.raises(ValidationErrors) as error:
         autofed.plan([finished / "raw/echo"], tmp_path / "plan.json", like=finished / "RUN", hours=-1, device="cpu",
                      memory_gb=4, preset="resenc-m", configuration="2d")  # fmt: skip
     text = str(error.value)
@@ -189,16 +189,16 @@ def test_what_the_guide_decides_cannot_be_asked_for(finished, tmp_path):
 
 @pytest.mark.parametrize(("like", "says"), [("raw", "plan.json: there is no such file"), ("nowhere", "no such file")])
 def test_what_is_neither_a_run_nor_a_plan_is_not_followed(finished, like, says):
-    with pytest.raises(Problems, match=says):
+    with pytest.raises(ValidationErrors, match=says):
         autofed.plan([finished / "raw/echo"], like=finished / like, hours=0.01, device="cpu")
 
 
 def test_an_idle_server_step_is_refused_when_planning_and_before_training(finished, tmp_path):
     settings = {"server.optimiser": "adam"}
-    with pytest.raises(Problems, match="local shares no weights"):
+    with pytest.raises(ValidationErrors, match="local shares no weights"):
         autofed.plan([finished / "raw/echo"], hours=0.01, device="cpu", algorithm="local", settings=settings)
     made = plans.load(finished / "plan.json").change(settings)
-    with pytest.raises(Problems, match="local shares no weights"):
+    with pytest.raises(ValidationErrors, match="local shares no weights"):
         autofed.train(made, finished / "work", tmp_path / "run", algorithm="local", device="cpu")
     assert not (tmp_path / "run").exists()
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from autofed import planner, plans
+from autofed.errors import ValidationErrors
 from autofed.files import read_json
 from autofed.fingerprints import Fingerprint
 from autofed.plans import Budget
-from autofed.problems import Problems
 
 GALLERY = Path(__file__).parent.parent / "plans"
 TASKS = ("dermoscopy", "breast-ultrasound", "histology", "kidney-ct-simulated", "brain-mri", "hippocampus")
@@ -33,7 +33,7 @@ def test_the_private_plan_or_its_refusal_is_made_again(task):
         assert planner.forecast(stored).grade != "hopeless"
     else:
         stored = read_json(refusal)
-        with pytest.raises(Problems) as error:
+        with pytest.raises(ValidationErrors) as error:
             planner.make(found, Budget.parse(stored["budget"], str(refusal)))
         assert error.value.problems == tuple(stored["problems"]) and "hardly anything would be learned" in str(
             error.value

@@ -11,10 +11,10 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image as Pillow
 
-from autofed import images
-from autofed.images import PICTURE_SLICE_MM, Geometry, Header, Image
-from autofed.images.volumes import ENDINGS as VOLUMES
-from autofed.problems import Problems
+from autofed.data import images
+from autofed.data.images import PICTURE_SLICE_MM, Geometry, Header, Image
+from autofed.data.images.volumes import ENDINGS as VOLUMES
+from autofed.errors import ValidationErrors
 
 TURNED = (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0)
 SHEARED = np.array([[1, 0.4, 0, 3], [0, 1.3, 0, -4], [0, 0.2, 2, 5], [0, 0, 0, 1.0]])
@@ -185,7 +185,7 @@ def test_a_truncated_volume_is_refused(tmp_path, rng, ending, share):
     path = tmp_path / f"a{ending}"
     images.write(path, rng.normal(size=(16, 16, 16)).astype(np.float32), geometry(ending))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    with pytest.raises(Problems, match="copy it again"):
+    with pytest.raises(ValidationErrors, match="copy it again"):
         images.read(path)
 
 
@@ -196,7 +196,7 @@ def test_a_nifti_with_a_damaged_stretch_is_refused(tmp_path, rng, affine):
     damaged = bytearray(path.read_bytes())
     damaged[5000:5010] = bytes(255 - b for b in damaged[5000:5010])
     path.write_bytes(damaged)
-    with pytest.raises(Problems, match=r"not whole.*copy it again"):
+    with pytest.raises(ValidationErrors, match=r"not whole.*copy it again"):
         images.read(path)
 
 
@@ -205,7 +205,7 @@ def test_what_is_no_volume_is_refused(tmp_path):
         path = tmp_path / f"a{ending}"
         path.write_bytes(b"this is a letter, not a scan" * 20)
         for verb in (images.read, images.header):
-            with pytest.raises(Problems) as caught:
+            with pytest.raises(ValidationErrors) as caught:
                 verb(path)
             assert caught.value.about == str(path)
 
@@ -226,14 +226,14 @@ def test_what_is_not_finite_in_a_nifti_is_seen(tmp_path, rng, ending, size):
 @pytest.mark.parametrize("size", [(7, 6, 5, 2, 2), (7, 6, 5, 2, 2, 2)])
 def test_more_than_four_axes_are_refused(tmp_path, size):
     nibabel.save(nibabel.Nifti1Image(np.zeros(size, np.float32), np.eye(4)), tmp_path / "a.nii.gz")
-    with pytest.raises(Problems, match=f"with {len(size)} axes"):
+    with pytest.raises(ValidationErrors, match=f"with {len(size)} axes"):
         images.read(tmp_path / "a.nii.gz")
 
 
 @pytest.mark.parametrize("affine", [np.eye(4), SHEARED], ids=["straight", "sheared"])
 def test_complex_numbers_are_refused(tmp_path, affine):
     nibabel.save(nibabel.Nifti1Image(np.ones((4, 4, 4), np.complex64), affine), tmp_path / "a.nii.gz")
-    with pytest.raises(Problems, match="complex"):
+    with pytest.raises(ValidationErrors, match="complex"):
         images.read(tmp_path / "a.nii.gz")
 
 
@@ -294,14 +294,14 @@ def test_a_truncated_picture_is_refused(tmp_path, rng, ending):
     whole = path.read_bytes()
     for share in (0.0, 0.01, 0.1, 0.5, 0.9):
         path.write_bytes(whole[: int(len(whole) * share)])
-        with pytest.raises(Problems, match="copy it again"):
+        with pytest.raises(ValidationErrors, match="copy it again"):
             images.read(path)
 
 
 def test_several_pages_of_a_png_are_refused(tmp_path):
     page = Pillow.new("L", (5, 4))
     page.save(tmp_path / "a.png", save_all=True, append_images=[Pillow.new("L", (5, 4), n) for n in (1, 2)])
-    with pytest.raises(Problems, match="has one page, but this file has 3"):
+    with pytest.raises(ValidationErrors, match="has one page, but this file has 3"):
         images.header(tmp_path / "a.png")
 
 
@@ -311,7 +311,7 @@ def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path):
 
     size = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IEND", b""))
-    with pytest.raises(Problems, match="cannot be read"):
+    with pytest.raises(ValidationErrors, match="cannot be read"):
         images.read(tmp_path / "a.png")
 
 
@@ -388,7 +388,7 @@ def test_a_spacing_that_is_none_is_refused(tmp_path, labels, value):
     images.write(tmp_path / "a.tif", labels, STACK)
     (tmp_path / "a.json").write_text(f'{{"spacing": {value}}}')
     for verb in (images.header, images.read):
-        with pytest.raises(Problems, match="expected mm from voxel to voxel") as caught:
+        with pytest.raises(ValidationErrors, match="expected mm from voxel to voxel") as caught:
             verb(tmp_path / "a.tif")
         assert caught.value.about == str(tmp_path / "a.json")
 
@@ -399,7 +399,7 @@ def test_pages_that_differ_are_refused(tmp_path, odd):
     page = Pillow.new("L", (5, 4))
     path = save_pages(tmp_path / "a.tif", page, page, odd)
     for verb in (images.header, images.read):
-        with pytest.raises(Problems, match="page 0 is 4 x 5, page 2 is"):
+        with pytest.raises(ValidationErrors, match="page 0 is 4 x 5, page 2 is"):
             verb(path)
 
 
@@ -421,7 +421,7 @@ def test_pages_in_colours_are_a_volume_of_three_channels(tmp_path, rng):
 def test_pages_that_are_more_than_slices_are_refused(tmp_path, pages, description):
     page = Pillow.new("L", (5, 4))
     path = save_pages(tmp_path / "a.tif", *[page] * pages, description=description)
-    with pytest.raises(Problems, match=f"found {pages} pages, while its description says"):
+    with pytest.raises(ValidationErrors, match=f"found {pages} pages, while its description says"):
         images.header(path)
 
 
@@ -440,7 +440,7 @@ def test_a_truncated_tiff_volume_is_refused(tmp_path, rng, compression):
     whole = path.read_bytes()
     for share in np.linspace(0, 0.99, 40):
         path.write_bytes(whole[: int(len(whole) * share)])
-        with pytest.raises(Problems, match="copy it again"):
+        with pytest.raises(ValidationErrors, match="copy it again"):
             images.read(path)
 
 
@@ -448,7 +448,7 @@ def test_the_header_of_a_tiff_volume_is_read_without_its_voxels(tmp_path, labels
     images.write(tmp_path / "a.tif", labels, STACK)
     monkeypatch.setattr(Pillow.Image, "load", None)
     assert images.header(tmp_path / "a.tif").shape == (1, 4, 6, 7)
-    with pytest.raises(Problems):  # or this test tests nothing
+    with pytest.raises(ValidationErrors):  # or this test tests nothing
         images.read(tmp_path / "a.tif")
 
 
@@ -483,22 +483,22 @@ def test_lossy_pictures_have_png_labels():
 
 
 def test_an_unknown_kind_and_a_missing_file_are_told_apart(tmp_path):
-    with pytest.raises(Problems, match="files of this kind are not read"):
+    with pytest.raises(ValidationErrors, match="files of this kind are not read"):
         images.read(tmp_path / "a.txt")
-    with pytest.raises(Problems, match="there is no such file"):
+    with pytest.raises(ValidationErrors, match="there is no such file"):
         images.read(tmp_path / "a.nii.gz")
 
 
 @pytest.mark.parametrize("value", [0.5, np.nan, np.inf])
 def test_labels_are_whole_numbers(tmp_path, value):
     images.write(tmp_path / "a.nii.gz", np.full((2, 3, 4), value, np.float32), geometry())
-    with pytest.raises(Problems, match="whole numbers only"):
+    with pytest.raises(ValidationErrors, match="whole numbers only"):
         images.read_labels(tmp_path / "a.nii.gz")
 
 
 def test_labels_have_one_channel(tmp_path):
     Pillow.new("RGB", (5, 4)).save(tmp_path / "a.png")
-    with pytest.raises(Problems, match="this file has 3"):
+    with pytest.raises(ValidationErrors, match="this file has 3"):
         images.read_labels(tmp_path / "a.png")
 
 

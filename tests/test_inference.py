@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from autofed.case import Case, open_dataset
-from autofed.fit import Schedule, fit
-from autofed.images import Geometry
-from autofed.inference import Member, Predictor, _structures, views
-from autofed.labels import Labels
-from autofed.network import build, weights_of
-from autofed.prepared import open_store, prepare, preprocess
+from autofed.data import Case, open_dataset
+from autofed.data.images import Geometry
+from autofed.data.labels import Labels
+from autofed.errors import ValidationErrors
+from autofed.inference.predictor import Member, Predictor, _structures, views
+from autofed.preprocessing import open_store, preprocess, preprocess_case
 from autofed.privacy.none import NoPrivacy
-from autofed.problems import Problems
+from autofed.training.fit import Schedule, fit
+from autofed.training.network import build, weights_of
 from tests.plans_made import small_plan
 from tests.synthetic import make_site
 from tests.test_fit import poly
@@ -151,8 +151,8 @@ def test_what_comes_back_lies_on_the_scans_own_grid():
     ],
 )
 def test_the_range_of_sizes_stands_on_the_scale_of_the_size(voxels, together, counts, expected):
-    ready = prepare(case((8, 8, 8)), PLAN.local.geometry, PLAN.local.intensity)
-    way = ready.way_back.model_copy(update={"grid": (4, 4, 4)})
+    ready = preprocess_case(case((8, 8, 8)), PLAN.local.geometry, PLAN.local.intensity)
+    way = ready.inverse.model_copy(update={"grid": (4, 4, 4)})
     found = np.zeros((8, 8, 8), np.uint8)
     found.flat[:voxels] = 1
     sizes = [np.array([64 - c, c]) for c in counts]
@@ -221,25 +221,25 @@ def test_uncertainty_is_higher_where_a_trained_like_answer_is_torn():
     ],
 )
 def test_scans_of_another_kind_are_refused(scan, says):
-    with pytest.raises(Problems, match=says):
+    with pytest.raises(ValidationErrors, match=says):
         Predictor(members(1)).predict(scan)
 
 
 def test_a_scan_with_nan_is_refused():
     scan = case()
     scan.image[0, 0, 0, 0] = np.nan
-    with pytest.raises(Problems, match="NaN"):
+    with pytest.raises(ValidationErrors, match="NaN"):
         Predictor(members(1)).predict(scan)
 
 
 def test_members_that_do_not_belong_together_are_refused():
     other = small_plan(labels=2)
-    with pytest.raises(Problems, match="differ in labels"):
+    with pytest.raises(ValidationErrors, match="differ in labels"):
         Predictor([*members(1), *members(1, other)])
     coarse = PLAN.change({"geometry.spacing_mm": [2, 2, 2]})
-    with pytest.raises(Problems, match="different grids"):
+    with pytest.raises(ValidationErrors, match="different grids"):
         Predictor([*members(1), *members(1, coarse)])
-    with pytest.raises(Problems, match="no weights"):
+    with pytest.raises(ValidationErrors, match="no weights"):
         Predictor([])
 
 
@@ -261,7 +261,7 @@ def test_regions_are_painted_in_their_order_and_measured_whole(monkeypatch, spac
     scan.image[..., 10:14, 10:14] = 5
     plan = small_plan(channels=("nonorm",), labels=NESTED, order=(1, 2))
     predictor = Predictor(members(1, plan), mirroring=False)
-    monkeypatch.setattr("autofed.inference.load_weights", lambda *_: None)
+    monkeypatch.setattr("autofed.inference.predictor.load_weights", lambda *_: None)
     predictor._network = lambda plan: Steps()
     found = predictor.predict(scan, probabilities=True)
     whole, core = found.structures["whole"], found.structures["core"]

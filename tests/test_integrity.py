@@ -18,12 +18,11 @@ import pytest
 from PIL import Image as Pillow
 from synthetic import TUMOUR, write_rgb
 
-from autofed import images
-from autofed.case import open_dataset, open_datasets
+from autofed.data import images, open_dataset, open_datasets
+from autofed.data.images import Geometry
+from autofed.errors import ValidationErrors
 from autofed.files import write_json
 from autofed.fingerprints import measure
-from autofed.images import Geometry
-from autofed.problems import Problems
 
 PAGE = Path(__file__).parent.parent / "docs" / "data-format.md"
 
@@ -256,7 +255,7 @@ def rows(table: list[tuple]) -> Callable:
 
 
 def problems_of(verb: Callable[..., object], *arguments: object) -> tuple[str, ...]:
-    with pytest.raises(Problems) as caught:
+    with pytest.raises(ValidationErrors) as caught:
         verb(*arguments)
     return caught.value.problems
 

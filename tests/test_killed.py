@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import autofed
-from autofed.exchange import load_groups
 from autofed.federation import metrics
-from autofed.runs import Run
+from autofed.federation.run_folder import Run
+from autofed.messages import load_groups
 from tests.synthetic import make_site
 
 ROUNDS = 6

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autofed.labels import Labels, annotated_problems, canonical, labels_problems, mask, said, value_problems
+from autofed.data.labels import (
+    Labels,
+    annotated_problems,
+    canonical,
+    describe_values,
+    labels_problems,
+    mask,
+    value_problems,
+)
 
 BRATS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
 KIDNEYS = {"background": 0, "kidney": [1, 2, 3], "mass": [2, 3], "tumour": 2}
@@ -63,7 +71,7 @@ def test_sites_that_write_the_same_in_other_words_agree():
     assert canonical({"b": 2, "ignore": 3, "a": [1], "background": 0}) == {"background": 0, "a": 1, "b": 2, "ignore": 3}
     assert list(canonical({"b": 2, "ignore": 3, "a": [1], "background": 0})) == ["background", "a", "b", "ignore"]
     turned = {"ignore": 4, "whole": [3, 1, 2], "core": [3, 2], "background": 0, "enhancing": [3]}
-    assert said(canonical(turned), (1, 2, 3)) == said(
+    assert describe_values(canonical(turned), (1, 2, 3)) == describe_values(
         canonical({"background": 0, "whole": (1, 2, 3), "core": (2, 3), "enhancing": 3, "ignore": 4}), (1, 2, 3)
     )
 

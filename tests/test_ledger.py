@@ -14,19 +14,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autofed.federation.premises import ledger_path
+from autofed.errors import ValidationErrors
+from autofed.federation.node import ledger_path
 from autofed.privacy import accounting, journal, ledger
-from autofed.privacy.events import Event
-from autofed.privacy.ledger import Charge, Opening, PrivacyLedger
-from autofed.problems import Problems
+from autofed.privacy.events import PrivacyEvent
+from autofed.privacy.ledger import LedgerEntry, LedgerOpening, PrivacyLedger
 
 DELTA = 1e-5
-STEP = Event(mechanism="dp-sgd", steps=20, noise_multiplier=1.9, sampling_rate=0.2)
-UNPROTECTED = Event(mechanism="none", steps=20)
+STEP = PrivacyEvent(mechanism="dp-sgd", steps=20, noise_multiplier=1.9, sampling_rate=0.2)
+UNPROTECTED = PrivacyEvent(mechanism="none", steps=20)
 
 
 def charge(round=1, run="r", events=(STEP,), **more):
-    return Charge(run=run, round=round, question="train", agreement="a", events=tuple(events), **more)
+    return LedgerEntry(run=run, round=round, question="train", agreement="a", events=tuple(events), **more)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_a_plan_opens_a_ledger_that_it_fits_and_nothing_more(path):
     for round in range(10):
         opened.charge(charge(round))
     assert 0 < opened.opening.ceiling_epsilon - opened.counted() < 1e-5
-    with pytest.raises(Problems, match=r"does not allow round 10 of run r: 8\.774 is counted"):
+    with pytest.raises(ValidationErrors, match=r"does not allow round 10 of run r: 8\.774 is counted"):
         opened.charge(charge(10, events=[STEP.model_copy(update={"steps": 1})]))
 
 
@@ -63,7 +63,7 @@ def test_a_ceiling_opened_by_hand_has_the_roomiest_order(path):
 
 
 def test_half_a_ceiling_is_refused_and_leaves_no_file(path):
-    with pytest.raises(Problems, match="its epsilon, its delta and its order"):
+    with pytest.raises(ValidationErrors, match="its epsilon, its delta and its order"):
         PrivacyLedger(path, "alpha", 3.0)
     assert not path.exists()
 
@@ -73,7 +73,7 @@ def test_the_place_is_the_one_where_trainings_look():
 
 
 def test_existing_takes_the_site_from_the_ledger(path):
-    with pytest.raises(Problems, match=r"there is no ledger; .* --open"):
+    with pytest.raises(ValidationErrors, match=r"there is no ledger; .* --open"):
         PrivacyLedger.existing(path)
     assert not path.exists()
     PrivacyLedger(path, "alpha")
@@ -107,7 +107,7 @@ def test_what_is_paid_for_is_not_paid_for_again(path):
 def test_the_same_question_with_other_content_is_refused(path, other):
     opened = PrivacyLedger(path, "alpha")
     opened.charge(charge())
-    with pytest.raises(Problems, match="train of round 1 of run r was charged with other content"):
+    with pytest.raises(ValidationErrors, match="train of round 1 of run r was charged with other content"):
         opened.charge(other)
     assert len(opened.charges()) == 1
 
@@ -143,7 +143,7 @@ def test_seeded_noise_protects_nobody(tmp_path):
     assert free.epsilon() == math.inf
     real = PrivacyLedger.for_plan(tmp_path / "real", "alpha", [STEP] * 3, DELTA)
     assert real.can_afford([STEP]) and not real.can_afford([STEP], seeded=True)
-    with pytest.raises(Problems, match="no noise that nobody knows"):
+    with pytest.raises(ValidationErrors, match="no noise that nobody knows"):
         real.charge(charge(seeded=True))
     played = PrivacyLedger.for_plan(tmp_path / "played", "alpha", [STEP] * 3, DELTA, simulation=True)
     played.charge(charge(seeded=True))
@@ -164,14 +164,14 @@ def test_the_filter_never_lets_the_sum_pass(tmp_path_factory, releases):
     opened = PrivacyLedger(path, "alpha", 3.0, DELTA, order=7)
     taken = []
     for round, (steps, noise, rate) in enumerate(releases):
-        event = Event(mechanism="dp-sgd", steps=steps, noise_multiplier=noise, sampling_rate=rate)
+        event = PrivacyEvent(mechanism="dp-sgd", steps=steps, noise_multiplier=noise, sampling_rate=rate)
         fits = accounting.renyi_epsilon([*taken, event], DELTA, 7) <= 3.0
         assert opened.can_afford([event]) == fits
         if fits:
             opened.charge(charge(round, events=[event]))
             taken.append(event)
         else:
-            with pytest.raises(Problems):
+            with pytest.raises(ValidationErrors):
                 opened.charge(charge(round, events=[event]))
     assert opened.counted() <= 3.0
     assert accounting.epsilon(taken, DELTA) <= 3.0
@@ -188,9 +188,9 @@ def test_a_broken_line_in_the_middle_is_refused_however_often_it_is_read(path, b
     with open(path, "ab") as handle:
         handle.write(broken + b"\n" + charge(2).model_dump_json().encode() + b"\n")
     for _ in range(2):
-        with pytest.raises(Problems, match=r"line 3.*until the line is restored"):
+        with pytest.raises(ValidationErrors, match=r"line 3.*until the line is restored"):
             opened.charge(charge(3))
-    with pytest.raises(Problems, match="line 3"):
+    with pytest.raises(ValidationErrors, match="line 3"):
         PrivacyLedger(path, "alpha")
 
 
@@ -215,7 +215,7 @@ def test_a_ledger_that_became_shorter_is_refused(path):
     opened = PrivacyLedger(path, "alpha")
     opened.charge(charge())
     os.truncate(path, path.stat().st_size - 10)
-    with pytest.raises(Problems, match="became shorter"):
+    with pytest.raises(ValidationErrors, match="became shorter"):
         opened.charge(charge(2))
 
 
@@ -265,7 +265,7 @@ def _try_to_charge(path, start, round, passed):
     try:
         opened.charge(charge(round))
         passed.put(round)
-    except Problems:
+    except ValidationErrors:
         passed.put(None)
 
 
@@ -312,7 +312,7 @@ def test_killed_at_any_moment_nothing_is_under_counted(path, kills):
         reported = {int(line) for line in said}
         assert reported <= kept and len(kept) <= len(reported) + kill + 1
         assert opened.counted() >= accounting.renyi_epsilon(
-            [Event(mechanism="dp-sgd", steps=len(reported), noise_multiplier=2.0, sampling_rate=0.1)], DELTA, 4
+            [PrivacyEvent(mechanism="dp-sgd", steps=len(reported), noise_multiplier=2.0, sampling_rate=0.1)], DELTA, 4
         )
 
 
@@ -325,5 +325,5 @@ def test_many_charges_are_read_as_one_sum(path):
 
 
 def test_an_opening_says_when_and_with_what():
-    opening = Opening(site="alpha")
+    opening = LedgerOpening(site="alpha")
     assert opening.version and opening.time.endswith("+00:00")

@@ -7,23 +7,23 @@ import pytest
 from scipy.stats import norm
 from typer.testing import CliRunner
 
+from autofed.api import ledgers
 from autofed.cli import app
+from autofed.errors import ValidationErrors
 from autofed.privacy import accounting
-from autofed.privacy.events import Event
-from autofed.privacy.ledger import NAME, Charge, PrivacyLedger
-from autofed.problems import Problems
-from autofed.verbs import ledgers
+from autofed.privacy.events import PrivacyEvent
+from autofed.privacy.ledger import NAME, LedgerEntry, PrivacyLedger
 
 DELTA = 1e-5
 RUN, OTHER = "a" * 32, "b" * 32
-STEP = Event(mechanism="dp-sgd", steps=20, noise_multiplier=1.9, sampling_rate=0.2)
-SCORES = Event(mechanism="scores", steps=1, noise_multiplier=30.0)
-WHOLE = Event(mechanism="feddp", steps=1, noise_multiplier=2.5, unit="site")
-UNPROTECTED = Event(mechanism="none", steps=5)
+STEP = PrivacyEvent(mechanism="dp-sgd", steps=20, noise_multiplier=1.9, sampling_rate=0.2)
+SCORES = PrivacyEvent(mechanism="scores", steps=1, noise_multiplier=30.0)
+WHOLE = PrivacyEvent(mechanism="feddp", steps=1, noise_multiplier=2.5, unit="site")
+UNPROTECTED = PrivacyEvent(mechanism="none", steps=5)
 
 
 def charge(round=1, run=RUN, events=(STEP,), **more):
-    return Charge(run=run, round=round, question="train", agreement="a", events=tuple(events), **more)
+    return LedgerEntry(run=run, round=round, question="train", agreement="a", events=tuple(events), **more)
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def opened(work, *charges, planned=10, simulation=False):
 
 
 def call(*arguments):
-    """What was printed, words apart by one space; `Problems` if the input was bad."""
+    """What was printed, words apart by one space; `ValidationErrors` if the input was bad."""
     result = CliRunner().invoke(app, ["ledger", *map(str, arguments)], env={"COLUMNS": "80"})
-    if isinstance(result.exception, Problems):
+    if isinstance(result.exception, ValidationErrors):
         raise result.exception
     assert result.exit_code == 0, result.output
     return " ".join(result.stdout.split())
@@ -79,7 +79,7 @@ def test_the_promise_is_a_sentence_with_its_epsilon_and_delta(work):
 def test_json_holds_the_same_facts(work):
     ledger = opened(work, charge(1), charge(2))
     found = json.loads(CliRunner().invoke(app, ["ledger", str(work / "alpha"), "--json"]).stdout)
-    assert ledgers.Statement.parse(found, "the ledger") == ledgers.state(ledger)
+    assert ledgers.Statement.parse(found, "the ledger") == ledgers.ledger_statement(ledger)
     assert found["epsilon"] == ledger.epsilon() and found["delta"] == DELTA and found["unprotected_since"] is None
     assert found["ceiling"]["counted"] == ledger.counted() and found["ceiling"]["left"] == pytest.approx(0.8, abs=1e-6)
     assert [(m["mechanism"], m["steps"]) for m in found["runs"][0]["mechanisms"]] == [("dp-sgd", 40)]
@@ -91,7 +91,7 @@ def test_once_anything_left_unprotected_nothing_is_promised(work):
     assert "Nothing is promised to any patient of this hospital: something left unprotected, " in text
     assert f"for the first time in round 7 of run {OTHER}" in text and "can tell whether" not in text
     assert f"{OTHER} none patient 1 5 infinite" in text and "all runs infinite" in text
-    found = ledgers.state(PrivacyLedger.existing(work / "alpha" / NAME))
+    found = ledgers.ledger_statement(PrivacyLedger.existing(work / "alpha" / NAME))
     assert found.epsilon is found.success_rate is None and found.unprotected_since == OTHER
     assert found.runs[0].epsilon == accounting.epsilon([STEP], DELTA)
 
@@ -136,7 +136,7 @@ def test_a_ledger_is_opened_by_hand_once(work):
     assert text.startswith("alpha: ") and "The ceiling is epsilon 8 at delta 1e-06" in text and "100.0 %" in text
     opening = PrivacyLedger.existing(work / "alpha" / NAME).opening
     assert (opening.site, opening.ceiling_epsilon, opening.ceiling_delta) == ("alpha", 8, 1e-6)
-    with pytest.raises(Problems, match="nothing changes its ceiling"):
+    with pytest.raises(ValidationErrors, match="nothing changes its ceiling"):
         call(work / "alpha", "--open", "--epsilon", 80, "--delta", "1e-6")
     assert PrivacyLedger.existing(work / "alpha" / NAME).opening == opening
 
@@ -153,14 +153,14 @@ def test_a_ledger_is_opened_by_hand_once(work):
     ],
 )
 def test_bad_input_is_told_what_to_write(work, arguments, said):
-    with pytest.raises(Problems, match=said):
+    with pytest.raises(ValidationErrors, match=said):
         call(work / arguments[0], *arguments[1:])
     assert not list(work.rglob("*.jsonl"))
 
 
 def test_a_folder_of_several_sites_is_answered_with_their_names(work):
     opened(work)
-    with pytest.raises(Problems, match="found the ledgers of alpha; name one of them: .*alpha"):
+    with pytest.raises(ValidationErrors, match="found the ledgers of alpha; name one of them: .*alpha"):
         call(work)
 
 

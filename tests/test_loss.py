@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from autofed.labels import Labels
-from autofed.loss import make_loss
+from autofed.data.labels import Labels
+from autofed.training.loss import make_loss
 from tests.plans_made import small_plan
 
 TRAINING = small_plan().local.training

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autofed.case import Case, Declaration
-from autofed.fingerprints import SiteCounts, _add, measure_case
-from autofed.images import Geometry
+from autofed.data import Case, Declaration
+from autofed.data.images import Geometry
+from autofed.fingerprints import SiteCounts, measure_case
+from autofed.fingerprints.exact import _add
 from autofed.planner import make
 
 LABELS = {"background": 0, "a": 1, "b": 2}

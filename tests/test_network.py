@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from autofed.devices import arithmetic, place
-from autofed.loss import make_loss
-from autofed.network import build, load_weights, weights_of
+from autofed.errors import ValidationErrors
 from autofed.plans import Network, Training, memory
-from autofed.problems import Problems
+from autofed.training.devices import autocast, place
+from autofed.training.loss import make_loss
+from autofed.training.network import build, load_weights, weights_of
 from tests.plans_made import small_plan
 
 PLANS = {
@@ -91,7 +91,7 @@ def test_weights_that_do_not_fit_are_named_all_at_once():
     del weights[missing]
     weights[wrong] = np.zeros((1, 2, 3), np.float32)
     weights["stranger"] = np.zeros(3, np.float32)
-    with pytest.raises(Problems) as error:
+    with pytest.raises(ValidationErrors) as error:
         load_weights(build(PLANS["volumes"]), weights)
     assert len(error.value.problems) == 3
     assert all(name in str(error.value) for name in (missing, wrong, "stranger"))
@@ -115,7 +115,7 @@ def stored_bytes(plan, patch, precision):
     if precision == "float32":
         known.add(image.untyped_storage().data_ptr())  # it counts among the patches
     with saved_tensors_hooks(note, lambda tensor: tensor):
-        with arithmetic(precision, "cpu"):
+        with autocast(precision, "cpu"):
             logits = module(image)
         kept = loss([part.float() for part in logits], torch.zeros(2, 1, *patch))
     del kept

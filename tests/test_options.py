@@ -6,8 +6,8 @@ from dataclasses import FrozenInstanceError, fields
 import pytest
 
 import autofed
-from autofed import verbs
-from autofed.verbs import options
+from autofed import api
+from autofed.api import options
 
 RECORDS = ("NoisedFingerprint", "Plan", "Train", "Predict", "Run")
 
@@ -42,7 +42,7 @@ def test_options_do_not_change():
         ),
         (lambda: autofed.train("p", "w", "r", resum=True), "did you mean resume"),
         (lambda: autofed.predict("r", "i", "o", colour="red"), "its keywords are spacing_mm, model, folds"),
-        (lambda: verbs.noised_fingerprint("site"), "missing a required (keyword-only )?argument: 'work'"),
+        (lambda: api.private_fingerprint("site"), "missing a required (keyword-only )?argument: 'work'"),
         (lambda: autofed.train("p"), "missing a required argument: 'work'"),
     ],
 )

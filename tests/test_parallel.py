@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from autofed.errors import ValidationErrors
 from autofed.parallel import each
-from autofed.problems import Problems
 
 
 def square(item: int) -> int:
@@ -22,7 +22,7 @@ def process_id(_item: int) -> int:
 
 def picky(item: int) -> int:
     if item % 2:
-        raise Problems(f"item {item}", [f"{item} is odd", f"{item} is not even"])
+        raise ValidationErrors(f"item {item}", [f"{item} is odd", f"{item} is not even"])
     return item
 
 
@@ -56,7 +56,7 @@ def test_work_is_done_here_or_elsewhere():
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_problems_of_all_items_are_gathered_in_order(processes):
-    with pytest.raises(Problems) as caught:
+    with pytest.raises(ValidationErrors) as caught:
         each(picky, range(6), stage="picking", processes=processes)
     assert caught.value.about == "picking"
     odd = [(i, w) for i in (1, 3, 5) for w in ("odd", "not even")]
@@ -64,7 +64,7 @@ def test_the_problems_of_all_items_are_gathered_in_order(processes):
 
 
 def test_a_killed_worker_is_explained():
-    with pytest.raises(Problems, match=r"killed from outside.*--processes 1"):
+    with pytest.raises(ValidationErrors, match=r"killed from outside.*--processes 1"):
         each(suicidal, range(4), stage="risking", processes=2)
 
 

@@ -8,18 +8,18 @@ from hypothesis import strategies as st
 
 from autofed import planner
 from autofed.algorithms.dcfed import DCFed
+from autofed.errors import ValidationErrors
 from autofed.planner import grids, hours, learning, topology
-from autofed.planner.candidates import builds
-from autofed.planner.coarser import choices
+from autofed.planner.coarser_grids import grid_candidates
 from autofed.planner.forecast import steps_of
 from autofed.planner.grids import Grid
 from autofed.planner.presets import PRESETS
-from autofed.planner.topology import Task
-from autofed.plans import Algorithm, Budget, Speed
-from autofed.problems import Problems
+from autofed.planner.private_search import candidate_configurations
+from autofed.planner.topology import NetworkTask
+from autofed.plans import AlgorithmSettings, Budget, Speed
 from tests.plans_made import SPEED, fingerprint, small_plan
 
-PLAIN = Task(1, 2, PRESETS["plain"])
+PLAIN = NetworkTask(1, 2, PRESETS["plain"])
 
 
 def plan(shape, spacing=(1.0, 1.0, 1.0), cases=20, channels=("MRI",), labels=2, sites=("all",), **budget):
@@ -80,7 +80,7 @@ def test_slices_of_volumes_as_nnunet_plans_them_with_residual_blocks():
     assert made.local.training.batch_size == 108
     assert made.local.network.kind == "resenc" and made.local.network.blocks[:5] == (1, 3, 4, 6, 6)
     assert made.local.training.batch_dice
-    with pytest.raises(Problems, match="3d_fullres"):
+    with pytest.raises(ValidationErrors, match="3d_fullres"):
         plan((138, 167, 133), cases=1000, labels=1, configuration="3d_lowres", preset="resenc-m")
 
 
@@ -173,7 +173,7 @@ def test_slices_lie_along_the_coarsest_axis_also_in_2d():
 
 
 def test_pictures_have_no_other_configuration():
-    with pytest.raises(Problems, match="pictures"):
+    with pytest.raises(ValidationErrors, match="pictures"):
         plan((1, 64, 64), (999.0, 1.0, 1.0), configuration="3d_fullres")
 
 
@@ -203,7 +203,7 @@ def test_a_low_resolution_that_halves_nothing_is_dropped():
 def test_a_patch_that_sees_enough_needs_no_low_resolution():
     made = plan((36, 50, 35))
     assert not made.local.training.batch_dice
-    with pytest.raises(Problems, match="a quarter"):
+    with pytest.raises(ValidationErrors, match="a quarter"):
         plan((36, 50, 35), configuration="3d_lowres")
 
 
@@ -224,10 +224,10 @@ def test_kernel_stays_flat_while_slices_are_coarse():
     st.sampled_from(sorted(PRESETS)),
 )
 def test_every_patch_fits_its_network_and_memory(spacing, shape, memory, preset):
-    task = Task(1, 3, PRESETS[preset])
+    task = NetworkTask(1, 3, PRESETS[preset])
     try:
         found = topology.patch_for_memory(grid(spacing, shape), task, memory)
-    except Problems as error:
+    except ValidationErrors as error:
         first = topology.topology(spacing, topology.first_patch(spacing, shape))
         assert "too small for a network" in str(error) and len(first.strides) == 1
         return
@@ -248,18 +248,18 @@ def test_a_short_axis_does_not_keep_the_others_from_shrinking(spacing, shape, me
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_more_memory_and_larger_presets_see_no_less(preset):
-    task, at = Task(1, 3, PRESETS[preset]), grid((1.0, 1.0, 1.0), (300, 300, 300))
+    task, at = NetworkTask(1, 3, PRESETS[preset]), grid((1.0, 1.0, 1.0), (300, 300, 300))
     patches = [math.prod(topology.patch_for_memory(at, task, gb).patch) for gb in (6, 12, 24, 48)]
     assert patches == sorted(patches) and patches[0] < patches[-1]
 
 
 def test_images_too_small_for_any_network_are_refused():
-    with pytest.raises(Problems, match="too small"):
+    with pytest.raises(ValidationErrors, match="too small"):
         plan((8, 8, 8), (1.0, 2.0, 2.0))
 
 
 def test_memory_too_small_for_any_patch_is_refused_with_what_would_do():
-    with pytest.raises(Problems, match="GB are too little.*--memory"):
+    with pytest.raises(ValidationErrors, match="GB are too little.*--memory"):
         plan((64, 64, 64), memory_gb=1e-4)
 
 
@@ -285,7 +285,7 @@ def test_residual_presets_put_no_cap_of_five_percent():
 def test_a_patch_a_third_too_large_does_not_pass():
     made = plan((300, 300, 300), labels=1)
     larger = [max(made.local.training.patch_size) + 32, *made.local.training.patch_size[1:]]
-    with pytest.raises(Problems, match="patch_size"):
+    with pytest.raises(ValidationErrors, match="patch_size"):
         planner.check_memory(made.change({"patch_size": larger}))
 
 
@@ -296,7 +296,7 @@ def test_a_patch_a_third_too_large_does_not_pass():
 def test_what_a_hand_set_must_fit_the_memory(change, field):
     made = plan((36, 50, 35), cases=260)
     planner.check_memory(made)
-    with pytest.raises(Problems, match=field):
+    with pytest.raises(ValidationErrors, match=field):
         planner.check_memory(made.change(change))
 
 
@@ -344,7 +344,7 @@ def test_hours_count_what_is_learned_of_public_images_and_the_student(sites, her
 
 @pytest.mark.parametrize("begin", ["soon", 5, -1])
 def test_a_share_that_the_algorithm_will_refuse_does_not_spoil_the_hours(begin):
-    known, wrong = (Algorithm(name="dcfed", settings=settings) for settings in ({}, {"begin": begin}))
+    known, wrong = (AlgorithmSettings(name="dcfed", settings=settings) for settings in ({}, {"begin": begin}))
     assert learning.passes(wrong, ("a", "b"), Budget()) == learning.passes(known, ("a", "b"), Budget()) == {
         "a": pytest.approx(1.9), "b": pytest.approx(1.9),
     }  # fmt: skip
@@ -353,7 +353,9 @@ def test_a_share_that_the_algorithm_will_refuse_does_not_spoil_the_hours(begin):
 def test_hours_of_a_private_training_count_the_model_that_each_site_keeps():
     data, budget = fingerprint((1, 256, 256), cases=2000), Budget(hours=0.5, speed=SPEED)
     average, labels = (planner.make(data, budget, name) for name in ("local", "dcfed"))
-    (alone, *_), (taught, *_) = (list(builds(made, choices(made))) for made in (average, labels))
+    (alone, *_), (taught, *_) = (
+        list(candidate_configurations(made, grid_candidates(made))) for made in (average, labels)
+    )
     expected = 2 * (2 - DCFed().begin) + 1 / len(average.agreement.patients)
     assert taught.seconds / alone.seconds == pytest.approx(expected)
 
@@ -415,7 +417,7 @@ def test_hours_too_few_for_a_single_step_say_so():
 
 
 def test_hours_without_a_speed_are_refused():
-    with pytest.raises(Problems, match="no speed"):
+    with pytest.raises(ValidationErrors, match="no speed"):
         plan((40, 56, 40), hours=1)
 
 
@@ -479,7 +481,11 @@ def test_a_region_is_an_output_each_and_ignore_is_none():
 
 def test_memory_is_counted_for_every_entry_of_labels_as_nnunet_does():
     shape = topology.topology((1.0, 1.0, 1.0), (64, 64, 64))
-    of = [Task(1, 4, PRESETS["plain"]), Task(1, 3, PRESETS["plain"], 1), Task(1, 3, PRESETS["plain"])]
+    of = [
+        NetworkTask(1, 4, PRESETS["plain"]),
+        NetworkTask(1, 3, PRESETS["plain"], 1),
+        NetworkTask(1, 3, PRESETS["plain"]),
+    ]
     whole, counted, less = (task.memory_proxy(shape) for task in of)
     assert whole == counted == less + 64**3
 
@@ -488,7 +494,7 @@ def test_a_region_that_no_case_has_is_refused_and_an_ignore_that_nobody_used_is_
     data = fingerprint(labels={**NESTED, "ignore": 4}, order=(1, 2, 3))
     nowhere = data.classes["core"].model_copy(update={"cases": 0})
     planner.make(data.model_copy(update={"classes": {**data.classes, "ignore": nowhere}}))
-    with pytest.raises(Problems, match="no case of any site has the structure core"):
+    with pytest.raises(ValidationErrors, match="no case of any site has the structure core"):
         planner.make(data.model_copy(update={"classes": {**data.classes, "core": nowhere}}))
 
 
@@ -552,9 +558,9 @@ def test_what_cannot_be_planned_is_refused_all_at_once():
     data = data.model_copy(
         update={"sites": {**data.sites, "alpha": empty}, "classes": {**data.classes, "structure_1": absent}}
     )
-    with pytest.raises(Problems) as error:
+    with pytest.raises(ValidationErrors) as error:
         planner.make(data, Budget(delta=1e-5))
-    with pytest.raises(Problems, match="names no site"):
+    with pytest.raises(ValidationErrors, match="names no site"):
         planner.make(data.model_copy(update={"sites": {}}))
     assert len(error.value.problems) == 3
     assert "alpha" in str(error.value) and "structure_1" in str(error.value) and "epsilon" in str(error.value)
@@ -577,6 +583,6 @@ def test_two_voxels_deep_means_float32():
     stages = len(made.local.network.features)
     thin = {"local.training.patch_size": [2**stages, 16, 16], "precision": "bfloat16"}
     assert made.local.network.is_thin((2**stages, 16, 16))
-    with pytest.raises(Problems, match=r"becomes two voxels deep.*write local\.training\.precision float32"):
+    with pytest.raises(ValidationErrors, match=r"becomes two voxels deep.*write local\.training\.precision float32"):
         made.change(thin)
     assert made.change(thin | {"precision": "float32"}).local.training.precision == "float32"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from autofed import plans
+from autofed.errors import ValidationErrors
 from autofed.plans import Budget, spaced_snapshots
-from autofed.problems import Problems
 from tests.plans_made import small_plan
 
 
@@ -23,7 +23,7 @@ def test_unknown_key_is_refused_by_name(tmp_path):
     value = small_plan().model_dump(mode="json")
     value["local"]["training"]["learnig_rate"] = 1
     (tmp_path / "plan.json").write_text(json.dumps(value))
-    with pytest.raises(Problems, match="local.training.learnig_rate"):
+    with pytest.raises(ValidationErrors, match="local.training.learnig_rate"):
         plans.load(tmp_path / "plan.json")
 
 
@@ -33,7 +33,7 @@ def test_unknown_key_is_refused_by_name(tmp_path):
 )
 def test_other_files_are_no_plans(tmp_path, content, says):
     (tmp_path / "plan.json").write_text(content)
-    with pytest.raises(Problems, match=says):
+    with pytest.raises(ValidationErrors, match=says):
         plans.load(tmp_path / "plan.json")
 
 
@@ -46,7 +46,7 @@ def test_set_finds_a_field_by_its_ending_and_notes_it():
 
 
 def test_set_names_every_wrong_field_at_once():
-    with pytest.raises(Problems) as error:
+    with pytest.raises(ValidationErrors) as error:
         small_plan().change({"training.rouns": 20, "mirror_axes": [0]})
     assert "rouns" in str(error.value) and "rounds" in str(error.value)
     assert "local.training.mirror_axes or inference.mirror_axes" in str(error.value)
@@ -90,14 +90,14 @@ def test_set_names_every_wrong_field_at_once():
     ],
 )
 def test_values_that_cannot_be_are_refused(field, value, says):
-    with pytest.raises(Problems, match=says):
+    with pytest.raises(ValidationErrors, match=says):
         small_plan().change({field: value})
 
 
 def test_every_site_annotated_something_and_every_structure_was_annotated_somewhere():
     made = small_plan()
     assert made.change({"annotated": {"alpha": ["structure_1"]}}).agreement.annotated == {"alpha": ("structure_1",)}
-    with pytest.raises(Problems) as caught:
+    with pytest.raises(ValidationErrors) as caught:
         made.change({"annotated": {"alpha": [], "bravo": ["structure_1"], "charlie": ["kidney"]}})
     for said in (
         "annotated names 'charlie', which is not among the sites alpha, bravo",
@@ -109,7 +109,7 @@ def test_every_site_annotated_something_and_every_structure_was_annotated_somewh
 
 
 def test_the_slices_come_first_in_a_flat_plan():
-    with pytest.raises(Problems, match="begin with 0"):
+    with pytest.raises(ValidationErrors, match="begin with 0"):
         small_plan((1, 32, 32)).change({"geometry.transpose": [1, 0, 2]})
 
 
@@ -141,14 +141,14 @@ def test_mirrored_views_set_by_hand_stand():
      ("speed", "measured"), ("budget.epsilon", "privacy.epsilon"), ("budget.delta", "privacy.delta")],
 )  # fmt: skip
 def test_the_budget_is_a_record_that_no_hand_changes(field, says):
-    with pytest.raises(Problems, match=says):
+    with pytest.raises(ValidationErrors, match=says):
         small_plan().change({field: 1})
 
 
 @pytest.mark.parametrize("field", ["hours", "memory_gb"])
 @pytest.mark.parametrize("value", [math.inf, math.nan, 1e300])
 def test_a_budget_has_an_end(field, value):
-    with pytest.raises(Problems, match=field):
+    with pytest.raises(ValidationErrors, match=field):
         Budget.parse({field: value}, "the budget")
 
 
@@ -176,12 +176,12 @@ def test_snapshots_are_late_and_spaced(rounds, expected):
 
 def test_a_speed_at_which_steps_cost_nothing_is_refused():
     nothing = {f"seconds_per_{unit}": 0.0 for unit in ("step", "gigaelement", "teraflop", "megavoxel")}
-    with pytest.raises(Problems, match="costs nothing"):
+    with pytest.raises(ValidationErrors, match="costs nothing"):
         Budget.parse({"hours": 1, "speed": nothing}, "the budget")
 
 
 def test_a_ct_channel_needs_its_numbers():
-    with pytest.raises(Problems, match="percentile_00_5"):
+    with pytest.raises(ValidationErrors, match="percentile_00_5"):
         small_plan().change({"intensity.channels": [{"scheme": "ct", "mean": 1.0, "std": 1.0}]})
 
 
@@ -190,7 +190,7 @@ def test_a_ct_channel_needs_its_numbers():
 
 def schedule(*lengths):
     *before, rounds = lengths
-    return plans.Rounds.parse({"rounds": rounds, "snapshots": [rounds], "extended": before}, "rounds")
+    return plans.RoundSchedule.parse({"rounds": rounds, "snapshots": [rounds], "extended": before}, "rounds")
 
 
 def test_the_rate_falls_with_the_power_of_nine_tenths():
@@ -221,7 +221,7 @@ def test_what_was_before_an_extension_stays_as_it_was():
 
 @pytest.mark.parametrize("lengths", [(10, 10), (20, 10), (10, 30, 20)])
 def test_an_extension_makes_a_training_longer(lengths):
-    with pytest.raises(Problems, match="must make a training longer"):
+    with pytest.raises(ValidationErrors, match="must make a training longer"):
         schedule(*lengths)
 
 
@@ -238,21 +238,21 @@ def test_a_plan_is_extended_with_its_history_and_keeps_snapshots_that_are_there(
 
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_a_plan_is_not_made_shorter(rounds):
-    with pytest.raises(Problems, match=f"{rounds} rounds were asked for, 3 are planned"):
+    with pytest.raises(ValidationErrors, match=f"{rounds} rounds were asked for, 3 are planned"):
         small_plan().extend(rounds)
 
 
 def test_a_private_plan_is_not_extended_and_chooses_nothing_by_scores():
     private = small_plan(**{"privacy.mechanism": "dp-sgd"})
     assert private.agreement.training.validate_every == 0
-    with pytest.raises(Problems, match="noise of a private plan is made for its rounds"):
+    with pytest.raises(ValidationErrors, match="noise of a private plan is made for its rounds"):
         private.extend(9)
-    with pytest.raises(Problems, match="write training.validate_every 0"):
+    with pytest.raises(ValidationErrors, match="write training.validate_every 0"):
         private.change({"validate_every": 2})
 
 
 def test_rounds_that_are_validated():
-    made = plans.Rounds(rounds=7, snapshots=(7,), validate_every=3)
+    made = plans.RoundSchedule(rounds=7, snapshots=(7,), validate_every=3)
     assert [r for r in range(1, 8) if made.validates(r)] == [3, 6, 7]
     assert not any(made.model_copy(update={"validate_every": 0}).validates(r) for r in range(1, 8))
 

@@ -20,19 +20,20 @@ import pytest
 import torch
 from torch import nn
 
-from autofed.exchange import Release, Request, from_bytes, to_bytes
+from autofed.auditing import one_run
+from autofed.errors import ValidationErrors
 from autofed.federation.site import QUESTIONS, Site
 from autofed.fingerprints import FIXED_POINT, ChannelSums, merge
-from autofed.network import build, weights_of
+from autofed.messages import Request, Response, from_bytes, to_bytes
 from autofed.planner.intensities import statistics
-from autofed.privacy import accounting, audit
-from autofed.privacy.adaptive import BELOW, Adaptive
-from autofed.privacy.chance import Chance
+from autofed.privacy import accounting
+from autofed.privacy.adaptive_clipping import BELOW, Adaptive
 from autofed.privacy.dpsgd import DPSGD
-from autofed.privacy.gaussian import FedDP
-from autofed.privacy.ledger import Charge, PrivacyLedger
+from autofed.privacy.ledger import LedgerEntry, PrivacyLedger
+from autofed.privacy.noisy_updates import FedDP
 from autofed.privacy.none import NoPrivacy
-from autofed.problems import Problems
+from autofed.privacy.randomness import Randomness
+from autofed.training.network import build, weights_of
 from tests import privacy_checks as checks
 from tests import small_federation
 from tests.plans_made import fingerprint
@@ -75,11 +76,11 @@ class RawPercentile(Adaptive):
 class Laplace(DPSGD):
     """Laplace noise of the same standard deviation: it would need a bound in L1."""
 
-    def keyed(self, secret):
+    def with_key(self, secret):
         return replace(self, chance=_LaplaceChance(secret))
 
 
-class _LaplaceChance(Chance):
+class _LaplaceChance(Randomness):
     def normal(self, shape):
         return self.noise.laplace(0, 1 / math.sqrt(2), shape).astype(np.float32)
 
@@ -107,7 +108,7 @@ class RoundsAsSteps(DPSGD):
 def gives_away_more(kind) -> bool:
     """Whether the audit refutes what the mechanism itself says of its cost: 200 canaries, a claim of 1.5 at most."""
     mechanism, generator = kind(200, 0.5, 1, 1.0, 4.0), np.random.default_rng(0)
-    trial = audit.attack(mechanism, rounds=1, steps=100, canaries=200, generator=generator)
+    trial = one_run.attack(mechanism, rounds=1, steps=100, canaries=200, generator=generator)
     return trial.bound(1e-5, alpha=1e-3).epsilon > accounting.epsilon(trial.events, 1e-5)
 
 
@@ -125,9 +126,9 @@ def keeps_its_ceiling(kind) -> Callable[[Path], bool]:
     def check(folder: Path) -> bool:
         ledger = kind(folder / f"{kind.__name__}.jsonl", "alpha", 3.0, 1e-5)
         events = DPSGD(*DP_SGD[:4], 6.0).cost(5)
-        with contextlib.suppress(Problems):
+        with contextlib.suppress(ValidationErrors):
             for round in range(1, 30):
-                ledger.charge(Charge(run="r", round=round, question="train", agreement="a", events=events))
+                ledger.charge(LedgerEntry(run="r", round=round, question="train", agreement="a", events=events))
         spent = [event for charge in ledger.charges() for event in charge.events]
         return 0 < accounting.epsilon(spent, 1e-5) <= 3.0
 
@@ -175,11 +176,11 @@ class OverItsNorm(DPSGD):
 class GlobalNoise(DPSGD):
     """Noise from the generator that the training's seed has set."""
 
-    def keyed(self, secret):
+    def with_key(self, secret):
         return replace(self, chance=_GlobalChance(secret))
 
 
-class _GlobalChance(Chance):
+class _GlobalChance(Randomness):
     def normal(self, shape):
         return np.random.standard_normal(shape).astype(np.float32)
 
@@ -363,7 +364,7 @@ def repeats_itself(kind):
 
         site._store = cut_off
         answer("train", 1)
-        assert isinstance(from_bytes(answer("train", 1)), Release)
+        assert isinstance(from_bytes(answer("train", 1)), Response)
         return len(made) == 2 and (made[0] == made[1] or len(ledger.charges()) == 2)
 
     return check

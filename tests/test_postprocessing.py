@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from autofed.labels import Labels
-from autofed.postprocessing import NOTHING, RULES, Postprocessing, by_rule, decide, largest
+from autofed.data.labels import Labels
+from autofed.inference.postprocessing import NOTHING, RULES, Postprocessing, by_rule, decide, largest
 
 VALUES = {"background": 0, "organ": 1, "tumour": 2}
 
@@ -76,5 +76,5 @@ def test_a_region_is_only_made_smaller_with_all_others():
 
 def test_several_runs_do_what_all_of_them_do():
     one = Postprocessing(foreground=True, structures=("organ", "tumour"))
-    assert one.and_(Postprocessing(structures=("tumour",))) == Postprocessing(structures=("tumour",))
+    assert one.merged_with(Postprocessing(structures=("tumour",))) == Postprocessing(structures=("tumour",))
     assert bool(one) and not NOTHING

@@ -6,13 +6,13 @@ import shutil
 import numpy as np
 import pytest
 
-from autofed import images, predictions
-from autofed.case import Files, find_images
-from autofed.inference import Member, Prediction, Predictor, Structure
-from autofed.network import build, weights_of
-from autofed.postprocessing import NOTHING
-from autofed.predictions import Predictions
-from autofed.problems import Problems
+from autofed.api import prediction_folder
+from autofed.api.prediction_folder import PredictionFolder
+from autofed.data import Files, find_images, images
+from autofed.errors import ValidationErrors
+from autofed.inference.postprocessing import NOTHING
+from autofed.inference.predictor import Member, Prediction, Predictor, Structure
+from autofed.training.network import build, weights_of
 from tests.plans_made import small_plan
 from tests.synthetic import make_site, write_rgb
 
@@ -54,14 +54,14 @@ def scans(tmp_path):
 
 def fill(folder, scans, ensemble=ONE, **wanted):
     cases = find_images(scans, 1)
-    out = Predictions(folder, **wanted)
+    out = PredictionFolder(folder, **wanted)
     out.refuse_clashes(cases)
     return out.fill(cases, ensemble, [])
 
 
 def said_of(folder, cases):
-    with pytest.raises(Problems) as caught:
-        Predictions(folder).refuse_clashes(cases)
+    with pytest.raises(ValidationErrors) as caught:
+        PredictionFolder(folder).refuse_clashes(cases)
     return caught.value.problems
 
 
@@ -99,9 +99,9 @@ def test_the_folder_of_the_images_is_refused(scans, numbered):
     for path in scans.iterdir():
         path.rename(path if numbered else path.with_name(path.name.replace("_0000.", ".")))
     before = content(scans)
-    with pytest.raises(Problems, match="folder of the images"):
+    with pytest.raises(ValidationErrors, match="folder of the images"):
         fill(scans, scans)
-    with pytest.raises(Problems, match="folder of the images"):
+    with pytest.raises(ValidationErrors, match="folder of the images"):
         fill(scans / ".." / scans.name, scans / min(before))
     assert content(scans) == before
 
@@ -113,7 +113,7 @@ def test_a_scan_that_lies_elsewhere_is_not_written_over(scans, tmp_path):
     shutil.move(scans / "scan_000_0000.nii.gz", scan)
     (scans / "scan_000.nii.gz").symlink_to(scan)
     before = scan.read_bytes()
-    with pytest.raises(Problems, match="scan_000.nii.gz is one of the images"):
+    with pytest.raises(ValidationErrors, match="scan_000.nii.gz is one of the images"):
         fill(tmp_path / "out", scans)
     assert scan.read_bytes() == before
 
@@ -156,7 +156,7 @@ def test_a_json_never_stands_beside_the_maps_of_another_ensemble(scans, tmp_path
             raise KeyboardInterrupt
         images.write(path, array, geometry)
 
-    monkeypatch.setattr(predictions, "write", write)
+    monkeypatch.setattr(prediction_folder, "write", write)
     with pytest.raises(KeyboardInterrupt):
         fill(out, scans, OTHER)
     assert not (out / "scan_000.json").exists()
@@ -217,19 +217,19 @@ def test_a_scan_that_changed_is_predicted_again(scans, tmp_path):
 def test_what_is_cut_off_or_mixed_is_refused(scans, tmp_path):
     out = tmp_path / "out"
     fill(out, scans)
-    Predictions(out).refuse_unfinished()
+    PredictionFolder(out).refuse_unfinished()
     about = (out / "prediction.json").read_text()
     (out / "scan_000.json").unlink()
-    with pytest.raises(Problems, match="scan_000: its prediction is not finished"):
-        Predictions(out).refuse_unfinished()
+    with pytest.raises(ValidationErrors, match="scan_000: its prediction is not finished"):
+        PredictionFolder(out).refuse_unfinished()
     fill(out, scans, OTHER)
-    Predictions(out).refuse_unfinished()
+    PredictionFolder(out).refuse_unfinished()
     (out / "prediction.json").write_text(about)
-    with pytest.raises(Problems) as caught:
-        Predictions(out).refuse_unfinished()
+    with pytest.raises(ValidationErrors) as caught:
+        PredictionFolder(out).refuse_unfinished()
     assert len(caught.value.problems) == 2 and "another ensemble" in caught.value.problems[0]
     (out / "prediction.json").unlink()
-    Predictions(out).refuse_unfinished()  # not filled by predict, as far as anybody can tell
+    PredictionFolder(out).refuse_unfinished()  # not filled by predict, as far as anybody can tell
 
 
 def test_a_case_that_cannot_be_predicted_is_named_and_the_others_are(scans, tmp_path):
@@ -237,7 +237,7 @@ def test_a_case_that_cannot_be_predicted_is_named_and_the_others_are(scans, tmp_
     path.write_bytes(path.read_bytes()[:-300])
     steps = []
     cases = find_images(scans, 1)
-    with pytest.raises(Problems, match="scan_000: scan_000_0000.nii.gz: "):
-        Predictions(tmp_path / "out").fill(cases, ONE, [], progress=lambda *step: steps.append(step))
+    with pytest.raises(ValidationErrors, match="scan_000: scan_000_0000.nii.gz: "):
+        PredictionFolder(tmp_path / "out").fill(cases, ONE, [], progress=lambda *step: steps.append(step))
     assert (tmp_path / "out" / "scan_001.json").is_file() and not list((tmp_path / "out").glob("scan_000*"))
     assert [done for _, done, _ in steps] == [0, 1, 2]

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from autofed import privacy
+from autofed.errors import ValidationErrors
 from autofed.federation.aggregation_rules import Mean
-from autofed.privacy.events import Event
-from autofed.privacy.ledger import Charge, PrivacyLedger
+from autofed.privacy.events import PrivacyEvent
+from autofed.privacy.ledger import LedgerEntry, PrivacyLedger
 from autofed.privacy.none import NoPrivacy
-from autofed.problems import Problems
 from tests.plans_made import small_plan
 
 
 def charge(round=1, run="r"):
-    return Charge(run=run, round=round, question="train", agreement="a", events=(Event(mechanism="none", steps=3),))
+    return LedgerEntry(
+        run=run, round=round, question="train", agreement="a", events=(PrivacyEvent(mechanism="none", steps=3),)
+    )
 
 
 def test_drawing_is_repeatable_and_fills_the_batch():
@@ -59,8 +61,8 @@ def test_everything_leaves_as_it_is_and_that_is_said():
 
 
 def test_unknown_mechanism_is_answered_with_those_that_exist():
-    with pytest.raises(Problems, match="no mechanism 'magic'; the mechanisms are: none"):
-        privacy.find(small_plan(**{"privacy.mechanism": "magic"}))
+    with pytest.raises(ValidationErrors, match="no mechanism 'magic'; the mechanisms are: none"):
+        privacy.find_mechanism(small_plan(**{"privacy.mechanism": "magic"}))
 
 
 def test_ledger_remembers_over_runs(tmp_path):
@@ -78,14 +80,14 @@ def test_the_ceiling_is_that_of_the_opening(tmp_path):
     raised = PrivacyLedger(tmp_path / "ledger.jsonl", "alpha", ceiling_epsilon=1e9)
     assert raised.opening.ceiling_epsilon == 8.0
     assert not ledger.can_afford(charge().events)
-    with pytest.raises(Problems, match=r"ceiling of epsilon 8\.0"):
+    with pytest.raises(ValidationErrors, match=r"ceiling of epsilon 8\.0"):
         ledger.charge(charge())
     assert ledger.charges() == []
 
 
 def test_another_sites_ledger_is_refused(tmp_path):
     PrivacyLedger(tmp_path / "ledger.jsonl", "alpha")
-    with pytest.raises(Problems, match="ledger of alpha, not of bravo"):
+    with pytest.raises(ValidationErrors, match="ledger of alpha, not of bravo"):
         PrivacyLedger(tmp_path / "ledger.jsonl", "bravo")
 
 

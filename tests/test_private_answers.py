@@ -7,13 +7,13 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 
-from autofed.algorithms import Setup, make
-from autofed.exchange import Failure, Release, Request, from_bytes, to_bytes
+from autofed.algorithms import RunSetup, make
+from autofed.errors import ValidationErrors
 from autofed.federation.site import Site
-from autofed.network import build, weights_of
-from autofed.privacy import accounting, promise
+from autofed.messages import Failure, Request, Response, from_bytes, to_bytes
+from autofed.privacy import accounting, guarantee
 from autofed.privacy.ledger import PrivacyLedger
-from autofed.problems import Problems
+from autofed.training.network import build, weights_of
 from tests import small_federation
 from tests.small_federation import private, site_of
 
@@ -41,7 +41,7 @@ def site_in(folder, ground, **options):
 
 def question(ground, **changes):
     plan = ground[0]
-    state = make(plan.agreement.algorithm).start(Setup(plan, weights_of(build(plan.local.network, seed=1))))
+    state = make(plan.agreement.algorithm).start(RunSetup(plan, weights_of(build(plan.local.network, seed=1))))
     return to_bytes(Request("r", 1, "train", {**state.shared, **changes}))
 
 
@@ -74,7 +74,7 @@ def test_an_answer_that_was_cut_off_is_charged_once_and_keeps_its_noise(ground, 
         site_in(tmp_path, ground).answer(question(ground))
     assert charges(tmp_path) == (0 if point == "before the charge" else 1)
     again = site_in(tmp_path, ground).answer(question(ground))
-    assert isinstance(from_bytes(again), Release) and charges(tmp_path) == 1
+    assert isinstance(from_bytes(again), Response) and charges(tmp_path) == 1
     if POINTS[point][0] == "_store":  # what would have been sent is what is sent
         assert seen[0][1] == again
     assert site_in(tmp_path, ground).answer(question(ground)) == again
@@ -101,13 +101,13 @@ def test_a_secret_serves_one_request_alone(ground, tmp_path, monkeypatch):
     others = {n: a + 1 for n, a in from_bytes(question(ground)).shared["weights"].items()}
     found = from_bytes(site_in(tmp_path, ground).answer(question(ground, weights=others)))
     assert isinstance(found, Failure) and found.code == "spent"
-    assert isinstance(from_bytes(site_in(tmp_path, ground).answer(question(ground))), Release)
+    assert isinstance(from_bytes(site_in(tmp_path, ground).answer(question(ground))), Response)
     assert charges(tmp_path) == 1
 
 
 def test_a_plan_that_promises_too_much_opens_no_door(ground, tmp_path):
     liar = ground[0].change({"privacy.epsilon": 0.1}), ground[1]
-    with pytest.raises(Problems, match=r"the plan promises 0\.1"):
+    with pytest.raises(ValidationErrors, match=r"the plan promises 0\.1"):
         site_in(tmp_path, liar)
     assert not (tmp_path / "ledger.jsonl").exists()
 
@@ -190,7 +190,7 @@ def test_killed_for_real_at_any_moment(ground, tmp_path):
         os.kill(worker.pid, signal.SIGKILL)
         worker.join()
         again = site_in(folder, ground).answer(data)
-        assert isinstance(from_bytes(again), Release) and charges(folder) == 1
+        assert isinstance(from_bytes(again), Response) and charges(folder) == 1
         assert sent in (None, again)
 
 
@@ -198,7 +198,7 @@ def test_a_made_up_history_cannot_lower_the_noise_beyond_the_promise(ground, tmp
     """Noise is a schedule, whatever a request says of the rounds before."""
     more = {"noise_ratio": 0.7, "training.rounds": 40, "clip_rate": 2.0}
     made = ground[0].change(small_federation.PRIVATE["adp"] | more)
-    made = made.change(promise.settled(made, 3.0, 1e-5, noise_is_given=False))
+    made = made.change(guarantee.settled(made, 3.0, 1e-5, noise_is_given=False))
     PrivacyLedger(tmp_path / "ledger.jsonl", "alpha", 100.0, 1e-5)  # that of the hospital would allow much more
     site, weights = site_in(tmp_path, (made, ground[1])), from_bytes(question(ground)).shared["weights"]
     codes = set()
@@ -209,5 +209,5 @@ def test_a_made_up_history_cannot_lower_the_noise_beyond_the_promise(ground, tmp
         codes.add(getattr(from_bytes(site.answer(to_bytes(asked))), "code", ""))
     assert codes == {""}
     spent = [event for charge in site.ledgers[0].charges() for event in charge.events]
-    assert accounting.merged(spent) == accounting.merged(promise.planned(made, 1))
+    assert accounting.merged(spent) == accounting.merged(guarantee.planned(made, 1))
     assert accounting.epsilon(spent, 1e-5) <= 3.0

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from autofed import planner, plans, verbs
-from autofed.planner.candidates import LEAST_EXPECTED, WIDTHS, Question, builds
-from autofed.planner.coarser import FEWEST_ACROSS, choices
+from autofed import api, planner, plans
+from autofed.errors import ValidationErrors
+from autofed.planner.coarser_grids import FEWEST_ACROSS, grid_candidates
 from autofed.planner.forecast import SOUND, STRAINED, averaged, grade, step_ratio
-from autofed.planner.private import protect
-from autofed.planner.remedies import larger
+from autofed.planner.private import make_private
+from autofed.planner.private_search import LEAST_EXPECTED, WIDTHS, SearchProblem, candidate_configurations
+from autofed.planner.suggestions import larger
 from autofed.plans import Budget, Plan
-from autofed.privacy import accounting, promise
-from autofed.problems import Problems
+from autofed.privacy import accounting, guarantee
 from tests.plans_made import SPEED, fingerprint
 
 SITES = ("alpha", "bravo")
@@ -52,12 +52,12 @@ def test_the_plan_fixes_network_and_privacy_and_says_why(made):
 
 
 def test_the_noise_is_the_least_that_keeps_the_promise(made):
-    assert promise.problems(made) == []
+    assert guarantee.problems(made) == []
     private = made.agreement.privacy.model_copy(
         update={"noise_multiplier": made.agreement.privacy.noise_multiplier * 0.999}
     )
     louder = made.model_copy(update={"agreement": made.agreement.model_copy(update={"privacy": private})})
-    assert "spend epsilon 8.0" in promise.problems(louder)[0]
+    assert "spend epsilon 8.0" in guarantee.problems(louder)[0]
 
 
 def test_the_same_plan_is_made_again(made, tmp_path):
@@ -94,7 +94,7 @@ def test_the_ratio_of_a_step_is_that_of_released_noise():
 
     from autofed.privacy.dpsgd import DPSGD
 
-    mechanism = DPSGD(50, 0.2, 1, 3.0, 1.5).keyed(bytes(32))
+    mechanism = DPSGD(50, 0.2, 1, 3.0, 1.5).with_key(bytes(32))
     step = mechanism.step([], [torch.zeros(100_000)])
     assert float(step[0].norm()) / 3.0 == pytest.approx(step_ratio(1.5, 100_000, 10.0), rel=0.02)
 
@@ -117,7 +117,7 @@ def test_grades_are_in_order():
 
 
 def test_few_patients_are_refused_with_the_nearest_plan_that_can_be():
-    with pytest.raises(Problems) as error:
+    with pytest.raises(ValidationErrors) as error:
         planner.make(pictures(8), budget())
     (said,) = error.value.problems
     assert "from 4, 4 patients at epsilon 8 (delta 1e-05)" in said and "times as many patients" in said
@@ -131,7 +131,7 @@ def test_few_patients_are_refused_with_the_nearest_plan_that_can_be():
 def test_what_is_proposed_does_help():
     question = _question(pictures(40))
     assert question.search()[0].whole > STRAINED
-    with pytest.raises(Problems) as error:
+    with pytest.raises(ValidationErrors) as error:
         planner.make(pictures(40), budget())
     times = float(str(error.value).split("with about ")[1].split(" times")[0])
     better = planner.make(pictures(round(40 * times)), budget(), even_if_hopeless=True)
@@ -141,9 +141,9 @@ def test_what_is_proposed_does_help():
 
 def test_a_wide_network_set_by_hand_is_told_of_the_smaller_one(made):
     stages = len(made.local.network.features)
-    wide = verbs.change(made, None, {"network.features": [256, 512, 512, 512][:stages]})
+    wide = api.change(made, None, {"network.features": [256, 512, 512, 512][:stages]})
     assert planner.forecast(wide).grade != "sound"
-    (said,) = planner.remedies(wide)
+    (said,) = planner.suggestions(wide)
     assert (
         said.startswith("good learning as autofed plans it by itself")
         and f"{made.local.network.parameters} parameters" in said
@@ -151,22 +151,22 @@ def test_a_wide_network_set_by_hand_is_told_of_the_smaller_one(made):
 
 
 def test_a_sound_plan_needs_no_remedy_and_a_strained_one_names_some(made):
-    assert planner.forecast(made).grade == "sound" and planner.remedies(made) == ()
+    assert planner.forecast(made).grade == "sound" and planner.suggestions(made) == ()
     strained = planner.make(pictures(100), budget())
     assert planner.forecast(strained).grade == "strained"
-    assert any("patients" in said for said in planner.remedies(strained))
+    assert any("patients" in said for said in planner.suggestions(strained))
 
 
 def test_what_a_person_set_badly_is_told_what_the_planner_would_do(made):
-    worse = verbs.change(made, None, {"privacy.sampling_rate": 0.004, "training.rounds": 5, "steps_per_round": 2})
+    worse = api.change(made, None, {"privacy.sampling_rate": 0.004, "training.rounds": 5, "steps_per_round": 2})
     assert planner.forecast(worse).grade == "hopeless"
-    assert "as autofed plans it by itself" in planner.remedies(worse)[0]
+    assert "as autofed plans it by itself" in planner.suggestions(worse)[0]
     assert next(r.value for r in worse.reasons if r.field == "agreement.privacy") == "hopeless"
 
 
 def test_a_delta_that_gives_a_patient_away_is_refused(made):
     assert made.agreement.privacy.delta == accounting.default_delta(500)
-    with pytest.raises(Problems, match="a delta of 0.01 allows one of 100 patients"):
+    with pytest.raises(ValidationErrors, match="a delta of 0.01 allows one of 100 patients"):
         planner.make(pictures(), budget(delta=0.01))
 
 
@@ -174,29 +174,31 @@ def test_sites_with_too_few_to_draw_from_are_named_with_all_else_that_is_wrong()
     data = pictures()
     lone = data.sites["alpha"].model_copy(update={"patients": 1, "labelled": 1, "cases": 1})
     data = data.model_copy(update={"sites": {**data.sites, "alpha": lone}})
-    with pytest.raises(Problems) as error:
+    with pytest.raises(ValidationErrors) as error:
         planner.make(data, budget(delta=0.5))
     assert len(error.value.problems) == 2 and "the site alpha has 1 patient" in str(error.value)
 
 
 def test_no_hours_for_a_single_step_is_said():
-    with pytest.raises(Problems, match="not one private step at every site fits 1e-06 h"):
+    with pytest.raises(ValidationErrors, match="not one private step at every site fits 1e-06 h"):
         planner.make(pictures(), budget(hours=1e-6))
 
 
 def test_a_coarser_grid_is_taken_only_where_structures_are_large_enough():
     open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
-    large, small = (list(choices(open_plan, pictures(pixels=pixels))) for pixels in (6000, 20))
+    large, small = (list(grid_candidates(open_plan, pictures(pixels=pixels))) for pixels in (6000, 20))
     assert [choice.factor for choice in large][-1] == 4 and [choice.factor for choice in small] == [1]
     assert all(a.lost < b.lost for a, b in itertools.pairwise(large))
     width = math.sqrt(4 * 6000 / math.pi)
     assert large[-1].lost == pytest.approx(3 / width) and width / 4 > FEWEST_ACROSS
-    assert [choice.factor for choice in choices(open_plan)] == [1], "nothing says how large structures are"
+    assert [choice.factor for choice in grid_candidates(open_plan)] == [1], "nothing says how large structures are"
 
 
 def test_grid_patch_and_pooling_of_a_coarser_plan_fit_together(made):
     coarse = next(
-        c for c in choices(planner.make(pictures(), Budget(hours=0.5, speed=SPEED)), pictures()) if c.factor == 2
+        c
+        for c in grid_candidates(planner.make(pictures(), Budget(hours=0.5, speed=SPEED)), pictures())
+        if c.factor == 2
     )
     assert coarse.geometry.spacing_mm == (999.0, 2.0, 2.0) and coarse.geometry.median_shape == (1, 64, 64)
     assert coarse.shape.patch == (64, 64) and coarse.shape.divisor == (8, 8), "edges of 8 at the deepest stage"
@@ -208,7 +210,7 @@ def test_all_that_is_searched_fits_memory_and_draws_somebody():
     for candidate in question.search():
         assert candidate.rate * 15 >= LEAST_EXPECTED and candidate.steps >= 1
         assert candidate.build.width in WIDTHS
-    assert min(c.foretold for c in question.search()) == question.search()[0].foretold
+    assert min(c.predicted_loss for c in question.search()) == question.search()[0].predicted_loss
 
 
 def test_the_accountant_has_the_last_word(made):
@@ -229,8 +231,8 @@ def test_what_is_searched_costs_what_the_plan_will_be_charged(made):
     best = _question(pictures()).best()
     steps = made.local.training.steps_per_round
     assert best.schedule == (made.agreement.training.rounds, steps)
-    assert best.cost(best.noise, *best.schedule) == promise.to_charge(made, steps)
-    assert replace(best.mechanism, patients=500) == privacy.find(made, 500)
+    assert best.cost(best.noise, *best.schedule) == guarantee.to_charge(made, steps)
+    assert replace(best.mechanism, patients=500) == privacy.find_mechanism(made, 500)
 
 
 def test_noise_is_calibrated_once_on_the_way_to_a_plan(monkeypatch):
@@ -239,7 +241,7 @@ def test_noise_is_calibrated_once_on_the_way_to_a_plan(monkeypatch):
     monkeypatch.setattr(accounting, "calibrate", lambda *args: asked.append(args) or calibrate(*args))
     made = planner.make(pictures(), budget())
     assert len(asked) == 1
-    assert promise.settled(made, None, None, noise_is_given=False) == _question(pictures()).guarantee.fields(
+    assert guarantee.settled(made, None, None, noise_is_given=False) == _question(pictures()).guarantee.fields(
         made.agreement.privacy.noise_multiplier
     )
 
@@ -249,24 +251,24 @@ def test_the_best_of_the_few_is_the_best_by_the_accountant(cases, hours, epsilon
     """Each of them calibrated, which a search need not do."""
     data = pictures(cases)
     open_plan = planner.make(data, Budget(hours=hours, speed=SPEED))
-    question = Question.of(open_plan, epsilon, 1e-5, choices(open_plan, data))
+    question = SearchProblem.of(open_plan, epsilon, 1e-5, grid_candidates(open_plan, data))
     few = [question._calibrated(candidate) for candidate in question.search()[:3]]
-    assert question.best() == min(few, key=lambda candidate: candidate.foretold)
+    assert question.best() == min(few, key=lambda candidate: candidate.predicted_loss)
 
 
 def test_the_census_is_paid_from_the_promise():
     open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
     noised = open_plan.change({"privacy.census_noise": 2.4})
-    paid, free = protect(noised, 8.0), protect(open_plan, 8.0)
-    assert paid.agreement.privacy.census_noise == 2.4 and promise.problems(paid) == []
+    paid, free = make_private(noised, 8.0), make_private(open_plan, 8.0)
+    assert paid.agreement.privacy.census_noise == 2.4 and guarantee.problems(paid) == []
     assert planner.forecast(paid).whole > planner.forecast(free).whole
-    with pytest.raises(Problems, match="spent on the census"):
-        protect(open_plan.change({"privacy.census_noise": 0.1}), 8.0)
+    with pytest.raises(ValidationErrors, match="spent on the census"):
+        make_private(open_plan.change({"privacy.census_noise": 0.1}), 8.0)
 
 
 def test_trained_weights_keep_grid_and_network():
     open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
-    kept = protect(open_plan, 8.0, keep_network=True, even_if_hopeless=True)
+    kept = make_private(open_plan, 8.0, keep_network=True, even_if_hopeless=True)
     assert kept.local.network == open_plan.local.network and kept.local.geometry == open_plan.local.geometry
     followed = planner.follow(pictures(), open_plan, "RUN", budget(), even_if_hopeless=True)
     assert followed.agreement.privacy.promises and followed.local.network == open_plan.local.network
@@ -276,23 +278,23 @@ def test_trained_weights_keep_a_network_that_was_set_by_hand():
     open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
     by_hand = [8, 12, *open_plan.local.network.features[2:]]
     open_plan = open_plan.change({"network.features": by_hand, "deep_supervision": False})
-    kept = protect(open_plan, 8.0, keep_network=True, even_if_hopeless=True)
+    kept = make_private(open_plan, 8.0, keep_network=True, even_if_hopeless=True)
     assert kept.local.network == open_plan.local.network
 
 
 def test_weights_that_do_not_learn_get_no_noise_in_the_search_either():
     open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
     half = open_plan.change({"training.trained": "decoder"})
-    (build, *_), (whole, *_) = (list(builds(p, choices(p))) for p in (half, open_plan))
+    (build, *_), (whole, *_) = (list(candidate_configurations(p, grid_candidates(p))) for p in (half, open_plan))
     assert build.learning == build.network.trained_parameters("decoder") < whole.learning == whole.network.parameters
-    made = protect(half, 8.0)
+    made = make_private(half, 8.0)
     why = next(r.why for r in made.reasons if r.field == "local.network.features")
     assert f", {made.local.network.trained_parameters('decoder')} of which train and get noise" in why
 
 
 def test_sites_take_as_many_steps_as_each_other():
     open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED)).change({"steps_at": {"alpha": 2000}})
-    made = protect(open_plan, 8.0)
+    made = make_private(open_plan, 8.0)
     assert made.agreement.training.steps_at == {} and made.steps_at("alpha") == made.local.training.steps_per_round
 
 
@@ -304,12 +306,12 @@ def test_every_epsilon_that_is_ruled_out_was_looked_at(epsilon):
 
 def test_an_open_plan_becomes_private_and_hand_settings_have_the_last_word():
     open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
-    made = verbs.change(open_plan, None, {}, epsilon=8)
-    assert made.agreement.privacy.mechanism == "dp-sgd" and promise.problems(made) == []
-    fewer = verbs.change(made, None, {"privacy.sampling_rate": 0.5})
-    assert fewer.agreement.privacy.sampling_rate == 0.5 and promise.problems(fewer) == []
-    adaptive = verbs.change(made, None, {"privacy.mechanism": "adp"})
-    assert adaptive.agreement.privacy.mechanism == "adp" and promise.problems(adaptive) == []
+    made = api.change(open_plan, None, {}, epsilon=8)
+    assert made.agreement.privacy.mechanism == "dp-sgd" and guarantee.problems(made) == []
+    fewer = api.change(made, None, {"privacy.sampling_rate": 0.5})
+    assert fewer.agreement.privacy.sampling_rate == 0.5 and guarantee.problems(fewer) == []
+    adaptive = api.change(made, None, {"privacy.mechanism": "adp"})
+    assert adaptive.agreement.privacy.mechanism == "adp" and guarantee.problems(adaptive) == []
     told = planner.forecast(adaptive)
     z, share = adaptive.agreement.privacy.noise_multiplier, adaptive.agreement.privacy.quantile_share
     assert told.sites["alpha"].ratio == pytest.approx(
@@ -319,17 +321,17 @@ def test_an_open_plan_becomes_private_and_hand_settings_have_the_last_word():
 
 def test_a_plan_without_single_patients_gradients_foretells_nothing():
     open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
-    assert planner.forecast(open_plan) is None and planner.remedies(open_plan) == ()
-    whole = verbs.change(open_plan, None, {"privacy.mechanism": "feddp", "privacy.noise_multiplier": 1.0})
+    assert planner.forecast(open_plan) is None and planner.suggestions(open_plan) == ()
+    whole = api.change(open_plan, None, {"privacy.mechanism": "feddp", "privacy.noise_multiplier": 1.0})
     assert planner.forecast(whole) is None
 
 
-def _question(data) -> Question:
+def _question(data) -> SearchProblem:
     open_plan = planner.make(data, Budget(hours=0.5, speed=SPEED))
-    return Question.of(open_plan, 8.0, 1e-5, choices(open_plan, data))
+    return SearchProblem.of(open_plan, 8.0, 1e-5, grid_candidates(open_plan, data))
 
 
 def _event(found):
-    from autofed.privacy.events import Event
+    from autofed.privacy.events import PrivacyEvent
 
-    return Event(mechanism="", steps=found.taken, noise_multiplier=found.noise, sampling_rate=found.rate)
+    return PrivacyEvent(mechanism="", steps=found.taken, noise_multiplier=found.noise, sampling_rate=found.rate)

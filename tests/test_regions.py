@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import autofed
-from autofed import images
-from autofed.labels import Labels
-from autofed.prepared import open_store
-from autofed.problems import Problems
+from autofed.data import images
+from autofed.data.labels import Labels
+from autofed.errors import ValidationErrors
+from autofed.preprocessing import open_store
 from autofed.report import draw_predictions, page
 from tests.synthetic import REGIONS, make_site
 
@@ -102,10 +102,14 @@ def test_sites_that_paint_regions_otherwise_are_refused(tmp_path):
     one = make_site(tmp_path / "alpha", cases=1, **KINDS["volumes"])
     two = make_site(tmp_path / "bravo", cases=1, dimension=3, labels=REGIONS | {"whole": [1, 2, 3], "ignore": 4},
                     order=(3, 2))  # fmt: skip
-    with pytest.raises(Problems, match=r"disagree on labels \(alpha: .*ignore=3, painted 1, 2; bravo: .*painted 3, 2"):
+    with pytest.raises(
+        ValidationErrors, match=r"disagree on labels \(alpha: .*ignore=3, painted 1, 2; bravo: .*painted 3, 2"
+    ):
         autofed.plan([one, two], hours=0.01, device="cpu")
     made = autofed.plan([one], hours=0.01, device="cpu")
     moved = make_site(tmp_path / "moved" / "alpha", cases=1, dimension=3, labels=REGIONS | {"whole": [1, 2, 3],
                       "ignore": 4}, order=(3, 2))  # fmt: skip
-    with pytest.raises(Problems, match=r"declares labels .*painted 3, 2, the plan background=0, whole=\[1, 2\]"):
+    with pytest.raises(
+        ValidationErrors, match=r"declares labels .*painted 3, 2, the plan background=0, whole=\[1, 2\]"
+    ):
         autofed.preprocess(made, [moved], tmp_path / "work")

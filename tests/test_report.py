@@ -13,12 +13,12 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image as Pillow
 
-from autofed import images
-from autofed.images import Geometry
-from autofed.problems import Problems
+from autofed.data import images
+from autofed.data.images import Geometry
+from autofed.errors import ValidationErrors
+from autofed.inference.scores import CaseScores, Report, Scores, evaluate_folder, summarise
 from autofed.report import curves, draw_predictions, overlay, page, ranked
 from autofed.report.drawing import LINES
-from autofed.scores import CaseScores, Report, Scores, evaluate_folder, summarise
 
 LABELS = {"background": 0, "kidney": 1, "tumour": 2}
 UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
@@ -228,7 +228,7 @@ def test_names_are_text_and_neither_formulas_nor_hidden():
 
 def test_maps_of_another_shape_are_refused_together():
     image, label = phantom()
-    with pytest.raises(Problems) as caught:
+    with pytest.raises(ValidationErrors) as caught:
         overlay(image, label[1:], LABELS, VOLUME, reference=label[:, 1:], entropy=label.astype(np.float32), title="a")
     assert caught.value.about == "a"
     assert [p.split(" has")[0] for p in caught.value.problems] == ["the prediction", "the reference"]
@@ -382,7 +382,7 @@ def test_without_losses_there_is_no_curve(tmp_path):
 def test_damage_in_the_middle_of_metrics_is_refused(tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_text('{"round": 1\n{"round": 2, "sites": {}}\n')
-    with pytest.raises(Problems, match="line 1 is not JSON"):
+    with pytest.raises(ValidationErrors, match="line 1 is not JSON"):
         curves(path)
 
 

@@ -6,9 +6,9 @@ import pytest
 
 import autofed
 from autofed import plans
-from autofed.problems import Problems
-from autofed.runs import Run
-from autofed.verbs import outcomes
+from autofed.api import outcomes
+from autofed.errors import ValidationErrors
+from autofed.federation.run_folder import Run
 from tests.synthetic import make_site
 from tests.test_cli import call
 
@@ -46,7 +46,7 @@ def test_the_same_call_changes_nothing_and_needs_no_option_again(federation, fin
 
 
 def test_a_call_that_would_have_given_another_plan_is_refused(federation, finished):
-    with pytest.raises(Problems) as error:
+    with pytest.raises(ValidationErrors) as error:
         autofed.run([federation], federation / "RUN", hours=2, epsilon=8.0, work=federation / "other")
     said = error.value.problems
     assert len(said) == 3 and said[0].startswith(
@@ -54,20 +54,20 @@ def test_a_call_that_would_have_given_another_plan_is_refused(federation, finish
     )
     assert said[1].startswith("it was begun without epsilon, and is asked for 8.0 now")
     assert not (federation / "other").exists()
-    with pytest.raises(Problems, match="it was planned for alpha, bravo, and found alpha; name the same sites"):
+    with pytest.raises(ValidationErrors, match="it was planned for alpha, bravo, and found alpha; name the same sites"):
         autofed.run([federation / "sites" / "alpha"], federation / "RUN")
 
 
 def test_a_run_that_train_began_is_left_to_train(federation, finished, tmp_path):
     autofed.train(finished.plan(), federation / "work", tmp_path / "RUN", rounds=1, device="cpu", simulation=True)
-    with pytest.raises(Problems, match="not begun by `autofed run`; go on with `autofed train --resume`"):
+    with pytest.raises(ValidationErrors, match="not begun by `autofed run`; go on with `autofed train --resume`"):
         autofed.run([federation], tmp_path / "RUN")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("mine")
-    with pytest.raises(Problems, match="holds no run but other files"):
+    with pytest.raises(ValidationErrors, match="holds no run but other files"):
         autofed.run([federation], tmp_path / "notes", **ASKED)
     (tmp_path / "alpha.json").write_text("{}")
-    with pytest.raises(Problems, match="alpha.json is a file; name the folder"):
+    with pytest.raises(ValidationErrors, match="alpha.json is a file; name the folder"):
         autofed.run([tmp_path / "alpha.json"], tmp_path / "new", **ASKED)
     assert not (tmp_path / "new").exists()
 

@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from autofed import images
-from autofed.images import Geometry
-from autofed.problems import Problems
-from autofed.scores import CaseScores, Report, Scores, evaluate_folder, find_references, score_case, summarise
+from autofed.data import images
+from autofed.data.images import Geometry
+from autofed.errors import ValidationErrors
+from autofed.inference.scores import (
+    CaseScores,
+    Report,
+    Scores,
+    evaluate_folder,
+    find_references,
+    score_case,
+    summarise,
+)
 
 LABELS = {"background": 0, "kidney": 1, "tumour": 2}
 UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
@@ -119,7 +127,7 @@ def test_structures_that_miss_each_other_score_zero_with_a_distance():
 
 
 def test_wrong_shape_and_undeclared_values_are_refused_together():
-    with pytest.raises(Problems) as caught:
+    with pytest.raises(ValidationErrors) as caught:
         score_case(cube(value=7), cube(shape=(24, 24, 25), value=-1), LABELS, (1, 1, 1), case="a")
     text = "\n".join(caught.value.problems)
     assert caught.value.about == "a" and len(caught.value.problems) == 3
@@ -127,7 +135,7 @@ def test_wrong_shape_and_undeclared_values_are_refused_together():
 
 
 def test_a_value_between_declared_ones_is_undeclared_too():
-    with pytest.raises(Problems, match=r"\[2\]"):
+    with pytest.raises(ValidationErrors, match=r"\[2\]"):
         score_case(cube(value=2), cube(value=3), {"background": 0, "kidney": 1, "cyst": 3}, (1, 1, 1))
 
 
@@ -155,9 +163,11 @@ def test_a_region_is_all_its_values_and_ignored_voxels_count_in_neither_map():
 def test_only_a_reference_may_ignore():
     reference = np.full((1, 4, 4), 3, np.int32)
     assert score_case(np.ones((1, 4, 4), np.int32), reference, NESTED, (1, 1, 1)).mean == Scores()
-    with pytest.raises(Problems, match="the value 3, which only a reference may ignore"):
+    with pytest.raises(ValidationErrors, match="the value 3, which only a reference may ignore"):
         score_case(reference, reference, NESTED, (1, 1, 1))
-    with pytest.raises(Problems, match=r"the reference holds the values \[4\], but only background=0, whole=\[1, 2\]"):
+    with pytest.raises(
+        ValidationErrors, match=r"the reference holds the values \[4\], but only background=0, whole=\[1, 2\]"
+    ):
         score_case(np.zeros((1, 4, 4), np.int32), reference + 1, NESTED, (1, 1, 1))
 
 
@@ -267,7 +277,7 @@ def test_everything_wrong_with_two_folders_is_said_at_once(folders):
     ):
         images.write(predictions / f"{case}.nii.gz", array.astype(np.uint8), grid)
         images.write(labels / f"{case}.nii.gz", cube().astype(np.uint8), volume())
-    with pytest.raises(Problems) as caught:
+    with pytest.raises(ValidationErrors) as caught:
         evaluate_folder(predictions, labels, LABELS)
     said = {problem.split(":")[0]: problem for problem in caught.value.problems}
     assert len(caught.value.problems) == 5
@@ -278,24 +288,24 @@ def test_everything_wrong_with_two_folders_is_said_at_once(folders):
 def test_problems_of_voxels_alone_are_refused_too(folders):
     predictions, labels = folders
     images.write(predictions / "one.nii.gz", cube(value=9).astype(np.uint8), volume())
-    with pytest.raises(Problems, match=r"one: the prediction holds the values \[9\]"):
+    with pytest.raises(ValidationErrors, match=r"one: the prediction holds the values \[9\]"):
         evaluate_folder(predictions, labels, LABELS)
 
 
 def test_a_missing_prediction_does_not_silently_raise_the_mean(folders):
     predictions, labels = folders
     (predictions / "two.nii.gz").unlink()
-    with pytest.raises(Problems, match="two: there is a reference, but no prediction"):
+    with pytest.raises(ValidationErrors, match="two: there is a reference, but no prediction"):
         evaluate_folder(predictions, labels, LABELS)
 
 
 def test_folders_that_are_not_there_or_empty_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Problems) as caught:
+    with pytest.raises(ValidationErrors) as caught:
         evaluate_folder(tmp_path / "empty", tmp_path / "nowhere", LABELS)
     text = "\n".join(caught.value.problems)
     assert "nowhere: there is no such folder" in text and "empty holds no label maps" in text
-    with pytest.raises(Problems, match="empty holds no label maps"):
+    with pytest.raises(ValidationErrors, match="empty holds no label maps"):
         find_references(tmp_path / "empty")
 
 
@@ -324,7 +334,7 @@ def test_references_may_lie_with_their_sites(by_site):
 def test_a_case_of_two_sites_is_refused(by_site):
     _, home = by_site
     (home / "bravo" / "labelsTr" / "two.nii.gz").rename(home / "bravo" / "labelsTr" / "one.nii.gz")
-    with pytest.raises(Problems, match="one: both alpha and bravo"):
+    with pytest.raises(ValidationErrors, match="one: both alpha and bravo"):
         find_references(home)
 
 
@@ -333,7 +343,7 @@ def test_two_files_of_one_case_and_mixed_formats_are_refused(folders):
     images.write(predictions / "one.mha", cube().astype(np.uint8), volume())
     for folder in folders:
         images.write(folder / "flat.png", np.ones((1, 8, 8), np.uint8), PICTURE)
-    with pytest.raises(Problems) as caught:
+    with pytest.raises(ValidationErrors) as caught:
         evaluate_folder(predictions, labels, LABELS)
     text = "\n".join(caught.value.problems)
     assert "one.mha" in text and "one.nii.gz" in text and "pictures and volumes are mixed (flat" in text

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from autofed.batches import make_step
-from autofed.canaries import Canaries, make_picture
-from autofed.exchange import Request, from_bytes, to_bytes
-from autofed.fit import Learner
-from autofed.labels import Labels
-from autofed.network import build, load_weights, weights_of
+from autofed.auditing.canaries import Canaries, make_picture
+from autofed.data.labels import Labels
+from autofed.messages import Request, from_bytes, to_bytes
 from autofed.privacy import ADAPTATION
-from autofed.privacy.adaptive import Adaptive
+from autofed.privacy.adaptive_clipping import Adaptive
 from autofed.privacy.dpsgd import DPSGD
-from autofed.privacy.gaussian import FedDP
+from autofed.privacy.noisy_updates import FedDP
+from autofed.training.batches import make_step_batches
+from autofed.training.fit import Learner
+from autofed.training.network import build, load_weights, weights_of
 from tests import small_federation
 from tests.plans_made import small_plan
 from tests.privacy_checks import secret
@@ -38,9 +38,11 @@ MECHANISMS = {
 
 def answers(mechanism, gradients, like, number):
     """The sum of bounded gradients, and the count if there is one, each with the noise of this secret."""
-    keyed = mechanism.keyed(secret(number))
-    step = [part.double() * keyed.expected for part in keyed.step(iter(gradients), like)]
-    count = [torch.from_numpy(a).double() * keyed.expected for a in keyed.release({}).get(ADAPTATION, {}).values()]
+    with_key = mechanism.with_key(secret(number))
+    step = [part.double() * with_key.expected for part in with_key.step(iter(gradients), like)]
+    count = [
+        torch.from_numpy(a).double() * with_key.expected for a in with_key.release({}).get(ADAPTATION, {}).values()
+    ]
     return torch.cat([part.flatten() for part in step]), torch.cat(count) if count else torch.zeros(1)
 
 
@@ -108,7 +110,7 @@ def test_of_networks(name, shape, steps):
     like, shares = list(learner.module.parameters()), []
     for clip in (0.05, 1.0):
         mechanism = MECHANISMS[name](4, clip)
-        for step, draw in enumerate(islice(mechanism.keyed(secret(9)).sampler(list(store.patients), [0]), steps)):
+        for step, draw in enumerate(islice(mechanism.with_key(secret(9)).sampler(list(store.patients), [0]), steps)):
             if not draw:
                 continue
             who = step % len(draw)
@@ -142,7 +144,7 @@ def test_what_drops_out_for_a_patient_depends_on_no_other(name):
 
 
 def gradients_of(learner, store, draw, plan, step):
-    return [learner.gradient(group, []) for group in make_step(store, draw, plan.local.training, [7, step])]
+    return [learner.gradient(group, []) for group in make_step_batches(store, draw, plan.local.training, [7, step])]
 
 
 # --- the door of a site
@@ -208,7 +210,7 @@ def test_of_updates():
         one, other = ({n: np.float32(generator.normal(size=s) * 10 ** generator.uniform(-3, 3))
                        for n, s in shapes.items()} for _ in range(2))  # fmt: skip
         worlds = [one, other if number % 2 else {n: -a for n, a in one.items()}]
-        found = [mechanism.keyed(secret(number)).release({"update": world})["update"] for world in worlds]
+        found = [mechanism.with_key(secret(number)).release({"update": world})["update"] for world in worlds]
         apart = [np.ravel(found[0][n].astype(np.float64) - found[1][n]) for n in shapes]
         shares.append(float(np.linalg.norm(np.concatenate(apart))) / bound)
     assert bound == pytest.approx(2 * 0.7)
@@ -226,7 +228,7 @@ def test_noise_leaves_no_trace_in_the_last_digits():
     """
     mechanism, like = DPSGD(10, 0.5, 2, 1.0, 3.0), [torch.zeros(2000)]
     patient = [torch.ones(2000)]
-    worlds = [mechanism.keyed(secret(1)).step(gradients, like)[0].numpy() for gradients in ([], [patient])]
+    worlds = [mechanism.with_key(secret(1)).step(gradients, like)[0].numpy() for gradients in ([], [patient])]
     alone, beside = (possible_without(world, 3.0, 1 / mechanism.expected) for world in worlds)
     assert abs(alone - beside) < 0.02
 

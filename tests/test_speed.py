@@ -2,9 +2,9 @@
 
 import pytest
 
-from autofed import speed
 from autofed.plans import Speed
-from autofed.speed import measure_speed, solve
+from autofed.training import speed
+from autofed.training.speed import measure_speed, solve
 from tests.plans_made import small_plan
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from autofed import splits
-from autofed.problems import Problems
-from autofed.splits import Split, by_hash, given, in_five, split
+from autofed.data import splits
+from autofed.data.splits import Split, by_hash, given, in_five, split
+from autofed.errors import ValidationErrors
 
 NAMES = [f"c{i:02d}" for i in range(12)]
 PATIENTS = {"ann": ("a1", "a2"), "bob": ("b1",), "cat": ("c1",), "dan": ("d1",), "eve": ("e1",)}
@@ -84,7 +84,7 @@ def test_what_a_site_wrote_down_counts(tmp_path, private):
     ],
 )
 def test_a_split_that_cannot_be_is_refused_with_all_that_is_wrong(tmp_path, folds, says):
-    with pytest.raises(Problems) as refused:
+    with pytest.raises(ValidationErrors) as refused:
         given(write(tmp_path, folds), PATIENTS, 0)
     assert len(refused.value.problems) == len(says)
     assert all(part in problem for part, problem in zip(says, refused.value.problems, strict=True))

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 import autofed
-from autofed.exchange import load_groups, save_groups
-from autofed.federation import states
-from autofed.fit import Schedule, fit
-from autofed.network import build, weights_of
+from autofed.errors import ValidationErrors
+from autofed.federation import checkpoints
+from autofed.messages import load_groups, save_groups
 from autofed.plans import Training
 from autofed.privacy.dpsgd import DPSGD
-from autofed.privacy.gaussian import FedDP
-from autofed.problems import Problems
+from autofed.privacy.noisy_updates import FedDP
+from autofed.training.fit import Schedule, fit
+from autofed.training.network import build, weights_of
 from tests import small_federation as small
 from tests.plans_made import small_plan
 from tests.synthetic import make_site
@@ -84,7 +84,7 @@ def test_noise_is_on_what_learns_alone_and_as_long_as_that_is_many(ground):
     plan, stores = ground
     plain = {"training.momentum": 0.0, "weight_decay": 0.0, "gradient_clip": 1e6, "learning_rate": 1.0}
     local = plan.change(plain).local
-    mechanism = DPSGD(3, 1e-9, 1, 1.0, 1e-9).keyed(b"2" * 32)  # q n = 3e-9, so that a step is N(0, 1/9)
+    mechanism = DPSGD(3, 1e-9, 1, 1.0, 1e-9).with_key(b"2" * 32)  # q n = 3e-9, so that a step is N(0, 1/9)
     fitted = fit(begun(plan), stores["bravo"], local, mechanism, Schedule(1, lambda _: 1.0, (1,)))
     learn, still = parted(plan, fitted.update(begun(plan)))
     assert not any(a.any() for a in still.values())
@@ -95,7 +95,7 @@ def test_noise_is_on_what_learns_alone_and_as_long_as_that_is_many(ground):
 
 def test_the_noise_on_an_update_leaves_out_what_does_not_learn():
     update = {"down.w": np.full(300, 5.0, np.float32), "up.w": np.zeros(300, np.float32)}
-    (found,) = FedDP(1.0, 2.0, 1, DECODER.frozen).keyed(b"3" * 32).release({"update": update}).values()
+    (found,) = FedDP(1.0, 2.0, 1, DECODER.frozen).with_key(b"3" * 32).release({"update": update}).values()
     assert not found["down.w"].any() and found["up.w"].std() == pytest.approx(2, rel=0.2)
 
 
@@ -115,13 +115,13 @@ def work(tmp_path_factory):
 
 def test_a_way_down_that_was_given_stays_and_random_weights_are_refused(work, tmp_path):
     plan, prepared = work
-    with pytest.raises(Problems, match='with "decoder" the way down stays as .* give --init a RUN'):
+    with pytest.raises(ValidationErrors, match='with "decoder" the way down stays as .* give --init a RUN'):
         autofed.train(plan, prepared, tmp_path / "run", device="cpu", simulation=True)
     start = {name: array + np.float32(0.25) for name, array in begun(plan).items()}
     save_groups(tmp_path / "start.safetensors", {"weights": start})
     run = autofed.train(plan, prepared, tmp_path / "run", init=tmp_path / "start.safetensors", device="cpu",
                         simulation=True)  # fmt: skip
-    end = states.load(run.fold_folder(), 1).shared["weights"]
+    end = checkpoints.load(run.fold_folder(), 1).shared["weights"]
     assert {n for n in start if np.array_equal(start[n], end[n])} >= {n for n in start if n.startswith("down.")}
     assert any(not np.array_equal(start[n], end[n]) for n in start)
 
@@ -134,14 +134,14 @@ def test_a_way_down_that_was_given_stays_and_random_weights_are_refused(work, tm
 def test_what_can_be_started_from_is_said_where_it_is_none_of_it(work, tmp_path, name, said):
     (tmp_path / "note.txt").write_text("no weights")
     (tmp_path / "images").mkdir()
-    with pytest.raises(Problems, match=f"{said}.*expected a RUN, or a file of weights"):
+    with pytest.raises(ValidationErrors, match=f"{said}.*expected a RUN, or a file of weights"):
         autofed.train(*work, tmp_path / "run", init=tmp_path / name, device="cpu", simulation=True)
 
 
 def test_a_simulation_that_was_refused_leaves_a_folder_to_begin_in(work, tmp_path):
     plan, prepared = work
     for _ in range(2):  # the second is refused for the same reason, not for what the first left behind
-        with pytest.raises(Problems, match="no such file or folder"):
+        with pytest.raises(ValidationErrors, match="no such file or folder"):
             private = small.private(plan, "dp-sgd")
             autofed.train(private, prepared, tmp_path / "run", init="nowhere", device="cpu", simulation=True)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["ledgers"]

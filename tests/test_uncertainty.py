@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from autofed.uncertainty import Ensemble, entropy
+from autofed.inference.uncertainty import Ensemble, entropy
 
 
 def ensemble(*members):

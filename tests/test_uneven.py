@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 
 import autofed
-from autofed import images
-from autofed.case import open_dataset
+from autofed.data import images, open_dataset
+from autofed.errors import ValidationErrors
+from autofed.federation.run_folder import read_weights
 from autofed.files import read_json, write_json
-from autofed.inference import Predictor
-from autofed.prepared import open_store
-from autofed.problems import Problems
-from autofed.runs import read_weights
+from autofed.inference.predictor import Predictor
+from autofed.preprocessing import open_store
 from tests.synthetic import ORGAN_AND_TUMOUR, REGIONS, TUMOUR, make_site
 
 SHORT = {"training.batch_size": 2, "training.steps_per_round": 2, "training.rounds": 2, "training.snapshots": [2]}
@@ -80,13 +79,13 @@ def test_fingerprints_say_and_count_what_was_annotated(tmp_path):
     assert (merged.labelled("whole"), merged.labelled("core")) == (2, 4)
     wrong = alpha.model_dump(mode="json")
     wrong["sites"]["alpha"]["annotated"] = ["kidney"]
-    with pytest.raises(Problems, match="sites.alpha: `annotated` names 'kidney', which is no structure"):
+    with pytest.raises(ValidationErrors, match="sites.alpha: `annotated` names 'kidney', which is no structure"):
         autofed.fingerprints.Fingerprint.parse(wrong, "alpha.json")
 
 
 def test_a_structure_that_nobody_annotated_is_refused(tmp_path):
     sites = [make_site(tmp_path / name, cases=2, **FLAT, **ALPHA) for name in ("alpha", "bravo")]
-    with pytest.raises(Problems, match="no site annotated the structure tumour; remove it from `labels`"):
+    with pytest.raises(ValidationErrors, match="no site annotated the structure tumour; remove it from `labels`"):
         planned(sites)
 
 
@@ -94,13 +93,13 @@ def test_sites_with_other_labels_are_told_what_to_write(tmp_path):
     one = make_site(tmp_path / "alpha", cases=1, dimension=2, labels={"background": 0, "organ": 1})
     two = make_site(tmp_path / "bravo", cases=1, **FLAT)
     hint = '; if alpha never annotated tumour, write the same labels there too and "annotated": ["organ"]'
-    with pytest.raises(Problems) as caught:
+    with pytest.raises(ValidationErrors) as caught:
         planned([one, two])
     (found,) = caught.value.problems
     assert "disagree on labels" in found and found.endswith("make dataset.json the same at all sites" + hint)
     two = make_site(tmp_path / "charlie", cases=1, dimension=2, labels={"background": 0, "tumour": 1})
     other = '; if charlie never annotated organ, write the same labels there too and "annotated": ["tumour"]'
-    with pytest.raises(Problems, match=re.escape(hint + other) + "$"):
+    with pytest.raises(ValidationErrors, match=re.escape(hint + other) + "$"):
         planned([one, two])
 
 
@@ -109,10 +108,12 @@ def test_what_a_site_annotated_does_not_change_behind_a_plan(tmp_path):
     made = planned(sites)
     autofed.preprocess(made, sites, tmp_path / "work")
     other = made.model_copy(update={"agreement": made.agreement.model_copy(update={"annotated": {}})})
-    with pytest.raises(Problems, match="alpha annotated other structures than the plan says; plan and preprocess"):
+    with pytest.raises(
+        ValidationErrors, match="alpha annotated other structures than the plan says; plan and preprocess"
+    ):
         autofed.train(other, tmp_path / "work", tmp_path / "run", device="cpu")
     undeclared(sites[0])
-    with pytest.raises(Problems, match="alpha annotated every structure, the plan says organ; plan again"):
+    with pytest.raises(ValidationErrors, match="alpha annotated every structure, the plan says organ; plan again"):
         autofed.preprocess(made, sites, tmp_path / "work")
 
 
@@ -120,7 +121,9 @@ def test_pooling_sites_that_annotated_other_structures_is_refused(tmp_path):
     sites = [make_site(tmp_path / "alpha", cases=2, **FLAT, **ALPHA), make_site(tmp_path / "bravo", cases=2, **FLAT)]
     made = planned(sites)
     autofed.preprocess(made, sites, tmp_path / "work")
-    with pytest.raises(Problems, match=r"pooled trains on all sites' patches at once, but .* \(alpha only organ\)"):
+    with pytest.raises(
+        ValidationErrors, match=r"pooled trains on all sites' patches at once, but .* \(alpha only organ\)"
+    ):
         autofed.train(made, tmp_path / "work", tmp_path / "run", algorithm="pooled", device="cpu")
 
 
@@ -172,7 +175,9 @@ def test_references_of_a_site_score_what_it_annotated_alone(tmp_path, part):
 def test_references_that_were_annotated_for_nobody_knows_what_are_refused(tmp_path):
     site = make_site(tmp_path / "alpha", cases=1, **FLAT, **ALPHA)
     write_json(site / "dataset.json", {**read_json(site / "dataset.json"), "annotated": ["kidney"]})
-    with pytest.raises(Problems, match=r"alpha/dataset.json: `annotated` names 'kidney', which is no structure"):
+    with pytest.raises(
+        ValidationErrors, match=r"alpha/dataset.json: `annotated` names 'kidney', which is no structure"
+    ):
         autofed.evaluate(site / "labelsTr", site)
 
 

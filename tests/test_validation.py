@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from autofed import validation
-from autofed.case import open_dataset
-from autofed.labels import Labels
-from autofed.network import build, weights_of
-from autofed.postprocessing import RULES
-from autofed.prepared import open_store, preprocess
-from autofed.validation import case_dice, patch_dice
+from autofed.data import open_dataset
+from autofed.data.labels import Labels
+from autofed.inference import validation
+from autofed.inference.postprocessing import RULES
+from autofed.inference.validation import case_dice, patch_dice
+from autofed.preprocessing import open_store, preprocess
+from autofed.training.network import build, weights_of
 from tests.plans_made import small_plan
 from tests.synthetic import ORGAN_AND_TUMOUR, make_site
 

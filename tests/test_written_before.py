@@ -10,19 +10,20 @@ import torch
 from typer.testing import CliRunner
 
 import autofed
-from autofed import images, plans, report
-from autofed.census import Census
+from autofed import plans, report
+from autofed.api import ledgers, private_fingerprint
 from autofed.cli import app
-from autofed.exchange import from_bytes, load_groups, to_bytes
+from autofed.data import images
+from autofed.errors import ValidationErrors
+from autofed.federation.run_folder import Run
 from autofed.files import read_json
 from autofed.fingerprints import Fingerprint
-from autofed.postprocessing import Postprocessing
-from autofed.prepared import open_store
-from autofed.privacy.events import Event
-from autofed.privacy.ledger import Charge, PrivacyLedger
-from autofed.problems import Problems
-from autofed.runs import Run
-from autofed.verbs import ledgers, noised_fingerprint
+from autofed.fingerprints.private import PrivateFingerprint
+from autofed.inference.postprocessing import Postprocessing
+from autofed.messages import from_bytes, load_groups, to_bytes
+from autofed.preprocessing import open_store
+from autofed.privacy.events import PrivacyEvent
+from autofed.privacy.ledger import LedgerEntry, PrivacyLedger
 from tests import trained_weights
 
 BEFORE = Path(__file__).parent / "data" / "written_before"
@@ -79,10 +80,11 @@ def test_a_fingerprint_is_what_is_counted_today(before, tmp_path, site):
 def test_a_noised_fingerprint_is_handed_out_again_and_not_charged_again(before, tmp_path, site):
     folder, ledger = before / "private", before / "private" / "work" / site / "ledger.jsonl"
     charged = ledger.read_bytes()
-    noised_fingerprint(folder / "raw" / "sites" / site, tmp_path / "again.json", work=folder / "work", epsilon=8.0)
+    private_fingerprint(folder / "raw" / "sites" / site, tmp_path / "again.json", work=folder / "work", epsilon=8.0)
     assert (tmp_path / "again.json").read_bytes() == (folder / f"{site}.json").read_bytes()
     assert (
-        Census.load(folder / f"{site}.json").noise_multiplier == Census.load(tmp_path / "again.json").noise_multiplier
+        PrivateFingerprint.load(folder / f"{site}.json").noise_multiplier
+        == PrivateFingerprint.load(tmp_path / "again.json").noise_multiplier
     )
     assert ledger.read_bytes() == charged
 
@@ -176,16 +178,16 @@ def test_a_ledger_tells_the_same_epsilon_and_is_gone_on_with(before):
         assert ledger.epsilon() == pytest.approx(then["epsilon"], rel=1e-9)
         assert ledger.counted() == pytest.approx(then["counted"], rel=1e-9)
         assert len(ledger.charges()) == then["charges"] and ledger.opening.ceiling_epsilon == 8.0
-        assert ledgers.state(ledger).epsilon == ledger.epsilon()
+        assert ledgers.ledger_statement(ledger).epsilon == ledger.epsilon()
         for charge in ledger.charges():
             ledger.charge(charge)  # paid for already
         assert path.read_bytes() == lines
-        event = Event(mechanism="dp-sgd", steps=1, noise_multiplier=1000.0, sampling_rate=0.1)
-        ledger.charge(Charge(run="1e" * 16, round=1, question="train", agreement="a", events=(event,)))
+        event = PrivacyEvent(mechanism="dp-sgd", steps=1, noise_multiplier=1000.0, sampling_rate=0.1)
+        ledger.charge(LedgerEntry(run="1e" * 16, round=1, question="train", agreement="a", events=(event,)))
         assert path.read_bytes().startswith(lines) and len(ledger.charges()) == then["charges"] + 1
-        with pytest.raises(Problems, match="the ceiling of epsilon 8"):
+        with pytest.raises(ValidationErrors, match="the ceiling of epsilon 8"):
             loud = event.model_copy(update={"noise_multiplier": 0.1, "sampling_rate": 1.0})
-            ledger.charge(Charge(run="2e" * 16, round=1, question="train", agreement="a", events=(loud,)))
+            ledger.charge(LedgerEntry(run="2e" * 16, round=1, question="train", agreement="a", events=(loud,)))
 
 
 def test_an_answer_that_was_charged_and_cut_off_is_given_and_not_charged_again(before):

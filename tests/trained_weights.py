@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from autofed import algorithms
-from autofed.exchange import Message
 from autofed.files import write_json
+from autofed.messages import Message
 from tests import small_federation as small
 
 SEEDED = {"noise_seed": 1, "simulation": True}

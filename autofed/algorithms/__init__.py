@@ -1,7 +1,7 @@
 """How sites learn together: one file per algorithm, each a frozen dataclass whose fields are its hyper-parameters.
 
 An algorithm runs in three places: `start` and `merge` at the coordinator, `local` at each site. It knows a site only by
-`SiteView`, and it never combines what comes from patients itself: it calls the `average` it is handed (`base`).
+`ClientContext`, and it never combines what comes from patients itself: it calls the `average` it is handed (`base`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,32 @@ from dataclasses import fields, is_dataclass
 from inspect import isabstract
 from typing import Any
 
-from autofed.algorithms.base import AGREED, ANSWERS, NOTES, Act, Algorithm, Average, Setup, SiteView
-from autofed.plans import Algorithm as Choice
-from autofed.problems import Problems, refuse
+from autofed.algorithms.base import (
+    NOTES,
+    PREDICTIONS,
+    PSEUDO_LABELS,
+    Algorithm,
+    AverageGroup,
+    ClientContext,
+    LearningRateCycle,
+    RunSetup,
+)
+from autofed.errors import ValidationErrors, raise_if_any
+from autofed.plans import AlgorithmSettings as Choice
 
 __all__ = [
-    "AGREED", "ANSWERS", "NOTES", "Act", "Algorithm", "Average", "Setup", "SiteView", "find", "make", "names", "stated",
+    "NOTES",
+    "PREDICTIONS",
+    "PSEUDO_LABELS",
+    "Algorithm",
+    "AverageGroup",
+    "ClientContext",
+    "LearningRateCycle",
+    "RunSetup",
+    "find",
+    "make",
+    "names",
+    "stated",
 ]  # fmt: skip
 
 _CONTRACT = "base"
@@ -33,28 +53,32 @@ def find(name: str, trusted: Collection[str] = ()) -> type[Algorithm]:
     """The algorithm class in the file of that name, or in "package.module:Class" if that name is `trusted`.
 
     A plan comes from elsewhere and must not make a hospital run code, so a name of the second form counts only if the
-    person at the keyboard or the site's own policy gave it. `Problems` lists the names that exist.
+    person at the keyboard or the site's own policy gave it. `ValidationErrors` lists the names that exist.
     """
     module_name, colon, class_name = name.partition(":")
     if name not in trusted if colon else name not in names():
         why = "names code outside autofed, which this site did not allow" if colon else "does not exist"
-        raise Problems("the algorithm", [f"the algorithm {name!r} {why}; the algorithms are: {', '.join(names())}"])
+        raise ValidationErrors(
+            "the algorithm", [f"the algorithm {name!r} {why}; the algorithms are: {', '.join(names())}"]
+        )
     try:
         module = importlib.import_module(module_name if colon else f"{__name__}.{name}")
         kind: Any = getattr(module, class_name) if colon else _only_algorithm(module)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise Problems("the algorithm", [f"{name!r} cannot be loaded ({error})"]) from None
+        raise ValidationErrors("the algorithm", [f"{name!r} cannot be loaded ({error})"]) from None
     if not _is_whole(kind):
         expected = "expected a frozen dataclass that extends autofed.algorithms.Algorithm"
-        raise Problems("the algorithm", [f"{name!r} is not a dataclass with start, local, merge; {expected}"])
+        raise ValidationErrors("the algorithm", [f"{name!r} is not a dataclass with start, local, merge; {expected}"])
     return kind
 
 
 def make(choice: Choice, trusted: Collection[str] = ()) -> Algorithm:
-    """The algorithm that a plan names, with the plan's settings; `Problems` names every setting it does not have."""
+    """The algorithm that a plan names, with the plan's settings; `ValidationErrors` names every setting it does not
+    have.
+    """
     kind = find(choice.name, trusted)
     known = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # `find` gives dataclasses alone
-    refuse(
+    raise_if_any(
         "agreement.algorithm.settings",
         [
             f"{choice.name} has no setting {name!r}; it has: {', '.join(sorted(known)) or 'none'}"

@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from autofed.exchange import Arrays, Groups, Release, Request, ServerState
+from autofed.messages import ArrayGroups, Arrays, Request, Response, ServerState
 from autofed.plans import Plan
 
 if TYPE_CHECKING:
-    from autofed.fit import Fitted
-    from autofed.prepared import Maps
+    from autofed.preprocessing import LabelMaps
+    from autofed.training.fit import LocalResult
 
-Average = Callable[[Sequence[Release], str], dict[str, np.ndarray]]
+AverageGroup = Callable[[Sequence[Response], str], dict[str, np.ndarray]]
 """The weighted average over sites of one named group of arrays."""
 
-ANSWERS = "answers"
+PREDICTIONS = "answers"
 """The group of a release with what a site's models say of public images."""
 
-AGREED = "agreed"
+PSEUDO_LABELS = "agreed"
 """The group of a state with the labels of public images that sites agreed on."""
 
 NOTES = "notes"
@@ -35,7 +35,7 @@ NOTES = "notes"
 
 
 @dataclass(frozen=True)
-class Setup:
+class RunSetup:
     """What a run begins with: the plan, and the weights that everyone starts from.
 
     `grids` are the shapes (Z, Y, X) of the public images, by name, where there are any.
@@ -46,14 +46,14 @@ class Setup:
     grids: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
-class Act(NamedTuple):
+class LearningRateCycle(NamedTuple):
     """The rounds after one, up to the last, over which the learning rate falls from its first value to 0."""
 
     after: int
     last: int
 
 
-class SiteView(Protocol):
+class ClientContext(Protocol):
     """All that an algorithm sees of a site."""
 
     @property
@@ -76,10 +76,10 @@ class SiteView(Protocol):
         *,
         proximal: float = 0.0,
         correction: Arrays | None = None,
-        agreed: Maps | None = None,
+        agreed: LabelMaps | None = None,
         weight: float = 0.0,
-        act: Act | None = None,
-    ) -> Fitted:
+        act: LearningRateCycle | None = None,
+    ) -> LocalResult:
         """Train from `weights` on the site's patients, for as many steps as the plan gives it in a round; once a round.
 
         `proximal` times the way from `weights` so far and the `correction` are added to every step's gradient, and
@@ -95,7 +95,7 @@ class SiteView(Protocol):
         """
         ...
 
-    def fit_apart(self, agreed: Maps, weight: float, act: Act) -> None:
+    def fit_unreleased(self, agreed: LabelMaps, weight: float, act: LearningRateCycle) -> None:
         """Where a private mechanism trains what `fit` gives: train a better model without it, for the site alone.
 
         It gives nothing back and raises nothing, so that nothing that leaves can depend on it.
@@ -106,15 +106,16 @@ class SiteView(Protocol):
         """The moving average of the site's own models with these, of this round; with no `training.ema` just these."""
         ...
 
-    def average_reach(self, proximal: float = 0.0) -> float:
-        """How far the steps of this round reach (`Fitted.reach`), on average over the plan's sites, by patients."""
+    def mean_effective_steps(self, proximal: float = 0.0) -> float:
+        """How far the steps of this round reach (`LocalResult.reach`), on average over the plan's sites, by patients.
+        """
         ...
 
-    def memory(self) -> Groups | None:
+    def memory(self) -> ArrayGroups | None:
         """What the site remembered in the last round in which its answer counted, or None before there was one."""
         ...
 
-    def remember(self, groups: Groups) -> None:
+    def remember(self, groups: ArrayGroups) -> None:
         """Keep groups of arrays on the site's own disk for the next round; they never leave."""
         ...
 
@@ -126,10 +127,10 @@ class Algorithm(ABC):
     what it is like, and the other methods what it needs and costs; whatever it leaves out is as it stands here.
     """
 
-    gathers: ClassVar[bool] = False
+    centralised: ClassVar[bool] = False
     """Whether it needs all data in one place; such an algorithm runs only in a simulation."""
 
-    personal: ClassVar[bool] = False
+    personalised: ClassVar[bool] = False
     """Whether every site has a model of its own, which is what the patients that it holds out are for."""
 
     released: ClassVar[Mapping[str, str]] = {"update": "weights"}
@@ -138,14 +139,14 @@ class Algorithm(ABC):
     These are what is added to the shared groups, and what travels in the plan's wire precision.
     """
 
-    from_rest: ClassVar[bool] = False
+    resets_momentum: ClassVar[bool] = False
     """Whether it counts a site's way in a round from rest, so that momentum of earlier rounds would be miscounted."""
 
-    labels_public: ClassVar[bool] = False
+    shares_pseudo_labels: ClassVar[bool] = False
     """Whether labels of public images travel and no weights: then sites may have networks and grids of their own."""
 
-    answers_as_trained: ClassVar[bool] = False
-    """Whether its answers are made by weights of `SiteView.fit` alone, as a private mechanism trained them.
+    is_dp_postprocessing: ClassVar[bool] = False
+    """Whether its answers are made by weights of `ClientContext.fit` alone, as a private mechanism trained them.
 
     Only then do they leave a site with such a mechanism: nothing else about them bounds what they tell of a patient.
     """
@@ -154,22 +155,22 @@ class Algorithm(ABC):
     """The network that it is published with, which a plan takes unless another is asked for."""
 
     @abstractmethod
-    def start(self, setup: Setup) -> ServerState:
+    def start(self, setup: RunSetup) -> ServerState:
         """The state before the first round."""
 
     @abstractmethod
-    def local(self, site: SiteView, request: Request) -> Groups:
+    def local(self, site: ClientContext, request: Request) -> ArrayGroups:
         """A site's part of a round: named groups of arrays. They pass the site's mechanism before they leave."""
 
     @abstractmethod
-    def merge(self, state: ServerState, releases: Sequence[Release], average: Average) -> ServerState:
+    def merge(self, state: ServerState, releases: Sequence[Response], average: AverageGroup) -> ServerState:
         """The state after a round, from what the sites released."""
 
     def plan_problems(self, plan: Plan) -> list[str]:
         """What it needs of a site's plan and does not find there; then there is no training."""
         return []
 
-    def misfits(self, arrays: Groups, shared: Groups) -> list[str]:
+    def misfits(self, arrays: ArrayGroups, shared: ArrayGroups) -> list[str]:
         """What it finds wrong with a site's answer to what was shared; such a site is left out of the round."""
         return []
 

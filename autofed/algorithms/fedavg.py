@@ -6,32 +6,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from autofed.algorithms import Algorithm, Average, Setup, SiteView
-from autofed.exchange import Arrays, Groups, Release, Request, ServerState
+from autofed.algorithms import Algorithm, AverageGroup, ClientContext, RunSetup
+from autofed.messages import ArrayGroups, Arrays, Request, Response, ServerState
 
 if TYPE_CHECKING:
-    from autofed.fit import Fitted
+    from autofed.training.fit import LocalResult
 
 
 @dataclass(frozen=True)
 class FedAvg(Algorithm):
     """Every site trains from the common weights; their updates are averaged, weighted by number of patients."""
 
-    def start(self, setup: Setup) -> ServerState:
+    def start(self, setup: RunSetup) -> ServerState:
         """The common weights."""
         return ServerState(0, {"weights": setup.weights})
 
-    def local(self, site: SiteView, request: Request) -> Groups:
+    def local(self, site: ClientContext, request: Request) -> ArrayGroups:
         """The update: weights after local training less weights before."""
         before = request.shared["weights"]
         fitted = self.train(site, before)
         return {"update": fitted.update(before), "metrics": {"loss": fitted.losses}}
 
-    def train(self, site: SiteView, weights: Arrays) -> Fitted:
+    def train(self, site: ClientContext, weights: Arrays) -> LocalResult:
         """The site's training, from these weights."""
         return site.fit(weights)
 
-    def merge(self, state: ServerState, releases: Sequence[Release], average: Average) -> ServerState:
+    def merge(self, state: ServerState, releases: Sequence[Response], average: AverageGroup) -> ServerState:
         """w <- w + average of the updates."""
         update = average(releases, "update")
         weights = {name: array + update[name] for name, array in state.shared["weights"].items()}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from autofed.algorithms import SiteView
+from autofed.algorithms import ClientContext
 from autofed.algorithms.fedavg import FedAvg
-from autofed.exchange import Groups, Request
+from autofed.messages import ArrayGroups, Request
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class FedBN(FedAvg):
     normalisation layers. For that alone these are released, too; no site of the training uses another's.
     """
 
-    personal: ClassVar[bool] = True
+    personalised: ClassVar[bool] = True
 
-    def local(self, site: SiteView, request: Request) -> Groups:
+    def local(self, site: ClientContext, request: Request) -> ArrayGroups:
         """The update of the common model to the site's own."""
         common = request.shared["weights"]
         own = (site.memory() or {"weights": common})["weights"]

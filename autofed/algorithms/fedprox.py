@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from autofed.algorithms import SiteView
+from autofed.algorithms import ClientContext
 from autofed.algorithms.fedavg import FedAvg
-from autofed.exchange import Arrays
+from autofed.messages import Arrays
 
 if TYPE_CHECKING:
-    from autofed.fit import Fitted
+    from autofed.training.fit import LocalResult
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,6 @@ class FedProx(FedAvg):
 
     mu: float = 0.01
 
-    def train(self, site: SiteView, weights: Arrays) -> Fitted:
+    def train(self, site: ClientContext, weights: Arrays) -> LocalResult:
         """A training that is pulled back to where it started."""
         return site.fit(weights, proximal=self.mu)

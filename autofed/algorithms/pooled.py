@@ -15,4 +15,4 @@ class Pooled(FedAvg):
     It exists for comparison: it runs only where one machine holds every site's data anyway.
     """
 
-    gathers: ClassVar[bool] = True
+    centralised: ClassVar[bool] = True

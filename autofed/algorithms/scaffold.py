@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from autofed.algorithms import Algorithm, Average, Setup, SiteView
-from autofed.exchange import Arrays, Groups, Release, Request, ServerState
+from autofed.algorithms import Algorithm, AverageGroup, ClientContext, RunSetup
+from autofed.messages import ArrayGroups, Arrays, Request, Response, ServerState
 
 
 @dataclass(frozen=True)
@@ -19,15 +19,15 @@ class Scaffold(Algorithm):
     The site's control variate c_i stays in its memory, the common one c is the average of them all.
     """
 
-    from_rest: ClassVar[bool] = True
+    resets_momentum: ClassVar[bool] = True
     released: ClassVar[Mapping[str, str]] = {"update": "weights", "control": "control"}
 
-    def start(self, setup: Setup) -> ServerState:
+    def start(self, setup: RunSetup) -> ServerState:
         """The common weights and c = 0."""
         patients = {site: np.array([share]) for site, share in setup.plan.agreement.site_weights.items()}
         return ServerState(0, {"weights": setup.weights, "control": _zeros(setup.weights)}, {"patients": patients})
 
-    def local(self, site: SiteView, request: Request) -> Groups:
+    def local(self, site: ClientContext, request: Request) -> ArrayGroups:
         """The update, and by how much c_i changed: c_i <- c_i - c + (w_global - w) / (learning rates times steps)."""
         before, common = request.shared["weights"], request.shared["control"]
         own = (site.memory() or {"control": _zeros(before)})["control"]
@@ -37,7 +37,7 @@ class Scaffold(Algorithm):
         site.remember({"control": {name: own[name] + change[name] for name in before}})
         return {"update": update, "control": change, "metrics": {"loss": fitted.losses}}
 
-    def merge(self, state: ServerState, releases: Sequence[Release], average: Average) -> ServerState:
+    def merge(self, state: ServerState, releases: Sequence[Response], average: AverageGroup) -> ServerState:
         """w <- w + average of the updates; c <- c + the same of the changes, of the sites that answered."""
         patients = state.kept["patients"]
         answered = sum(patients[release.site] for release in releases if release.site in patients)

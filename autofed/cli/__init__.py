@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from autofed import __version__
-from autofed.cli.planning import fingerprint, plan, preprocess
-from autofed.cli.predicting import demo, evaluate, predict
+from autofed.cli.plan_commands import fingerprint, plan, preprocess
+from autofed.cli.predict_commands import demo, evaluate, predict
+from autofed.cli.privacy_commands import audit, ledger
 from autofed.cli.program import HELP_NAMES, Command, Program
-from autofed.cli.protecting import audit, ledger
-from autofed.cli.training import run, site, train
+from autofed.cli.train_commands import run, site, train
 
 __all__ = ["app", "main"]
 
@@ -88,9 +88,9 @@ def main() -> None:
 def _end(error: Exception) -> None:
     import click
 
-    from autofed.problems import Problems
+    from autofed.errors import ValidationErrors
 
-    if isinstance(error, Problems):
+    if isinstance(error, ValidationErrors):
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "flwr":

@@ -11,7 +11,7 @@ import typer
 from click.core import ParameterSource
 
 
-class Device(StrEnum):
+class DeviceName(StrEnum):
     """Where to compute."""
 
     auto = "auto"
@@ -20,7 +20,7 @@ class Device(StrEnum):
     mps = "mps"
 
 
-class Configuration(StrEnum):
+class ConfigurationName(StrEnum):
     """On which grid to learn."""
 
     auto = "auto"
@@ -29,7 +29,7 @@ class Configuration(StrEnum):
     low = "3d_lowres"
 
 
-class Preset(StrEnum):
+class PresetChoice(StrEnum):
     """nnU-Net's networks, and that of DCFed."""
 
     plain = "plain"
@@ -39,7 +39,7 @@ class Preset(StrEnum):
     dcfed = "dcfed"
 
 
-class Canary(StrEnum):
+class AuditKind(StrEnum):
     """What an audit plants."""
 
     gradient = "gradient"
@@ -47,7 +47,7 @@ class Canary(StrEnum):
     labels = "labels"
 
 
-class Task(StrEnum):
+class DemoTask(StrEnum):
     """Which of the two shipped federations the demo runs on."""
 
     volumes = "3d"
@@ -99,7 +99,7 @@ CanarySite = Annotated[
 # --- options of several commands
 
 Processes = Annotated[int, typer.Option(help="Processes for reading and preparing; 0: one per processor.")]
-DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes the fastest there is.")]
+DeviceOption = Annotated[DeviceName, typer.Option(help="Where to compute; auto takes the fastest there is.")]
 CensusOption = Annotated[
     bool,
     typer.Option("--private-census", help="Counts with noise, charged to the site's ledger; needs --epsilon, --work."),
@@ -124,7 +124,7 @@ Hours = Annotated[
 ]
 Memory = Annotated[float | None, typer.Option(help="Memory of the device in GB; default 8, more for larger presets.")]
 PlannedDevice = Annotated[
-    Device, typer.Option(help="What will train, here or elsewhere; auto takes the fastest there is here.")
+    DeviceName, typer.Option(help="What will train, here or elsewhere; auto takes the fastest there is here.")
 ]
 SpeedOption = Annotated[
     Path | None, typer.Option(help="With --hours for a device that is not here: a JSON file with its speed.")
@@ -136,9 +136,9 @@ AlgorithmOption = Annotated[
         "local, pooled."
     ),
 ]
-ConfigurationOption = Annotated[Configuration, typer.Option(help="On which grid to learn.")]
+ConfigurationOption = Annotated[ConfigurationName, typer.Option(help="On which grid to learn.")]
 PresetOption = Annotated[
-    Preset | None, typer.Option(help="Which network; by default nnU-Net's plain one, and DCFed's own for dcfed.")
+    PresetChoice | None, typer.Option(help="Which network; by default nnU-Net's plain one, and DCFed's own for dcfed.")
 ]
 Like = Annotated[
     Path | None, typer.Option(help="A RUN or its plan, whose weights shall go on being trained at these sites.")
@@ -206,7 +206,7 @@ PostprocessingOption = Annotated[
 ]
 SaveProbabilities = Annotated[bool, typer.Option("--save-probabilities", help="Also as .npz.")]
 Kind = Annotated[
-    Canary,
+    AuditKind,
     typer.Option(
         help="gradient: loud gradients, seconds to minutes; image: a whole training of one site; "
         "labels: the same, seen through labels of public images alone."

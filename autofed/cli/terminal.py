@@ -87,30 +87,30 @@ _FORECAST = ("site", "patients", "in a step", "noise multiplier", "epsilon", "no
 
 def _show_forecast(made: Any, every: bool) -> None:
     """What a private plan promises, how much is expected to be learned despite its noise, and what would mend that."""
-    from autofed.planner import EXPECTED_LEARNING, forecast, remedies
+    from autofed.planner import EXPECTED_LEARNING, forecast, suggestions
     from autofed.privacy.accounting import percent_at_most, protection, success_rate
 
-    foretold, stated = forecast(made), made.agreement.privacy
-    if foretold is None:
+    predicted_loss, stated = forecast(made), made.agreement.privacy
+    if predicted_loss is None:
         return
     if every:
         typer.echo()
-        _print_table(_FORECAST, _forecast_rows(foretold), whole=("site",))
+        _print_table(_FORECAST, _forecast_rows(predicted_loss), whole=("site",))
     rate = percent_at_most(success_rate(stated.epsilon, stated.delta))
     typer.echo(f"\nprotection: {protection(stated.epsilon)} at epsilon {stated.epsilon:g} (delta {stated.delta:g}); "
                f"whether a given patient was used can be told with a success rate of at most {rate} %, where guessing "
                "gives 50 %")  # fmt: skip
     typer.echo(f"expected learning: {EXPECTED_LEARNING[foretold.grade]}; over all steps the noise is "
                f"{foretold.whole:.2g} times as strong as the patients' signal")  # fmt: skip
-    for suggestion in remedies(made):
+    for suggestion in suggestions(made):
         typer.echo(f"  {suggestion}")
 
 
-def _forecast_rows(foretold: Any) -> Iterator[tuple[str, ...]]:
+def _forecast_rows(predicted_loss: Any) -> Iterator[tuple[str, ...]]:
     """A row a site, and one of their average."""
     from autofed.privacy.accounting import rounded_up
 
-    for name, site in foretold.sites.items():
+    for name, site in predicted_loss.sites.items():
         noise, spent = f"{site.noise_multiplier:.4g}", rounded_up(site.epsilon)
         yield name, str(site.patients), f"{site.expected:.3g}", noise, spent, f"{site.ratio:.3g}"
     yield "averaged", "", "", "", "", f"{foretold.ratio:.3g}"

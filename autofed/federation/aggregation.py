@@ -9,23 +9,23 @@ from typing import Self
 import numpy as np
 
 from autofed.algorithms import Algorithm
-from autofed.exchange import Release, ServerState
-from autofed.federation import server
+from autofed.federation import server_optimiser
 from autofed.federation.aggregation_rules import AggregationRule, rule_of
-from autofed.plans import Plan, Server
+from autofed.messages import Response, ServerState
+from autofed.plans import Plan, ServerSettings
 
 
 @dataclass(frozen=True)
 class Aggregator:
     """How the answers of a training's sites become one state.
 
-    `rule` averages them, `site_weights` are the sites' weights in it, and `server` is the step that the coordinator
-    then takes along the way to the average.
+    `rule` averages them, `site_weights` are the sites' weights in it, and `server_optimiser` is the step that the
+    coordinator then takes along the way to the average.
     """
 
     rule: AggregationRule
     site_weights: Mapping[str, float]
-    server: Server = field(default_factory=Server)
+    server: ServerSettings = field(default_factory=ServerSettings)
 
     @classmethod
     def of(cls, plan: Plan, sites: Collection[str]) -> Self:
@@ -33,10 +33,10 @@ class Aggregator:
         agreement, weights = plan.agreement, plan.agreement.site_weights
         return cls(rule_of(agreement.average), {site: weights.get(site, 1.0) for site in sites}, agreement.server)
 
-    def average(self, releases: Sequence[Release], group: str) -> dict[str, np.ndarray]:
+    def average(self, releases: Sequence[Response], group: str) -> dict[str, np.ndarray]:
         """The average over sites of one named group of arrays."""
         return self.rule.average({release.site: release.arrays[group] for release in releases}, self.site_weights)
 
-    def merge(self, algorithm: Algorithm, state: ServerState, releases: Sequence[Release]) -> ServerState:
+    def merge(self, algorithm: Algorithm, state: ServerState, releases: Sequence[Response]) -> ServerState:
         """The state after a round: what the algorithm makes of the releases, and the coordinator's step towards it."""
-        return server.step(self.server, state, algorithm.merge(state, releases, self.average))
+        return server_optimiser.step(self.server, state, algorithm.merge(state, releases, self.average))

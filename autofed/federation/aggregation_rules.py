@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from autofed.exchange import Arrays
-from autofed.plans import Average
+from autofed.messages import Arrays
+from autofed.plans import AverageSettings
 
 SiteArrays = Mapping[str, Arrays]
 """By site: one group of the arrays that it released."""
@@ -107,7 +107,7 @@ class NormBound:
         return _by_name(released, mean)
 
 
-def rule_of(average: Average) -> AggregationRule:
+def rule_of(average: AverageSettings) -> AggregationRule:
     """The rule that a plan names, with its parameters."""
     match average.rule:
         case "median":

@@ -12,17 +12,17 @@ from typing import Any, Self
 
 import numpy as np
 
-from autofed.exchange import Arrays
 from autofed.files import write_bytes
+from autofed.messages import Arrays
 
 _RECENT = 10
 """So many rounds tell how long another one takes."""
 
-Said = Mapping[str, Mapping[str, Any]]
+SiteMetrics = Mapping[str, Mapping[str, Any]]
 """By site: its mean loss, and its Dice by structure where patients are held out."""
 
 
-class Meter:
+class TrafficMeter:
     """A transport that counts what it carries: the `traffic` in bytes, "down" to each site and "up" from it."""
 
     def __init__(self, transport: Callable[[Mapping[str, bytes]], Mapping[str, bytes]]):
@@ -37,7 +37,7 @@ class Meter:
         return answers
 
 
-def note(folder: Path, line: Mapping[str, Any]) -> None:
+def append_line(folder: Path, line: Mapping[str, Any]) -> None:
     """Append what is known of a round: `seconds`, what the `sites` said, and the `bytes` of the training's question.
 
     `left_out` says of the sites that did not count in it why they did not, if there are any, and `notes` are numbers
@@ -116,7 +116,7 @@ def _path(folder: Path) -> Path:
     return Path(folder) / "metrics.jsonl"
 
 
-class Board:
+class MetricsBoard:
     """The curves as events that TensorBoard reads, in folder/tensorboard; to be used in a `with` statement.
 
     The file is written anew from the lines of the finished rounds, so that it says no more and no less than they do.
@@ -139,7 +139,7 @@ class Board:
     def __exit__(self, *_: object) -> None:
         self._writer.close()
 
-    def show(self, round: int, seconds: float, sites: Said) -> None:
+    def show(self, round: int, seconds: float, sites: SiteMetrics) -> None:
         """Add the points of a round."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
@@ -149,7 +149,7 @@ class Board:
         self._writer.flush()
 
 
-def _curves(sites: Said) -> Iterator[tuple[str, float]]:
+def _curves(sites: SiteMetrics) -> Iterator[tuple[str, float]]:
     for site, said in sites.items():
         for name, value in said.items():
             if isinstance(value, Mapping):

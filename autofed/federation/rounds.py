@@ -13,17 +13,17 @@ import numpy as np
 
 from autofed import privacy
 from autofed.algorithms import NOTES, Algorithm
-from autofed.exchange import Arrays, Groups, Release, Request, ServerState, to_bytes
-from autofed.federation import metrics, states
-from autofed.federation.acceptance import Answers, accept
+from autofed.data.labels import Labels
+from autofed.errors import ValidationErrors
+from autofed.federation import checkpoints, metrics
 from autofed.federation.aggregation import Aggregator
-from autofed.federation.deltas import Parcel, has_forgotten, parcel_of
-from autofed.federation.selection import best_of, moving_average
+from autofed.federation.model_selection import best_round, moving_average
+from autofed.federation.screening import Responses, screen_responses
 from autofed.federation.site import TRAIN, VALIDATE, VERIFY
-from autofed.labels import Labels
+from autofed.messages import ArrayGroups, Arrays, Request, Response, ServerState, to_bytes
+from autofed.messages.error_feedback import Broadcast, is_state_lost, make_broadcast
 from autofed.plans import Plan
 from autofed.privacy import ADAPTATION
-from autofed.problems import Problems
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ Transport = Callable[[Mapping[str, bytes]], Mapping[str, bytes]]
 
 
 @dataclass(frozen=True)
-class Course:
+class RunContext:
     """A training as the coordinator sees it: who takes part, by which rules, and the folder that holds its rounds.
 
     The `aggregator` makes one state of the answers of a round. `holds_out` says that some sites hold patients out, so
@@ -51,51 +51,51 @@ class Course:
     sites: Sequence[str]
     holds_out: bool = False
 
-    def ask(self, question: str, round: int, sent: Parcel, since: Mapping[str, int]) -> Answers:
+    def ask(self, question: str, round: int, sent: Broadcast, since: Mapping[str, int]) -> Responses:
         """The answers that count; while they are fewer than the plan's least number, the other sites are asked again.
 
-        `since` is the last round in which each site's answer was merged. `Problems` says what was wrong at every site
-        if there are too few after as many attempts as the plan allows.
+        `since` is the last round in which each site's answer was merged. `ValidationErrors` says what was wrong at
+        every site if there are too few after as many attempts as the plan allows.
         """
-        faults, answers = self.plan.agreement.faults, Answers((), dict.fromkeys(self.sites, ""))
+        faults, answers = self.plan.agreement.faults, Responses((), dict.fromkeys(self.sites, ""))
         least = min(faults.least_sites, len(self.sites))
         for _ in range(faults.attempts):
-            answers = answers.and_(self._ask_once(question, round, sent, since, tuple(answers.left_out)))
+            answers = answers.merged_with(self._ask_once(question, round, sent, since, tuple(answers.left_out)))
             answers = answers.without_outliers(_released(self, question))
             for site, why in answers.left_out.items():
                 _log.warning("round %d (%s) without the site %s: it %s", round, question, site, why)
             if len(answers.releases) >= least:
                 return answers
         found = f"{len(answers.releases)} of {len(self.sites)} sites answered in {faults.attempts} attempts"
-        raise Problems(f"round {round}", [f"{found}; the plan wants {least}", *_named(answers.left_out)])
+        raise ValidationErrors(f"round {round}", [f"{found}; the plan wants {least}", *_named(answers.left_out)])
 
     def _ask_once(
-        self, question: str, round: int, sent: Parcel, since: Mapping[str, int], sites: Sequence[str]
-    ) -> Answers:
+        self, question: str, round: int, sent: Broadcast, since: Mapping[str, int], sites: Sequence[str]
+    ) -> Responses:
         request = Request(self.run, round, question, sent.whole)
         ages = {since.get(site, 0) for site in sites}
         data = {s: to_bytes(sent.request(self.run, round, question, s)) for s in ages}
         answers = dict(self.transport({site: data[since.get(site, 0)] for site in sites}))
-        again = {s: since.get(s, 0) for s, answer in answers.items() if s in sites and has_forgotten(answer)}
+        again = {s: since.get(s, 0) for s, answer in answers.items() if s in sites and is_state_lost(answer)}
         whole = {s: to_bytes(sent.request(self.run, round, question, r, anew=True)) for s, r in again.items()}
         answers |= self.transport(whole) if whole else {}
-        adapts = privacy.find(self.plan).adapts if question == TRAIN else {}
+        adapts = privacy.find_mechanism(self.plan).adapts if question == TRAIN else {}
         checks = (self.algorithm.misfits,) if question == TRAIN else ()
         labels = Labels.of(self.plan.agreement)
-        return accept(answers, sites, request, _released(self, question), labels, adapts, *checks)
+        return screen_responses(answers, sites, request, _released(self, question), labels, adapts, *checks)
 
 
-def _released(course: Course, question: str) -> Mapping[str, str]:
+def _released(course: RunContext, question: str) -> Mapping[str, str]:
     return course.algorithm.released if question == TRAIN else {}
 
 
-def run(course: Course, state: ServerState) -> ServerState:
+def run_rounds(course: RunContext, state: ServerState) -> ServerState:
     """Rounds from `state` until the plan's last; the state after each is saved in folder/round_<r>/.
 
-    A site that fails is named, left out of the round, and asked again in the next. `Problems` if too few sites answer;
-    the rounds before are saved.
+    A site that fails is named, left out of the round, and asked again in the next. `ValidationErrors` if too few sites
+    answer; the rounds before are saved.
     """
-    with metrics.Board(course.folder) as board:
+    with metrics.MetricsBoard(course.folder) as board:
         if state.round:
             _finish(course, state, board)  # a run that was cut off may have left its last round unscored
         while state.round < course.plan.agreement.training.rounds:
@@ -104,48 +104,48 @@ def run(course: Course, state: ServerState) -> ServerState:
     return state
 
 
-def _round(course: Course, state: ServerState) -> ServerState:
+def _round(course: RunContext, state: ServerState) -> ServerState:
     """Have the sites train, and save what they come to. From here on the round is what it is, whoever asks again."""
-    begin, meter = time.monotonic(), metrics.Meter(course.transport)
-    sent = parcel_of(state, course.algorithm.released.values(), course.plan.agreement.wire)
+    begin, meter = time.monotonic(), metrics.TrafficMeter(course.transport)
+    sent = make_broadcast(state, course.algorithm.released.values(), course.plan.agreement.wire)
     answers = replace(course, transport=meter).ask(TRAIN, state.round + 1, sent, _answered(state))
     state = _merge(course, state, answers.releases)
     state = replace(state, kept=sent.keep(state.kept))
     line = {"round": state.round, "seconds": time.monotonic() - begin, "sites": _losses(answers.releases),
             "bytes": meter.traffic}  # fmt: skip
     line = metrics.with_notes(line, state.kept.get(NOTES, {}))
-    states.save(
+    checkpoints.save(
         course.folder, state, course.plan, {**line, **({"left_out": answers.left_out} if answers.left_out else {})}
     )
     return state
 
 
-def _finish(course: Course, state: ServerState, board: metrics.Board) -> None:
+def _finish(course: RunContext, state: ServerState, board: metrics.MetricsBoard) -> None:
     """Score a saved round if the plan wants it, note what is known of it, and keep its model if it is the best."""
     if metrics.last_round(course.folder) < state.round:
-        begin, line = time.monotonic(), states.line(course.folder, state.round)
+        begin, line = time.monotonic(), checkpoints.line(course.folder, state.round)
         validates = course.holds_out and course.plan.agreement.training.validates(state.round)
         said = _with_scores(line["sites"], _validate(course, state) if validates else ())
         line |= {"sites": said, "seconds": round(line["seconds"] + time.monotonic() - begin, 2)}
-        metrics.note(course.folder, line)
+        metrics.append_line(course.folder, line)
         _log.info(metrics.in_words(course.folder, course.plan.agreement.training.rounds))
         board.show(state.round, line["seconds"], said)
     _keep_best(course, state)
 
 
-def verify(course: Course, state: ServerState) -> Sequence[Release]:
+def verify(course: RunContext, state: ServerState) -> Sequence[Response]:
     """What the sites say of the final model on whole held-out cases; see `answers.verify`."""
-    return _ask_to_score(course, VERIFY, state, states.best_weights(course.folder) or states.model_of(state))
+    return _ask_to_score(course, VERIFY, state, checkpoints.best_weights(course.folder) or checkpoints.model_of(state))
 
 
-def _validate(course: Course, state: ServerState) -> Sequence[Release]:
-    return _ask_to_score(course, VALIDATE, state, states.model_of(state))
+def _validate(course: RunContext, state: ServerState) -> Sequence[Response]:
+    return _ask_to_score(course, VALIDATE, state, checkpoints.model_of(state))
 
 
-def _ask_to_score(course: Course, question: str, state: ServerState, model: Arrays) -> Sequence[Release]:
+def _ask_to_score(course: RunContext, question: str, state: ServerState, model: Arrays) -> Sequence[Response]:
     """Have the common model scored, or, where there is none or every site has its own, each site's own."""
-    shared = {"weights": model} if model and not course.algorithm.personal else {}
-    return course.ask(question, state.round, Parcel(shared, shared), _answered(state)).releases
+    shared = {"weights": model} if model and not course.algorithm.personalised else {}
+    return course.ask(question, state.round, Broadcast(shared, shared), _answered(state)).releases
 
 
 def _answered(state: ServerState) -> dict[str, int]:
@@ -156,12 +156,12 @@ def _named(left_out: Mapping[str, str]) -> list[str]:
     return [f"the site {site} {why}" for site, why in left_out.items()]
 
 
-def _losses(releases: Sequence[Release]) -> dict[str, dict[str, Any]]:
+def _losses(releases: Sequence[Response]) -> dict[str, dict[str, Any]]:
     """What each site says of its training: its loss, and whatever else an algorithm has sites say."""
     return {r.site: metrics.means(r.arrays.get("metrics", {})) for r in releases}
 
 
-def _with_scores(said: Mapping[str, Any], scores: Sequence[Release]) -> dict[str, dict[str, Any]]:
+def _with_scores(said: Mapping[str, Any], scores: Sequence[Response]) -> dict[str, dict[str, Any]]:
     """The same with each site's Dice by structure."""
     said = dict(said)
     for release in scores:
@@ -171,22 +171,22 @@ def _with_scores(said: Mapping[str, Any], scores: Sequence[Release]) -> dict[str
     return said
 
 
-def _keep_best(course: Course, state: ServerState) -> None:
+def _keep_best(course: RunContext, state: ServerState) -> None:
     """Keep the model of this round if no other scored as well; where sites have their own, each keeps its own best."""
-    model = {} if course.algorithm.personal else states.model_of(state)
-    found = best_of(metrics.scores(course.folder)) if model else None
+    model = {} if course.algorithm.personalised else checkpoints.model_of(state)
+    found = best_round(metrics.scores(course.folder)) if model else None
     if found and found.round == state.round:
-        states.save_best(course.folder, model, found)
+        checkpoints.save_best(course.folder, model, found)
 
 
-def _merge(course: Course, state: ServerState, releases: Sequence[Release]) -> ServerState:
+def _merge(course: RunContext, state: ServerState, releases: Sequence[Response]) -> ServerState:
     merged = course.aggregator.merge(course.algorithm, state, releases)
     shared = _with_history(merged.shared, state.shared, releases, course.aggregator)
     answered = {**state.kept.get(_ANSWERED, {}), **{r.site: np.array([merged.round]) for r in releases}}
     return replace(merged, shared=shared, kept={**_with_mean(course, state, merged), _ANSWERED: answered})
 
 
-def _with_mean(course: Course, before: ServerState, merged: ServerState) -> Groups:
+def _with_mean(course: RunContext, before: ServerState, merged: ServerState) -> ArrayGroups:
     """What the coordinator keeps, with the moving average of the common weights if the plan wants one."""
     ema = course.plan.agreement.training.ema
     if not ema or "weights" not in merged.shared:
@@ -195,7 +195,9 @@ def _with_mean(course: Course, before: ServerState, merged: ServerState) -> Grou
     return {**merged.kept, "mean": moving_average(past, merged.shared["weights"], ema, merged.round)}
 
 
-def _with_history(shared: Groups, before: Groups, releases: Sequence[Release], aggregator: Aggregator) -> Groups:
+def _with_history(
+    shared: ArrayGroups, before: ArrayGroups, releases: Sequence[Response], aggregator: Aggregator
+) -> ArrayGroups:
     """`shared` with the averaged adaptation groups of all rounds so far, if the sites' mechanism releases any."""
     if not all(ADAPTATION in release.arrays for release in releases):
         return shared

@@ -15,23 +15,23 @@ from typing import cast
 from filelock import FileLock
 
 from autofed import algorithms, privacy
-from autofed.batches import Killed
-from autofed.exchange import Failure, Groups, Release, Request, from_bytes, to_bytes
-from autofed.federation.answers import Memory, View, validate, verify
-from autofed.federation.deltas import FORGOTTEN, Forgotten, Shelf
+from autofed.errors import ValidationErrors, raise_if_any
+from autofed.federation.client import ClientMemory, SiteContext, validate, verify
 from autofed.files import write_bytes
-from autofed.fit import Compute
-from autofed.network import build, coupling_layers
+from autofed.inference.postprocessing import RULES
+from autofed.messages import ArrayGroups, Failure, Request, Response, from_bytes, to_bytes
+from autofed.messages.error_feedback import STATE_LOST, ErrorFeedbackBuffer, StateLost
 from autofed.plans import Plan
-from autofed.postprocessing import RULES
-from autofed.prepared import PublicImages, Store
-from autofed.privacy import ADAPTATION, Guard, Mechanism, promise
-from autofed.privacy.census import NoisedCensus
-from autofed.privacy.chance import SECRET_BYTES
-from autofed.privacy.ledger import Charge, PrivacyLedger
-from autofed.problems import Problems, refuse
+from autofed.preprocessing import PublicImages, Store
+from autofed.privacy import ADAPTATION, Mechanism, OutputMechanism, guarantee
+from autofed.privacy.ledger import LedgerEntry, PrivacyLedger
+from autofed.privacy.private_fingerprint import PrivateFingerprintMechanism
+from autofed.privacy.randomness import NOISE_KEY_BYTES
+from autofed.training.batches import WorkerKilled
+from autofed.training.fit import Compute
+from autofed.training.network import build, coupling_layers
 
-CODES = ("bad-request", "not-affordable", "spent", "out-of-memory", "disk-full", FORGOTTEN, "failed")
+CODES = ("bad-request", "not-affordable", "spent", "out-of-memory", "disk-full", STATE_LOST, "failed")
 """All that a site ever says about a failure; the details are in its own log."""
 
 TRAIN, VALIDATE, VERIFY = QUESTIONS = ("train", "validate", "verify")
@@ -95,7 +95,7 @@ class Site:
         noise_seed: int | None = None,
         on_image: Callable[[int, int], None] = lambda done, total: None,
     ):
-        """Open a site; `Problems` if it cannot take part.
+        """Open a site; `ValidationErrors` if it cannot take part.
 
         Args:
             identity: Who it is in the run.
@@ -114,20 +114,20 @@ class Site:
         self.store, self.public = data.train, data.public
         self.held = data.held or data.train.only(())
         self.folder = Path(storage.folder)
-        self.memory = Memory(self.folder / "memory")
+        self.memory = ClientMemory(self.folder / "memory")
         self.compute = compute or Compute()
         self.on_image = on_image
         self.steps = sum(plan.steps_at(site) for site in storage.ledgers)
         self.algorithm = algorithms.make(plan.agreement.algorithm, trusted)
-        refuse(name, [*self.algorithm.plan_problems(plan), *privacy_problems(plan, self.algorithm)])
-        refuse(name, promise.problems(plan, {name: self.steps}))
+        raise_if_any(name, [*self.algorithm.plan_problems(plan), *privacy_problems(plan, self.algorithm)])
+        raise_if_any(name, guarantee.problems(plan, {name: self.steps}))
         self.ledgers = [
             open_ledger(path, site, plan, self.steps, storage.simulation) for site, path in storage.ledgers.items()
         ]
-        refuse(name, [problem for ledger in self.ledgers for problem in _other_census(plan, ledger)])
+        raise_if_any(name, [problem for ledger in self.ledgers for problem in _other_census(plan, ledger)])
         self.noise_seed = noise_seed
-        self.mechanism = privacy.find(plan, len(self.store.patients))
-        self.shelf = Shelf(self.folder / "wire", self.algorithm.released, plan.agreement.wire)
+        self.mechanism = privacy.find_mechanism(plan, len(self.store.patients))
+        self.shelf = ErrorFeedbackBuffer(self.folder / "wire", self.algorithm.released, plan.agreement.wire)
 
     def answer(self, data: bytes) -> bytes:
         """The one door. A release is charged before it is computed, protected, stored, and only then sent."""
@@ -150,10 +150,10 @@ class Site:
         guard = self._guard(request)
         secret = self._secret(request) if guard.private else b""
         self._charge(request, guard)
-        guard = guard.keyed(secret)
+        guard = guard.with_key(secret)
         draft = self._compute(request, guard)
         arrays, precisions = self.shelf.release(request, guard.release(draft))
-        release = to_bytes(Release(self.run, request.round, self.name, arrays, precisions=precisions))
+        release = to_bytes(Response(self.run, request.round, self.name, arrays, precisions=precisions))
         self._store(path, release)
         self._forget_secrets(request)
         return release
@@ -163,14 +163,14 @@ class Site:
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / "lock")
 
-    def _guard(self, request: Request) -> Guard:
+    def _guard(self, request: Request) -> OutputMechanism:
         """What the answer to this question passes; it depends on the plan and on what was released before."""
         if request.question != TRAIN:
-            scores = privacy.for_scores(self.plan, len(RULES))
+            scores = privacy.score_mechanism(self.plan, len(RULES))
             if scores is None:
                 raise _BadRequest("scores stay at the site")
             return scores
-        return privacy.adapted(self.mechanism, request.shared.get(ADAPTATION, {}), request.round)
+        return privacy.adapted_mechanism(self.mechanism, request.shared.get(ADAPTATION, {}), request.round)
 
     def _secret(self, request: Request) -> bytes:
         """The secret of this answer: a new one, or that of the one that was cut off. It serves one request alone."""
@@ -179,7 +179,7 @@ class Site:
             return hashlib.sha256(known.encode()).digest()
         path, content = self._secret_path(request), hashlib.sha256(to_bytes(request)).digest()
         if path.is_file():
-            secret, asked = path.read_bytes()[:SECRET_BYTES], path.read_bytes()[SECRET_BYTES:]
+            secret, asked = path.read_bytes()[:NOISE_KEY_BYTES], path.read_bytes()[NOISE_KEY_BYTES:]
             if asked != content:
                 raise _Spent(f"round {request.round} was charged for another request")
             return secret
@@ -187,7 +187,7 @@ class Site:
             raise _Spent(f"round {request.round} was charged, but its noise is not in {path} any more")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.parent.chmod(0o700)
-        secret = secrets.token_bytes(SECRET_BYTES)
+        secret = secrets.token_bytes(NOISE_KEY_BYTES)
         write_bytes(path, secret + content)
         return secret
 
@@ -200,11 +200,11 @@ class Site:
     def _secret_path(self, request: Request) -> Path:
         return self.folder / "secrets" / f"{_release_name(request)}.bin"
 
-    def _compute(self, request: Request, guard: Guard) -> Groups:
+    def _compute(self, request: Request, guard: OutputMechanism) -> ArrayGroups:
         if request.question == TRAIN:
-            draft = self.algorithm.local(View(self, request, cast(Mechanism, guard)), request)
-            kept = guard.private and not self.algorithm.answers_as_trained
-            return {group: found for group, found in draft.items() if not (kept and group == algorithms.ANSWERS)}
+            draft = self.algorithm.local(SiteContext(self, request, cast(Mechanism, guard)), request)
+            kept = guard.private and not self.algorithm.is_dp_postprocessing
+            return {group: found for group, found in draft.items() if not (kept and group == algorithms.PREDICTIONS)}
         return validate(self, request) if request.question == VALIDATE else verify(self, request)
 
     def _read(self, data: bytes) -> Request:
@@ -233,8 +233,8 @@ class Site:
         if stored and stored[-1] >= _release_name(request):
             raise _BadRequest(f"round {request.round} comes after {stored[-1]} was answered, or with other content")
 
-    def _charge(self, request: Request, guard: Guard) -> None:
-        charge = Charge(
+    def _charge(self, request: Request, guard: OutputMechanism) -> None:
+        charge = LedgerEntry(
             run=request.run,
             round=request.round,
             question=request.question,
@@ -246,7 +246,7 @@ class Site:
         try:
             for ledger in self.ledgers:
                 ledger.charge(charge)
-        except Problems as error:
+        except ValidationErrors as error:
             raise _NotAffordable(str(error)) from None
 
     def _release_path(self, request: Request, data: bytes) -> Path:
@@ -276,14 +276,19 @@ def open_ledger(path: Path, site: str, plan: Plan, steps: int, simulation: bool)
     stated = plan.agreement.privacy
     if not (stated.promises and stated.delta):
         return PrivacyLedger(path, site, simulation=simulation)
-    events = promise.to_charge(plan, steps)
+    events = guarantee.to_charge(plan, steps)
     return PrivacyLedger.for_plan(path, site, events, stated.delta, simulation=simulation)
 
 
 def _other_census(plan: Plan, ledger: PrivacyLedger) -> list[str]:
     """Why a plan's promise counts another noised fingerprint than the one that this site was charged."""
     noise = plan.agreement.privacy.census_noise
-    charged = {e.noise_multiplier for c in ledger.charges() for e in c.events if e.mechanism == NoisedCensus.name}
+    charged = {
+        e.noise_multiplier
+        for c in ledger.charges()
+        for e in c.events
+        if e.mechanism == PrivateFingerprintMechanism.name
+    }
     if noise is None or not charged or noise in charged:
         return []
     found = ", ".join(f"{multiplier:g}" for multiplier in sorted(filter(None, charged)))
@@ -292,14 +297,14 @@ def _other_census(plan: Plan, ledger: PrivacyLedger) -> list[str]:
 
 def privacy_problems(plan: Plan, algorithm: algorithms.Algorithm) -> list[str]:
     """Why the plan's mechanism cannot protect a training of this network by this algorithm."""
-    mechanism = privacy.find(plan)
+    mechanism = privacy.find_mechanism(plan)
     problems = []
     if plan.agreement.privacy.by_patient:
         problems += [
             f"the layer {layer} couples patients, so {mechanism.name} cannot bound each; plan another network"
             for layer in coupling_layers(build(plan.local.network))
         ]
-    protected = set(mechanism.protects) - (set() if algorithm.answers_as_trained else {algorithms.ANSWERS})
+    protected = set(mechanism.protects) - (set() if algorithm.is_dp_postprocessing else {algorithms.PREDICTIONS})
     unprotected = sorted(set(algorithm.released) - protected) if mechanism.private else []
     if unprotected:
         found = f"{plan.agreement.algorithm.name} releases {', '.join(unprotected)}"
@@ -320,12 +325,12 @@ class _Spent(ValueError):
 
 
 def _code(error: Exception) -> str:
-    if isinstance(error, Killed):
+    if isinstance(error, WorkerKilled):
         return "failed"
-    if isinstance(error, _BadRequest | Problems):
+    if isinstance(error, _BadRequest | ValidationErrors):
         return "bad-request"
-    if isinstance(error, Forgotten):
-        return FORGOTTEN
+    if isinstance(error, StateLost):
+        return STATE_LOST
     if isinstance(error, _NotAffordable):
         return "not-affordable"
     if isinstance(error, _Spent):

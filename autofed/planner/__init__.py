@@ -9,36 +9,36 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from autofed.case import Declaration
+from autofed.data import Declaration
+from autofed.data.labels import Labels
+from autofed.errors import ValidationErrors, raise_if_any
 from autofed.fingerprints import Fingerprint
-from autofed.labels import Labels
-from autofed.planner import census, learning
+from autofed.planner import learning, private_fingerprint
 from autofed.planner.annotations import annotated_at
+from autofed.planner.checks import data_problems, structure_problems
 from autofed.planner.following import follow
 from autofed.planner.forecast import EXPECTED_LEARNING, Forecast, SiteForecast, forecast
 from autofed.planner.grids import Grid, full_resolution, low_resolution, preferred
 from autofed.planner.hours import SMALLEST_BATCH, size
 from autofed.planner.intensities import intensity
-from autofed.planner.presets import PRESETS, Preset
-from autofed.planner.private import GRADED, graded, protect
+from autofed.planner.presets import PRESETS, PresetRules
+from autofed.planner.private import GRADED, make_private, with_grade
 from autofed.planner.reasons import Reasons, short
-from autofed.planner.refusals import data_problems, structure_problems
-from autofed.planner.remedies import remedies
-from autofed.planner.schedules import Length, faults, meetings, training
-from autofed.planner.topology import Task, Topology, batch_for_memory, memory_needed, patch_for_memory
+from autofed.planner.schedules import TrainingLength, communication_rounds, fault_settings, training
+from autofed.planner.suggestions import suggestions
+from autofed.planner.topology import NetworkTask, Topology, batch_for_memory, memory_needed, patch_for_memory
 from autofed.plans import (
     Agreement,
-    Algorithm,
+    AlgorithmSettings,
     Budget,
-    Geometry,
     Inference,
-    Local,
+    LocalPlan,
     Network,
     Plan,
     Privacy,
+    TargetGrid,
     Training,
 )
-from autofed.problems import Problems, refuse
 
 __all__ = [
     "EXPECTED_LEARNING",
@@ -49,10 +49,10 @@ __all__ = [
     "check_memory",
     "follow",
     "forecast",
-    "graded",
     "make",
-    "protect",
-    "remedies",
+    "make_private",
+    "suggestions",
+    "with_grade",
 ]
 
 
@@ -65,19 +65,19 @@ def make(
 ) -> Plan:
     """The plan for the data described by a (merged) fingerprint, within a budget; by an `algorithm` if one is named.
 
-    With an epsilon in the budget it is private (`protect`). `Problems` if there is nothing to learn from, or if the
-    budget asks for what cannot be planned.
+    With an epsilon in the budget it is private (`make_private`). `ValidationErrors` if there is nothing to learn from,
+    or if the budget asks for what cannot be planned.
     """
     budget = budget or Budget()
     made = _open(fingerprint, budget, algorithm)
     if budget.epsilon is None:
         return made
-    return protect(made, budget.epsilon, budget.delta, fingerprint=fingerprint, even_if_hopeless=even_if_hopeless)
+    return make_private(made, budget.epsilon, budget.delta, fingerprint=fingerprint, even_if_hopeless=even_if_hopeless)
 
 
 def _open(fingerprint: Fingerprint, budget: Budget, algorithm: str | None) -> Plan:
     """The plan without a promise."""
-    refuse("the plan", [*data_problems(fingerprint, budget), *structure_problems(fingerprint)])
+    raise_if_any("the plan", [*data_problems(fingerprint, budget), *structure_problems(fingerprint)])
     reasons, preset = Reasons(), PRESETS[budget.preset]
     declaration, sites = fingerprint.declaration, tuple(fingerprint.sites)
     task = _task(declaration, preset, reasons)
@@ -87,10 +87,10 @@ def _open(fingerprint: Fingerprint, budget: Budget, algorithm: str | None) -> Pl
     _say_geometry(grid, found, budget, reasons)
     labelled = sum(site.labelled for site in fingerprint.sites.values())
     batch = batch_for_memory(found, grid, labelled, task, budget.memory_gb)
-    passes = learning.passes(Algorithm(name=algorithm or "fedavg"), sites, budget)
+    passes = learning.passes(AlgorithmSettings(name=algorithm or "fedavg"), sites, budget)
     chosen = size(task, found, batch, passes, budget, reasons)
-    rounds, per_round = meetings(chosen.steps, len(sites), reasons)
-    length = Length(per_round, chosen.steps * len(sites))
+    rounds, per_round = communication_rounds(chosen.steps, len(sites), reasons)
+    length = TrainingLength(per_round, chosen.steps * len(sites))
     recipe = training(found, chosen, length, batch_dice, declaration.dimension, budget, reasons)
     network = task.network(found, chosen.base)
     recipe = _precise_enough(recipe, network, reasons)
@@ -98,7 +98,7 @@ def _open(fingerprint: Fingerprint, budget: Budget, algorithm: str | None) -> Pl
     normalisation = intensity(fingerprint, reasons)
     annotated = annotated_at(fingerprint, reasons)
     reasons.say("agreement.privacy.mechanism", "none", "no epsilon was asked for: nothing is promised")
-    census.say(fingerprint, reasons)
+    private_fingerprint.add_noise_reasons(fingerprint, reasons)
     return Plan(
         budget=budget,
         agreement=Agreement(
@@ -110,33 +110,33 @@ def _open(fingerprint: Fingerprint, budget: Budget, algorithm: str | None) -> Pl
             algorithm=learning.algorithm(algorithm, len(sites), reasons),
             training=rounds,
             privacy=Privacy(census_noise=fingerprint.noise.multiplier if fingerprint.noise else None),
-            faults=faults(len(sites), reasons),
+            faults=fault_settings(len(sites), reasons),
             annotated=annotated,
         ),
-        local=Local(geometry=_geometry(grid), intensity=normalisation, network=network, training=recipe),
+        local=LocalPlan(geometry=_geometry(grid), intensity=normalisation, network=network, training=recipe),
         inference=Inference(mirror_axes=recipe.mirror_axes),
         reasons=reasons.lines,
     )
 
 
-def _task(declaration: Declaration, preset: Preset, reasons: Reasons) -> Task:
+def _task(declaration: Declaration, preset: PresetRules, reasons: Reasons) -> NetworkTask:
     """What the network takes and gives; its outputs are told where they are not one for each entry of `labels`."""
     labels, entries = Labels.of(declaration), len(declaration.labels)
     if labels.channels != entries:
         kind = "one for each region, since regions overlap" if labels.is_regions else "none for ignore"
         why = f"{kind}; memory is counted for all {entries} entries of `labels` (nnU-Net)"
         reasons.say("local.network.classes", labels.channels, why)
-    return Task(len(declaration.channels), labels.channels, preset, entries - labels.channels)
+    return NetworkTask(len(declaration.channels), labels.channels, preset, entries - labels.channels)
 
 
 def check_memory(plan: Plan) -> None:
-    """`Problems` if a plan, changed by hand, needs more memory than its budget has, with what would fit."""
+    """`ValidationErrors` if a plan, changed by hand, needs more memory than its budget has, with what would fit."""
     training, network, budget = plan.local.training, plan.local.network, plan.budget
     per_patch = memory_needed(network, training.patch_size, 1, PRESETS[budget.preset])
     # nnU-Net rounds a batch above the smallest to the nearest whole number: half a patch more than fits is in order
     needed = per_patch * (training.batch_size - (0.5 if training.batch_size > SMALLEST_BATCH else 0))
     if needed > budget.memory_gb:
-        raise Problems(
+        raise ValidationErrors(
             "the plan",
             [
                 f"{training.batch_size} patches of {short(training.patch_size)} with {network.features[0]} features in "
@@ -146,7 +146,7 @@ def check_memory(plan: Plan) -> None:
         )
 
 
-def _configuration(full: Grid, task: Task, budget: Budget, reasons: Reasons) -> tuple[Grid, bool]:
+def _configuration(full: Grid, task: NetworkTask, budget: Budget, reasons: Reasons) -> tuple[Grid, bool]:
     """The grid to learn on, and whether Dice is taken over the batch: in 2d, or if a patch sees little (nnU-Net)."""
     chosen, why = preferred(full)
     if budget.configuration != "auto":
@@ -162,17 +162,17 @@ def _configuration(full: Grid, task: Task, budget: Budget, reasons: Reasons) -> 
         return full, coarse is not None
     if coarse is None:
         found = "3d_lowres was asked for, but a patch at full resolution sees a quarter of the median case or more"
-        raise Problems("the plan", [f"{found}; expected --configuration 3d_fullres"])
+        raise ValidationErrors("the plan", [f"{found}; expected --configuration 3d_fullres"])
     reasons.say(where, "3d_lowres", why)
     why = "coarser, until a patch sees a quarter of a case"
     reasons.say("local.geometry.spacing_mm", short(coarse.spacing_mm), why)
     return coarse, False
 
 
-def _coarse(full: Grid, task: Task, budget: Budget, wanted: bool) -> Grid | None:
+def _coarse(full: Grid, task: NetworkTask, budget: Budget, wanted: bool) -> Grid | None:
     try:
         return low_resolution(full, lambda grid: patch_for_memory(grid, task, budget.memory_gb).patch)
-    except Problems:
+    except ValidationErrors:
         if wanted:
             raise
         return None  # it would only have been mentioned
@@ -207,9 +207,9 @@ def _say_memory(network: Network, recipe: Training, budget: Budget, reasons: Rea
         reasons.say("local.network", f"{needed:.2g} GB", why)
 
 
-def _geometry(grid: Grid) -> Geometry:
+def _geometry(grid: Grid) -> TargetGrid:
     z, y, x = (max(1, round(size)) for size in grid.median_shape)
-    return Geometry(
+    return TargetGrid(
         configuration=grid.configuration,
         transpose=grid.transpose,
         spacing_mm=grid.spacing_mm,

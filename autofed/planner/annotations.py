@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from autofed.data.labels import Labels
 from autofed.fingerprints import Fingerprint
-from autofed.labels import Labels
 from autofed.planner.reasons import Reasons
 
 

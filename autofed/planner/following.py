@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from autofed.case import DECLARED, in_words
+from autofed.data import DECLARED, describe_regions
+from autofed.data.labels import Labels
+from autofed.errors import raise_if_any
 from autofed.fingerprints import Fingerprint
-from autofed.labels import Labels
 from autofed.planner.annotations import annotated_at
+from autofed.planner.checks import data_problems
 from autofed.planner.grids import full_resolution
 from autofed.planner.hours import fitting_steps
 from autofed.planner.learning import passes
-from autofed.planner.private import protect
+from autofed.planner.private import make_private
 from autofed.planner.reasons import Reasons, short
-from autofed.planner.refusals import data_problems
-from autofed.planner.schedules import faults, meetings
-from autofed.plans import Agreement, Algorithm, Budget, Faults, Plan, Privacy, Rounds
-from autofed.problems import refuse
+from autofed.planner.schedules import communication_rounds, fault_settings
+from autofed.plans import Agreement, AlgorithmSettings, Budget, FaultSettings, Plan, Privacy, RoundSchedule
 
 _MADE_FOR = ("memory_gb", "preset", "configuration")
 """What the budget says of the network, and goes with it."""
@@ -37,18 +37,18 @@ def follow(
     `Problems` names all at once in which the sites declare another task, and what else stands in the way.
     """
     budget = (budget or Budget()).model_copy(update={name: getattr(guide.budget, name) for name in _MADE_FOR})
-    refuse("the plan", [*_differences(fingerprint, guide, source), *data_problems(fingerprint, budget)])
+    raise_if_any("the plan", [*_differences(fingerprint, guide, source), *data_problems(fingerprint, budget)])
     reasons, training, sites = Reasons(), guide.local.training, tuple(fingerprint.sites)
     _say_kept(fingerprint, guide, source, reasons)
     chosen = _algorithm(guide, source, algorithm, reasons)
     counted = passes(chosen, sites, budget)
     steps = fitting_steps(guide.local.network, training.patch_size, training.batch_size, counted, budget)
-    rounds, per_round = meetings(steps, len(sites), reasons)
+    rounds, per_round = communication_rounds(steps, len(sites), reasons)
     within = "no hours were given: as long as nnU-Net's" if budget.hours is None else f"fit {budget.hours:g} h"
     reasons.say("local.training.steps_per_round", per_round, f"{steps} steps at every site in all; {within}")
     rounds = _with_uneven_steps(guide, source, rounds, per_round, sites, reasons)
     training = training.model_copy(update={"steps_per_round": per_round})
-    least, annotated = faults(len(sites), reasons), annotated_at(fingerprint, reasons)
+    least, annotated = fault_settings(len(sites), reasons), annotated_at(fingerprint, reasons)
     made = Plan(
         budget=budget,
         agreement=_agreement(fingerprint, guide, rounds, least, chosen, annotated),
@@ -58,35 +58,35 @@ def follow(
     )
     if budget.epsilon is None:
         return made
-    return protect(made, budget.epsilon, budget.delta, keep_network=True, even_if_hopeless=even_if_hopeless)
+    return make_private(made, budget.epsilon, budget.delta, keep_network=True, even_if_hopeless=even_if_hopeless)
 
 
 def _differences(fingerprint: Fingerprint, guide: Plan, source: str) -> list[str]:
     """Where the sites declare what weights of the guide know nothing of."""
     declared, agreed = fingerprint.declaration, guide.agreement
     problems = [
-        f"the sites declare {what} {in_words(declared, what)}, {source} has {in_words(agreed, what)}; weights mean "
+        f"the sites declare {what} {describe_regions(declared, what)}, {source} has {describe_regions(agreed, what)}; weights mean "
         "nothing for another task: make dataset.json say the same, or plan without --like"
         for what in DECLARED
-        if in_words(declared, what) != in_words(agreed, what)
+        if describe_regions(declared, what) != describe_regions(agreed, what)
     ]
     if agreed.privacy.promises:
         problems.append(f"{source} is private, and its noise is made for its own patients; plan without --like")
     return problems
 
 
-def _algorithm(guide: Plan, source: str, wanted: str | None, reasons: Reasons) -> Algorithm:
+def _algorithm(guide: Plan, source: str, wanted: str | None, reasons: Reasons) -> AlgorithmSettings:
     agreed = guide.agreement.algorithm
     kept = wanted in (None, agreed.name)
-    chosen = agreed if kept else Algorithm(name=str(wanted))
+    chosen = agreed if kept else AlgorithmSettings(name=str(wanted))
     why = f"as in {source}, with its settings" if kept else f"asked for; {source} has {agreed.name}"
     reasons.say("agreement.algorithm", chosen.name, f"{why}; averages, the server's step and the wire are as there")
     return chosen
 
 
 def _with_uneven_steps(
-    guide: Plan, source: str, rounds: Rounds, per_round: int, sites: tuple[str, ...], reasons: Reasons
-) -> Rounds:
+    guide: Plan, source: str, rounds: RoundSchedule, per_round: int, sites: tuple[str, ...], reasons: Reasons
+) -> RoundSchedule:
     """The rounds in which sites that took fewer or more steps than others do so in the same proportion."""
     share = per_round / guide.local.training.steps_per_round
     taken = guide.agreement.training.steps_at.items()
@@ -100,9 +100,9 @@ def _with_uneven_steps(
 def _agreement(
     fingerprint: Fingerprint,
     guide: Plan,
-    rounds: Rounds,
-    least: Faults,
-    algorithm: Algorithm,
+    rounds: RoundSchedule,
+    least: FaultSettings,
+    algorithm: AlgorithmSettings,
     annotated: dict[str, tuple[str, ...]],
 ) -> Agreement:
     """The guide's, for these patients and rounds."""

@@ -11,9 +11,9 @@ from pydantic import Field
 
 from autofed import algorithms, privacy
 from autofed.files import Record
-from autofed.planner.foretelling import whole_ratio
+from autofed.planner.utility_model import total_noise_ratio
 from autofed.plans import Plan, Positive
-from autofed.privacy import promise
+from autofed.privacy import guarantee
 from autofed.privacy.dpsgd import DPSGD
 
 Grade = Literal["sound", "strained", "hopeless"]
@@ -45,7 +45,7 @@ class Forecast(Record):
     """Noise over signal, and the grade that follows from it.
 
     `ratio` is that of a step after averaging over sites (of the worst one where each learns alone), `whole` that of all
-    steps together (`whole_ratio`).
+    steps together (`total_noise_ratio`).
     """
 
     grade: Grade
@@ -62,7 +62,7 @@ def forecast(plan: Plan) -> Forecast | None:
     sites = {site: _site(plan, site, patients) for site, patients in plan.agreement.patients.items()}
     ratios = {name: site.ratio for name, site in sites.items()}
     ratio = averaged(ratios, plan.agreement.site_weights) if averages(plan) else max(ratios.values())
-    whole = whole_ratio(ratio, trained(plan), steps_of(plan))
+    whole = total_noise_ratio(ratio, trained(plan), steps_of(plan))
     return Forecast(grade=grade(whole), ratio=ratio, whole=whole, sites=sites)
 
 
@@ -98,12 +98,12 @@ def steps_of(plan: Plan) -> int:
 
 
 def _site(plan: Plan, site: str, patients: int) -> SiteForecast:
-    mechanism = privacy.find(plan, patients)
+    mechanism = privacy.find_mechanism(plan, patients)
     assert isinstance(mechanism, DPSGD)  # or no single patient's gradient would be bounded
     return SiteForecast(
         patients=patients,
         expected=mechanism.expected,
         noise_multiplier=mechanism.noise_multiplier,
-        epsilon=promise.spent(plan, plan.steps_at(site)),
+        epsilon=guarantee.spent(plan, plan.steps_at(site)),
         ratio=step_ratio(mechanism.gradient_noise, trained(plan), mechanism.expected),
     )

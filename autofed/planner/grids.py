@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autofed.data.images import PICTURE_SLICE_MM
 from autofed.fingerprints import Fingerprint, values
-from autofed.images import PICTURE_SLICE_MM
 from autofed.planner.reasons import Reasons, short
 from autofed.plans import ANISOTROPY, Configuration
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from autofed.planner.presets import BASE_FEATURES
 from autofed.planner.reasons import Reasons
-from autofed.planner.topology import Task, Topology
+from autofed.planner.topology import NetworkTask, Topology
 from autofed.plans import Budget, Network, Shape
 
 NARROWER = (32, 24, 16, 12, 8)
@@ -26,7 +26,7 @@ USEFUL_SHARE = 0.8
 
 
 @dataclass(frozen=True)
-class Size:
+class NetworkSize:
     """What was chosen: features of the first stage, patches in a batch, steps of each site."""
 
     base: int
@@ -35,8 +35,8 @@ class Size:
 
 
 def size(
-    task: Task, found: Topology, batch: int, passes: Mapping[str, float], budget: Budget, reasons: Reasons
-) -> Size:
+    task: NetworkTask, found: Topology, batch: int, passes: Mapping[str, float], budget: Budget, reasons: Reasons
+) -> NetworkSize:
     """The widest network that gets enough steps in the hours; nnU-Net's own width and steps where no hours are given.
 
     `batch` is what memory allows, `passes` what a step computes at each site (`learning.passes`). A batch is made
@@ -46,7 +46,7 @@ def size(
     if budget.hours is None:
         reasons.say("local.network.features", BASE_FEATURES, "no hours were given: nnU-Net's full width")
         reasons.say("local.training.batch_size", batch, cap)
-        return Size(BASE_FEATURES, batch, FULL_TRAINING // len(passes))
+        return NetworkSize(BASE_FEATURES, batch, FULL_TRAINING // len(passes))
     for base, smaller in _candidates(batch):
         seconds = budget.seconds_per_step(task.network(found, base), found.patch, smaller, passes)
         steps = _steps(budget, seconds)
@@ -56,7 +56,7 @@ def size(
     reasons.say("local.network.features", base, _width_reason(steps, seconds, budget))
     halved = "; smaller here, so that enough steps fit the hours" if smaller < batch else ""
     reasons.say("local.training.batch_size", smaller, cap + halved)
-    return Size(base, smaller, max(1, steps))
+    return NetworkSize(base, smaller, max(1, steps))
 
 
 def fitting_steps(network: Network, patch: Shape, batch: int, passes: Mapping[str, float], budget: Budget) -> int:

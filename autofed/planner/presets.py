@@ -14,7 +14,7 @@ MOST_FEATURES = {2: 512, 3: 320}
 
 
 @dataclass(frozen=True)
-class Preset:
+class PresetRules:
     """`elements` outputs of all convolutions at batch size `batch` fill `memory_gb`, by dimension of the patch.
 
     A patch must leave room for `least_batch` patches; `dataset_share` of the voxels of all cases may be in one batch.
@@ -33,11 +33,11 @@ class Preset:
         return self.elements[dimension] * memory_gb / self.memory_gb
 
 
-PRESETS: dict[PresetName, Preset] = {
-    "plain": Preset("unet", 8, {2: 85e6, 3: 560e6}, {2: 2, 3: 2}, 0.05),
-    "resenc-m": Preset("resenc", 8, {2: 135e6, 3: 680e6}, {2: 12, 3: 2}, 1.0),
-    "resenc-l": Preset("resenc", 24, {2: 380e6, 3: 2.1e9}, {2: 12, 3: 2}, 1.0),
-    "resenc-xl": Preset("resenc", 40, {2: 560e6, 3: 3.6e9}, {2: 12, 3: 2}, 1.0),
-    "dcfed": Preset("dcfed", 8, {2: 135e6, 3: 680e6}, {2: 2, 3: 2}, 0.05),
+PRESETS: dict[PresetName, PresetRules] = {
+    "plain": PresetRules("unet", 8, {2: 85e6, 3: 560e6}, {2: 2, 3: 2}, 0.05),
+    "resenc-m": PresetRules("resenc", 8, {2: 135e6, 3: 680e6}, {2: 12, 3: 2}, 1.0),
+    "resenc-l": PresetRules("resenc", 24, {2: 380e6, 3: 2.1e9}, {2: 12, 3: 2}, 1.0),
+    "resenc-xl": PresetRules("resenc", 40, {2: 560e6, 3: 3.6e9}, {2: 12, 3: 2}, 1.0),
+    "dcfed": PresetRules("dcfed", 8, {2: 135e6, 3: 680e6}, {2: 2, 3: 2}, 0.05),
 }
 """nnU-Net 2.8.1: ExperimentPlanner, nnUNetPlannerResEncM, L and XL; DCFed's network counts like a ResEncM."""

@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from autofed import algorithms
+from autofed.errors import ValidationErrors, raise_if_any
 from autofed.fingerprints import Fingerprint
-from autofed.planner.candidates import LEAST_EXPECTED, RATES, Build, Candidate, Question
-from autofed.planner.coarser import choices, kept
+from autofed.planner.coarser_grids import grid_candidates, unchanged_grid
 from autofed.planner.forecast import SOUND, STRAINED, forecast
-from autofed.planner.foretelling import learning_rate
-from autofed.planner.remedies import hopeless
+from autofed.planner.private_search import LEAST_EXPECTED, RATES, Candidate, CandidateConfiguration, SearchProblem
 from autofed.planner.schedules import why_rounds
+from autofed.planner.suggestions import infeasible_reason
+from autofed.planner.utility_model import learning_rate
 from autofed.plans import Plan
 from autofed.privacy import accounting
-from autofed.problems import Problems, refuse
 
 
-def protect(
+def make_private(
     plan: Plan,
     epsilon: float,
     delta: float | None = None,
@@ -32,20 +32,20 @@ def protect(
 
     The promise pays for the noised fingerprints that the open plan rests on, if it does. Coarser grids are looked at
     where the `fingerprint` says how large the structures are. With `keep_network` grid and network stay, as where
-    trained weights are to be used. `Problems` if it cannot be, or if hardly anything would be learned, unless that is
-    wanted (`even_if_hopeless`); it names the nearest plan that can.
+    trained weights are to be used. `ValidationErrors` if it cannot be, or if hardly anything would be learned, unless
+    that is wanted (`even_if_hopeless`); it names the nearest plan that can.
     """
     delta = delta or accounting.default_delta(max(plan.agreement.patients.values()))
-    refuse("--epsilon", promise_problems(plan, delta))
-    grids = [kept(plan)] if keep_network else choices(plan, fingerprint)
-    question = Question.of(plan, epsilon, delta, grids)
+    raise_if_any("--epsilon", promise_problems(plan, delta))
+    grids = [unchanged_grid(plan)] if keep_network else grid_candidates(plan, fingerprint)
+    question = SearchProblem.of(plan, epsilon, delta, grids)
     found = question.best()
     if found is None:
-        raise Problems("--epsilon", [_nothing_fits(plan, question)])
+        raise ValidationErrors("--epsilon", [_nothing_fits(plan, question)])
     made = _written(plan, question, found)
     told = forecast(made)
     if told and told.grade == "hopeless" and not even_if_hopeless:
-        raise Problems("--epsilon", [hopeless(question, found)])
+        raise ValidationErrors("--epsilon", [infeasible_reason(question, found)])
     return made
 
 
@@ -54,7 +54,7 @@ def promise_problems(plan: Plan, delta: float) -> Iterator[str]:
     patients = plan.agreement.patients
     most = max(patients.values())
     name = plan.agreement.algorithm.name
-    if algorithms.stated(name).gathers:
+    if algorithms.stated(name).centralised:
         yield f"{name} puts all data in one place, where no site's promise holds; plan another algorithm, or no epsilon"
     if delta >= 1 / most:
         yield (f"a delta of {delta:g} allows one of {1 / delta:.0f} patients to be given away, a site has {most}; "
@@ -66,30 +66,30 @@ def promise_problems(plan: Plan, delta: float) -> Iterator[str]:
                    f"steps would be noise alone; expected {least} or more, or leave the site out")  # fmt: skip
 
 
-def _nothing_fits(plan: Plan, question: Question) -> str:
+def _nothing_fits(plan: Plan, question: SearchProblem) -> str:
     hours = f"{question.hours:g} h" if question.hours else "the hours"
     return (f"not one private step at every site fits {hours} of {', '.join(plan.budget.devices)} in "
             f"{plan.budget.memory_gb:g} GB, or the promise is spent on the census; give more of them")  # fmt: skip
 
 
-def _written(plan: Plan, question: Question, found: Candidate) -> Plan:
+def _written(plan: Plan, question: SearchProblem, found: Candidate) -> Plan:
     """The open plan with what was found, each with its reason, and the noise that the accountant says."""
     decided = [*_drawing(question, found), *_building(plan, found.build), *_learning(plan, found)]
     made = plan.change({field: value for field, value, _ in decided}, {field: why for field, _, why in decided})
     settled = question.guarantee.fields(found.noise)
     promised = _PROMISED | ({} if plan.budget.delta else {"agreement.privacy.delta": _DELTA})
-    return graded(made.change(settled, {name: promised.get(name, "asked for") for name in settled}))
+    return with_grade(made.change(settled, {name: promised.get(name, "asked for") for name in settled}))
 
 
 GRADED = "agreement.privacy"
 """What the reason whose value is the grade names as its field."""
 
 
-def graded(plan: Plan) -> Plan:
+def with_grade(plan: Plan) -> Plan:
     """The plan with its grade among the reasons, or with none where it cannot be told."""
     told = forecast(plan)
     if told is None:
-        return plan.unsaid(GRADED)
+        return plan.without_reason(GRADED)
     why = (
         f"the noise of all steps is {told.whole:.2g} times as long as what patients can say, of one averaged step "
         f"{told.ratio:.3g} times; up to {SOUND:g} is sound, above {STRAINED:g} hopeless"
@@ -100,7 +100,7 @@ def graded(plan: Plan) -> Plan:
 Decision = tuple[str, Any, str]
 
 
-def _drawing(question: Question, found: Candidate) -> Iterator[Decision]:
+def _drawing(question: SearchProblem, found: Candidate) -> Iterator[Decision]:
     """Whom a step draws, and what becomes of a patient's gradient."""
     drawn = ", ".join(f"{found.rate * n:.3g} of {n} at {site}" for site, n in question.patients.items())
     step, where = found.mechanism, "agreement.privacy."
@@ -111,7 +111,7 @@ def _drawing(question: Question, found: Candidate) -> Iterator[Decision]:
     yield f"{where}clipping", "normalised", "how long a patient's gradient is need not be known"
 
 
-def _building(plan: Plan, build: Build) -> Iterator[Decision]:
+def _building(plan: Plan, build: CandidateConfiguration) -> Iterator[Decision]:
     """The grid and the network on it, where they are others than the open plan's."""
     choice, network = build.choice, build.network
     if choice.factor > 1:

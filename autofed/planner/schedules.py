@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from autofed.planner.hours import Size
+from autofed.planner.hours import NetworkSize
 from autofed.planner.reasons import Reasons
 from autofed.planner.topology import Topology
-from autofed.plans import ANISOTROPY, Budget, Faults, Rounds, Training, spaced_snapshots
+from autofed.plans import ANISOTROPY, Budget, FaultSettings, RoundSchedule, Training, spaced_snapshots
 
 SHORT_TRAINING = 40_000
 """Below so many steps of all sites together the plan departs from nnU-Net's long training."""
@@ -32,7 +32,7 @@ def why_rounds(per_round: int, sites: int) -> str:
     )
 
 
-def meetings(steps: int, sites: int, reasons: Reasons) -> tuple[Rounds, int]:
+def communication_rounds(steps: int, sites: int, reasons: Reasons) -> tuple[RoundSchedule, int]:
     """The rounds, and the steps at each site in one, for so many steps at each site in all."""
     rounds, per_round = divided(steps)
     reasons.say("agreement.training.rounds", rounds, why_rounds(per_round, sites))
@@ -40,18 +40,18 @@ def meetings(steps: int, sites: int, reasons: Reasons) -> tuple[Rounds, int]:
     reasons.say("agreement.training.snapshots", snapshots, "late and spaced: neighbours are nearly one model")
     every = max(1, round(rounds / VALIDATIONS))
     reasons.say("agreement.training.validate_every", every, f"about {VALIDATIONS} scores tell a model that got worse")
-    return Rounds(rounds=rounds, snapshots=snapshots, validate_every=every), per_round
+    return RoundSchedule(rounds=rounds, snapshots=snapshots, validate_every=every), per_round
 
 
-def faults(sites: int, reasons: Reasons) -> Faults:
+def fault_settings(sites: int, reasons: Reasons) -> FaultSettings:
     """How many of so many sites make a round."""
     least = sites // 2 + 1
     reasons.say("agreement.faults.least_sites", least, "more than half of the sites, or a round is asked again")
-    return Faults(least_sites=least)
+    return FaultSettings(least_sites=least)
 
 
 @dataclass(frozen=True)
-class Length:
+class TrainingLength:
     """How long a training is: steps of a site in one round, and steps of all sites in all."""
 
     per_round: int
@@ -64,7 +64,13 @@ class Length:
 
 
 def training(
-    found: Topology, size: Size, length: Length, batch_dice: bool, dimension: int, budget: Budget, reasons: Reasons
+    found: Topology,
+    size: NetworkSize,
+    length: TrainingLength,
+    batch_dice: bool,
+    dimension: int,
+    budget: Budget,
+    reasons: Reasons,
 ) -> Training:
     """nnU-Net's recipe, and what a short training does differently. `dimension` is that of the data, 2 for pictures."""
     rate, momentum = (0.1, 0.9) if length.is_short else (0.01, 0.99)
@@ -86,7 +92,7 @@ def training(
     return made
 
 
-def _whys(found: Topology, length: Length, rate: float, dimension: int) -> dict[str, str]:
+def _whys(found: Topology, length: TrainingLength, rate: float, dimension: int) -> dict[str, str]:
     short = f"{length.in_all} steps in all are fewer than {SHORT_TRAINING}"
     momentum, mirror, kept = "as nnU-Net", "as nnU-Net", "long rounds gather it anew"
     if length.is_short:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autofed.errors import ValidationErrors
 from autofed.planner.grids import Grid
-from autofed.planner.presets import BASE_FEATURES, MOST_FEATURES, Preset
+from autofed.planner.presets import BASE_FEATURES, MOST_FEATURES, PresetRules
 from autofed.planner.reasons import short
 from autofed.plans import Network
-from autofed.problems import Problems
 
 SMALLEST_EDGE = 4
 """No stage of the network gets a feature map with a shorter edge (nnU-Net)."""
@@ -37,7 +37,7 @@ class Topology:
 
 
 @dataclass(frozen=True)
-class Task:
+class NetworkTask:
     """What the network takes and gives, and of which kind it is: all that its size depends on beside the topology.
 
     `unseen` entries of `labels` are no output of the network, but nnU-Net counts them in its stand-in for memory.
@@ -45,7 +45,7 @@ class Task:
 
     channels: int
     classes: int
-    preset: Preset
+    preset: PresetRules
     unseen: int = 0
 
     def memory_proxy(self, shape: Topology) -> int:
@@ -115,30 +115,30 @@ def first_patch(spacing_mm: Sequence[float], shape: Sequence[float]) -> list[flo
     return [min(round(edge), size) for edge, size in zip(inverse * scale, shape, strict=True)]
 
 
-def patch_for_memory(grid: Grid, task: Task, memory_gb: float) -> Topology:
+def patch_for_memory(grid: Grid, task: NetworkTask, memory_gb: float) -> Topology:
     """The largest patch that fits the memory with the smallest batch (nnU-Net's shrink loop).
 
-    `Problems` if the cases are too small for any network, or the memory for the smallest one.
+    `ValidationErrors` if the cases are too small for any network, or the memory for the smallest one.
     """
     preset, spacing, shape = task.preset, grid.patch_spacing_mm, grid.patch_median
     found = topology(spacing, first_patch(spacing, shape))
     if len(found.strides) < 2:
-        raise Problems("the plan", [_too_small(shape)])
+        raise ValidationErrors("the plan", [_too_small(shape)])
     while not _fits(found, task, memory_gb):
         smaller = _shrink(found, spacing, shape)
         if smaller is None:
-            raise Problems("the plan", [_too_little(found, task, preset.least_batch[grid.axes], memory_gb)])
+            raise ValidationErrors("the plan", [_too_little(found, task, preset.least_batch[grid.axes], memory_gb)])
         found = smaller
     return found
 
 
-def _fits(found: Topology, task: Task, memory_gb: float) -> bool:
+def _fits(found: Topology, task: NetworkTask, memory_gb: float) -> bool:
     dimension = len(found.patch)
     per_patch = task.memory_proxy(found) / task.preset.batch[dimension]
     return per_patch * task.preset.least_batch[dimension] <= task.preset.allowed(dimension, memory_gb)
 
 
-def batch_for_memory(found: Topology, grid: Grid, cases: int, task: Task, memory_gb: float) -> int:
+def batch_for_memory(found: Topology, grid: Grid, cases: int, task: NetworkTask, memory_gb: float) -> int:
     """As many patches as fill the memory, but no more than a share of the voxels of all labelled cases; two at least.
 
     Counted on the grid's median shape, which for 3d_lowres is rounded (nnU-Net takes the product before rounding).
@@ -150,7 +150,7 @@ def batch_for_memory(found: Topology, grid: Grid, cases: int, task: Task, memory
     return max(2, min(fills, round(voxels * task.preset.dataset_share / math.prod(found.patch))))
 
 
-def memory_needed(network: Network, patch: Sequence[int], batch: int, preset: Preset) -> float:
+def memory_needed(network: Network, patch: Sequence[int], batch: int, preset: PresetRules) -> float:
     """GB that a training takes by nnU-Net's measure, in which `preset.memory_gb` hold the reference."""
     dimension = len(patch)
     share = memory_proxy(network, patch) * batch / (preset.elements[dimension] * preset.batch[dimension])
@@ -187,7 +187,7 @@ def _too_small(shape: Sequence[float]) -> str:
     )
 
 
-def _too_little(found: Topology, task: Task, batch: int, memory_gb: float) -> str:
+def _too_little(found: Topology, task: NetworkTask, batch: int, memory_gb: float) -> str:
     needed = memory_needed(task.network(found), found.patch, batch, task.preset)
     return (
         f"{memory_gb:g} GB are too little even for {batch} of the smallest patches ({short(found.patch)}); "

@@ -1,6 +1,14 @@
 """The plan: what every site vets and follows. Records, their checks, and what a network costs, without torch."""
 
-from autofed.plans.agreement import Agreement, Algorithm, Average, Faults, Rounds, Server, spaced_snapshots
+from autofed.plans.agreement import (
+    Agreement,
+    AlgorithmSettings,
+    AverageSettings,
+    FaultSettings,
+    RoundSchedule,
+    ServerSettings,
+    spaced_snapshots,
+)
 from autofed.plans.budget import Budget, Speed
 from autofed.plans.kinds import (
     ANISOTROPY,
@@ -13,7 +21,7 @@ from autofed.plans.kinds import (
     Shape,
     WirePrecision,
 )
-from autofed.plans.local import Channel, Geometry, Inference, Intensity, Local, Preparation, Training
+from autofed.plans.local import Channel, Inference, Intensity, LocalPlan, Preparation, TargetGrid, Training
 from autofed.plans.memory import CHANNELS_LAST_BELOW
 from autofed.plans.network import SPATIAL_KERNEL, Convolution, Network, Trained, squeezed
 from autofed.plans.plan import VERSION, Plan, is_plan, load, unknown_fields
@@ -26,19 +34,18 @@ __all__ = [
     "SPATIAL_KERNEL",
     "VERSION",
     "Agreement",
-    "Algorithm",
-    "Average",
+    "AlgorithmSettings",
+    "AverageSettings",
     "Budget",
     "Channel",
     "Code",
     "Configuration",
     "Convolution",
     "Device",
-    "Faults",
-    "Geometry",
+    "FaultSettings",
     "Inference",
     "Intensity",
-    "Local",
+    "LocalPlan",
     "Millimetres",
     "Network",
     "Plan",
@@ -48,10 +55,11 @@ __all__ = [
     "PresetName",
     "Privacy",
     "Reason",
-    "Rounds",
-    "Server",
+    "RoundSchedule",
+    "ServerSettings",
     "Shape",
     "Speed",
+    "TargetGrid",
     "Trained",
     "Training",
     "WirePrecision",

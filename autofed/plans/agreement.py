@@ -6,21 +6,21 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from autofed.case import site_name_problem
+from autofed.data import site_name_problem
+from autofed.data.labels import ClassOrder, Labels, Values, labels_problems
 from autofed.files import Record
-from autofed.labels import ClassOrder, Labels, Values, labels_problems
 from autofed.plans.kinds import Positive, WirePrecision
 from autofed.plans.privacy import Privacy
 
 
-class Algorithm(Record):
+class AlgorithmSettings(Record):
     """How the sites learn together: the name of a file in autofed/algorithms and its hyper-parameters."""
 
     name: str = "fedavg"
     settings: dict[str, float | int | bool | str] = Field(default_factory=dict)
 
 
-class Average(Record):
+class AverageSettings(Record):
     """How the coordinator averages what the sites release, and how far a site that lies can pull it.
 
     "mean" is weighted by patients, and so is "norm-bound", for which answers are first shrunk to at most `bound` times
@@ -45,7 +45,7 @@ class Average(Record):
         return weights
 
 
-class Server(Record):
+class ServerSettings(Record):
     """The coordinator's step along the averaged update: as it is, with momentum, or Adam's."""
 
     optimiser: Literal["plain", "momentum", "adam"] = "plain"
@@ -55,7 +55,7 @@ class Server(Record):
     epsilon: float = Field(1e-3, gt=0)
 
 
-class Faults(Record):
+class FaultSettings(Record):
     """What happens when sites fail: a round counts with so many of them, and is tried so often.
 
     A site that has not answered within `deadline_minutes` is left out of the round; without it the coordinator waits.
@@ -66,7 +66,7 @@ class Faults(Record):
     deadline_minutes: float | None = Field(None, gt=0)
 
 
-class Rounds(Record):
+class RoundSchedule(Record):
     """How often the sites meet, and what becomes of the common weights.
 
     `snapshots` are the rounds whose weights make the ensemble, fixed beforehand. Every `validate_every` rounds the
@@ -126,12 +126,12 @@ class Agreement(Record):
     regions_class_order: ClassOrder = ()
     dimension: Literal[2, 3]
     patients: dict[str, Positive] = Field(min_length=1)
-    algorithm: Algorithm
-    training: Rounds
+    algorithm: AlgorithmSettings
+    training: RoundSchedule
     privacy: Privacy
-    average: Average = Field(default_factory=Average)
-    server: Server = Field(default_factory=Server)
-    faults: Faults = Field(default_factory=Faults)
+    average: AverageSettings = Field(default_factory=AverageSettings)
+    server: ServerSettings = Field(default_factory=ServerSettings)
+    faults: FaultSettings = Field(default_factory=FaultSettings)
     wire: WirePrecision = "float32"
     annotated: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     public_images: tuple[str, ...] = ()

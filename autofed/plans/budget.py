@@ -16,9 +16,9 @@ from autofed.plans.network import Network
 class Speed(Record):
     """How fast a device trains: what a step costs by itself and for each unit of its work, and in which precision.
 
-    Measured (`autofed.speed`), and recorded so that the same plan can be made again on another machine. Elements are
-    those of all convolutions' outputs, operations those of forward and backward pass, voxels those of the patches that
-    are augmented, all channels counted.
+    Measured (`autofed.training.speed`), and recorded so that the same plan can be made again on another machine.
+    Elements are those of all convolutions' outputs, operations those of forward and backward pass, voxels those of the
+    patches that are augmented, all channels counted.
     """
 
     device: Device = "cpu"

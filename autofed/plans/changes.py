@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from autofed.errors import raise_if_any
 from autofed.files import Record
 from autofed.plans import privacy
 from autofed.plans.agreement import spaced_snapshots
 from autofed.plans.budget import Budget
 from autofed.plans.reasons import Code, Reason
-from autofed.problems import refuse
 
 
 def apply(
@@ -25,7 +25,7 @@ def apply(
     `record` is the plan's type, `tree` its content; `why` is said where it was not by hand, of all fields or by the
     name that each was given. `Problems` names every field that is not there or ambiguous.
     """
-    refuse("--set", unknown_fields(record, assignments))
+    raise_if_any("--set", unknown_fields(record, assignments))
     paths = {name: _resolve(record, name)[0] for name in assignments}
     chosen = {paths[name]: value for name, value in assignments.items()}
     whys = {path: why if isinstance(why, str) else why.get(name, "") for name, path in paths.items()}

@@ -11,7 +11,7 @@ from autofed.plans.kinds import Configuration, Millimetres, Positive, Precision,
 from autofed.plans.network import ENCODER, Network, Trained
 
 
-class Geometry(Record):
+class TargetGrid(Record):
     """The grid of the prepared data. Axes are in the plan's order, which is `transpose` of the file's (z, y, x)."""
 
     configuration: Configuration
@@ -61,7 +61,8 @@ class Training(Record):
     momentum: float = Field(0.99, ge=0, lt=1)
     weight_decay: float = Field(3e-5, ge=0)
     keep_momentum: bool = False
-    """Whether a site's momentum outlives a round, where the algorithm does not count its way from rest (`from_rest`).
+    """Whether a site's momentum outlives a round, where the algorithm does not count its way from rest
+    (`resets_momentum`).
 
     Else the optimiser starts anew from the weights that the site is sent.
     """
@@ -91,10 +92,10 @@ class Training(Record):
         return not name.startswith(self.frozen)
 
 
-class Local(Record):
+class LocalPlan(Record):
     """What a site needs to prepare and train: the same at all sites where weights travel."""
 
-    geometry: Geometry
+    geometry: TargetGrid
     intensity: Intensity
     network: Network
     training: Training
@@ -112,7 +113,7 @@ class Local(Record):
 class Preparation(Record):
     """The two sections that prepared data depends on."""
 
-    geometry: Geometry
+    geometry: TargetGrid
     intensity: Intensity
 
 

@@ -21,7 +21,7 @@ Trained = Literal["all", "decoder"]
 ENCODER = "down."
 """How the names of the weights on the way down begin, in a network that is built."""
 
-Chance = Annotated[float, Field(ge=0, lt=1, exclude_if=lambda chance: not chance)]
+Probability = Annotated[float, Field(ge=0, lt=1, exclude_if=lambda chance: not chance)]
 """How likely something is left out, in a record: where it never is, that is not written."""
 
 _SQUEEZE = 16
@@ -76,7 +76,7 @@ class Network(Record):
     strides: tuple[Shape, ...]
     blocks: tuple[Positive, ...] = ()
     deep_supervision: bool = True
-    dropout: Chance = 0.0
+    dropout: Probability = 0.0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

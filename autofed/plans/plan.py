@@ -8,14 +8,14 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
+from autofed.data.labels import Labels
+from autofed.errors import ValidationErrors, raise_if_any
 from autofed.files import Record, read_json
-from autofed.labels import Labels
 from autofed.plans import changes
 from autofed.plans.agreement import Agreement, spaced_snapshots
 from autofed.plans.budget import Budget
-from autofed.plans.local import Inference, Local
+from autofed.plans.local import Inference, LocalPlan
 from autofed.plans.reasons import Reason
-from autofed.problems import Problems, refuse
 
 VERSION: Literal[1] = 1
 
@@ -26,7 +26,7 @@ class Plan(Record):
     version: Literal[1] = VERSION
     budget: Budget
     agreement: Agreement
-    local: Local
+    local: LocalPlan
     inference: Inference
     reasons: tuple[Reason, ...] = ()
 
@@ -59,8 +59,8 @@ class Plan(Record):
     def extend(self, rounds: int) -> Plan:
         """The plan of a training that has come to its end and goes on to `rounds` rounds, without a jump.
 
-        The ensemble keeps old snapshots where the new rounds are too few for it. `Problems` if that is not longer than
-        planned, or if the plan is private: its noise is for the rounds planned.
+        The ensemble keeps old snapshots where the new rounds are too few for it. `ValidationErrors` if that is not
+        longer than planned, or if the plan is private: its noise is for the rounds planned.
         """
         training = self.agreement.training
         problems = []
@@ -68,7 +68,7 @@ class Plan(Record):
             problems.append(f"{rounds} rounds were asked for, {training.rounds} are planned; expected more")
         if self.agreement.privacy.promises:
             problems.append("the noise of a private plan is made for its rounds; plan again and begin a new run")
-        refuse("--rounds", problems)
+        raise_if_any("--rounds", problems)
         wanted = spaced_snapshots(rounds)
         late = [s for s in wanted if s > training.rounds]
         early = training.snapshots[-(len(wanted) - len(late)) :] if len(late) < len(wanted) else ()
@@ -82,7 +82,7 @@ class Plan(Record):
         """A plan with some fields set by hand (or for another reason, `why`), each recorded as a reason.
 
         A field is named by its path or by any ending of it that is unique: `training.rounds`, `batch_size`.
-        `Problems` names every field that does not exist, is ambiguous, or takes another kind of value.
+        `ValidationErrors` names every field that does not exist, is ambiguous, or takes another kind of value.
         """
         content = self.model_dump(mode="json", exclude={"reasons"})
         tree, reasons = changes.apply(Plan, content, self.reasons, assignments, why)
@@ -90,10 +90,10 @@ class Plan(Record):
 
     def said(self, field: str, value: str, why: str) -> Plan:
         """The same plan with one more reason, of something that it has no field for."""
-        kept = self.unsaid(field).reasons
+        kept = self.without_reason(field).reasons
         return self.model_copy(update={"reasons": (*kept, Reason(field=field, value=value, why=why))})
 
-    def unsaid(self, field: str) -> Plan:
+    def without_reason(self, field: str) -> Plan:
         """The same plan without the reason of a field."""
         return self.model_copy(update={"reasons": tuple(reason for reason in self.reasons if reason.field != field)})
 
@@ -180,10 +180,14 @@ def is_plan(path: Path) -> bool:
 
 
 def load(path: Path | str) -> Plan:
-    """Read a plan; `Problems` names everything that is wrong with it, and a version that this autofed cannot read."""
+    """Read a plan; `ValidationErrors` names everything that is wrong with it, and a version that this autofed cannot
+    read.
+    """
     value = read_json(Path(path))
     if not isinstance(value, dict) or "agreement" not in value:
-        raise Problems(str(path), ["this is not a plan; make one with `autofed plan SITE... -o plan.json`"])
+        raise ValidationErrors(str(path), ["this is not a plan; make one with `autofed plan SITE... -o plan.json`"])
     if value.get("version") != VERSION:
-        raise Problems(str(path), [f"the plan has version {value.get('version')!r}, this autofed reads {VERSION}"])
+        raise ValidationErrors(
+            str(path), [f"the plan has version {value.get('version')!r}, this autofed reads {VERSION}"]
+        )
     return Plan.parse(value, str(path))

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, Self
 
-from autofed.exchange import Arrays, Groups
+from autofed.errors import ValidationErrors
+from autofed.messages import ArrayGroups, Arrays
 from autofed.plans import Plan
-from autofed.privacy.events import Event
-from autofed.problems import Problems
+from autofed.privacy.events import PrivacyEvent
 
-Draw = Sequence[Sequence[str]]
+BatchSample = Sequence[Sequence[str]]
 Gradient = list[Any]
 """One tensor per parameter of the network that learns, in its order."""
 
 
-class Guard(Protocol):
+class OutputMechanism(Protocol):
     """What stands before the door: it says what an answer costs, and what of it may leave."""
 
     @property
@@ -29,23 +29,23 @@ class Guard(Protocol):
 
     @property
     def private(self) -> bool:
-        """Whether it bounds what can be told of a patient: then every answer has a secret of its own (`keyed`)."""
+        """Whether it bounds what can be told of a patient: then every answer has a secret of its own (`with_key`)."""
         ...
 
-    def keyed(self, secret: bytes) -> Self:
+    def with_key(self, secret: bytes) -> Self:
         """The same for one answer: who is drawn and which noise is added follow from the secret alone."""
         ...
 
-    def cost(self, steps: int) -> tuple[Event, ...]:
+    def cost(self, steps: int) -> tuple[PrivacyEvent, ...]:
         """What an answer after so many local steps costs a patient, for the ledger."""
         ...
 
-    def release(self, arrays: Groups) -> Groups:
+    def release(self, arrays: ArrayGroups) -> ArrayGroups:
         """What may leave of the arrays computed: protected; a group that it has no protection for stays at the site."""
         ...
 
 
-class Mechanism(Guard, Protocol):
+class Mechanism(OutputMechanism, Protocol):
     """What stands between a site's patients and everything that leaves the site while it trains."""
 
     @property
@@ -58,7 +58,7 @@ class Mechanism(Guard, Protocol):
         """The arrays, with their shapes, that it releases to become another one in the next round; mostly none."""
         ...
 
-    def sampler(self, patients: Sequence[str], seed: Sequence[int]) -> Iterator[Draw]:
+    def sampler(self, patients: Sequence[str], seed: Sequence[int]) -> Iterator[BatchSample]:
         """The patients of one step after another, in groups that share a backward pass, each named once per patch.
 
         `seed` makes the drawing repeatable; a private mechanism draws by its secret instead.
@@ -73,12 +73,12 @@ class Mechanism(Guard, Protocol):
         """
         ...
 
-    def planned(self, rounds: int, steps: int) -> tuple[Event, ...]:
+    def planned(self, rounds: int, steps: int) -> tuple[PrivacyEvent, ...]:
         """What so many rounds of so many steps will cost if nothing is adapted: the sum of their `cost`."""
         ...
 
     def adapt(self, released: Arrays) -> Mechanism:
-        """The mechanism of the next round, given only what was already released (see `adapted`)."""
+        """The mechanism of the next round, given only what was already released (see `adapted_mechanism`)."""
         ...
 
 
@@ -86,28 +86,29 @@ ADAPTATION = "adaptation"
 """The group of a release that mechanisms adapt to. Its average over sites is shared from the next round on."""
 
 
-def adapted(mechanism: Mechanism, history: Arrays, round: int) -> Mechanism:
+def adapted_mechanism(mechanism: Mechanism, history: Arrays, round: int) -> Mechanism:
     """The mechanism of a round, after those whose averaged adaptation groups are stacked in `history`, oldest first.
 
     Coordinator and sites rebuild it from what was shared, so a round that is asked again has the same mechanism.
-    `Problems` if a mechanism that adapts is not told of every round before: its noise depends on how many there were.
+    `ValidationErrors` if a mechanism that adapts is not told of every round before: its noise depends on how many there
+    were.
     """
     before = min((len(array) for array in history.values()), default=0)
     if mechanism.adapts and before != round - 1:
-        raise Problems(ADAPTATION, [f"round {round} follows {before} rounds of it; expected {round - 1}"])
+        raise ValidationErrors(ADAPTATION, [f"round {round} follows {before} rounds of it; expected {round - 1}"])
     for past in range(before):
         mechanism = mechanism.adapt({name: array[past] for name, array in history.items()})
     return mechanism
 
 
-def for_scores(plan: Plan, columns: int) -> Guard | None:
+def score_mechanism(plan: Plan, columns: int) -> OutputMechanism | None:
     """What held-out patients' scores pass on their way out; None if a private plan has them stay at the site.
 
     `columns` are those of a row of scores.
     """
     stated = plan.agreement.privacy
     if not stated.promises:
-        return find(plan)
+        return find_mechanism(plan)
     if stated.score_noise is None:
         return None
     from autofed.privacy.shared_scores import SharedScores
@@ -115,16 +116,16 @@ def for_scores(plan: Plan, columns: int) -> Guard | None:
     return SharedScores(stated.score_noise, columns)
 
 
-def find(plan: Plan, patients: int = 0) -> Mechanism:
+def find_mechanism(plan: Plan, patients: int = 0) -> Mechanism:
     """The mechanism that a plan names, for a site that trains on so many patients.
 
-    `Problems` if there is no mechanism of that name.
+    `ValidationErrors` if there is no mechanism of that name.
     """
     privacy = plan.agreement.privacy
     if privacy.mechanism not in _MAKERS:
         names = ", ".join(_MAKERS)
         found = f"there is no mechanism {privacy.mechanism!r}; the mechanisms are: {names}"
-        raise Problems("agreement.privacy.mechanism", [found])
+        raise ValidationErrors("agreement.privacy.mechanism", [found])
     return _MAKERS[privacy.mechanism](plan, patients)
 
 
@@ -141,7 +142,7 @@ def _dpsgd(plan: Plan, patients: int) -> Mechanism:
 
 
 def _adaptive(plan: Plan, patients: int) -> Mechanism:
-    from autofed.privacy.adaptive import Adaptive
+    from autofed.privacy.adaptive_clipping import Adaptive
 
     own = ("quantile", "quantile_share", "clip_rate", "noise_ratio")
     chosen = {name: getattr(plan.agreement.privacy, name) for name in own}
@@ -149,7 +150,7 @@ def _adaptive(plan: Plan, patients: int) -> Mechanism:
 
 
 def _feddp(plan: Plan, patients: int) -> Mechanism:
-    from autofed.privacy.gaussian import FedDP
+    from autofed.privacy.noisy_updates import FedDP
 
     given = plan.agreement.privacy.model_dump()
     training = plan.local.training

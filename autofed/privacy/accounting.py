@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
 from typing import Any, Literal
 
-from autofed.privacy.events import Event
-from autofed.problems import Problems
+from autofed.errors import ValidationErrors
+from autofed.privacy.events import PrivacyEvent
 
 LARGEST_ORDER = 1024
 """Orders are looked for up to here; a larger one is best only for an epsilon below 0.02 or so."""
@@ -25,9 +25,9 @@ _GRID_SHARE = 0.02
 _COARSEST_GRID, _MOST_POINTS = 1e-3, 1_000_000
 
 
-def merged(events: Iterable[Event]) -> tuple[Event, ...]:
+def merged(events: Iterable[PrivacyEvent]) -> tuple[PrivacyEvent, ...]:
     """The same events with the steps of equal ones added up; those that cost nothing are left out."""
-    steps: Counter[Event] = Counter()
+    steps: Counter[PrivacyEvent] = Counter()
     for event in events:
         steps[event.model_copy(update={"steps": 0})] += event.steps
     return tuple(
@@ -37,7 +37,7 @@ def merged(events: Iterable[Event]) -> tuple[Event, ...]:
     )
 
 
-def dp_event(events: Iterable[Event]) -> Any:
+def dp_event(events: Iterable[PrivacyEvent]) -> Any:
     """The events as one `DpEvent` of dp-accounting."""
     import dp_accounting
 
@@ -45,7 +45,7 @@ def dp_event(events: Iterable[Event]) -> Any:
     return dp_accounting.ComposedDpEvent(parts) if parts else dp_accounting.NoOpDpEvent()
 
 
-def _dp_event(event: Event) -> Any:
+def _dp_event(event: PrivacyEvent) -> Any:
     import dp_accounting
 
     if event.noise_multiplier is None:
@@ -59,7 +59,7 @@ def _dp_event(event: Event) -> Any:
 # --- epsilon, for plans and reports
 
 
-def epsilon(events: Iterable[Event], delta: float) -> float:
+def epsilon(events: Iterable[PrivacyEvent], delta: float) -> float:
     """The epsilon of all events together at `delta`: 0 for none, infinite if any of them has no noise.
 
     By privacy loss distributions, on a grid that follows the size of the losses (a fixed one of 1e-3 overstates plans
@@ -71,13 +71,13 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
 
 
 @lru_cache(maxsize=1000)
-def _composed_epsilon(events: tuple[Event, ...], delta: float) -> float:
+def _composed_epsilon(events: tuple[PrivacyEvent, ...], delta: float) -> float:
     sampled = [event for event in events if event.sampling_rate < 1]
     whole = sum(event.steps / _noise(event) ** 2 for event in events if event.sampling_rate == 1)
     if not sampled:
         return _gaussian_epsilon(whole, delta)
     if whole:  # Gaussians compose to one
-        sampled.append(Event(mechanism="", steps=1, noise_multiplier=whole**-0.5))
+        sampled.append(PrivacyEvent(mechanism="", steps=1, noise_multiplier=whole**-0.5))
     return _sampled_epsilon(tuple(sampled), delta)
 
 
@@ -89,7 +89,7 @@ def _gaussian_epsilon(inverse_square: float, delta: float) -> float:
 
 
 @lru_cache(maxsize=256)  # a site asks for that of its plan with every request
-def _sampled_epsilon(events: tuple[Event, ...], delta: float) -> float:
+def _sampled_epsilon(events: tuple[PrivacyEvent, ...], delta: float) -> float:
     from dp_accounting import NeighboringRelation, pld
 
     accountant = pld.PLDAccountant(NeighboringRelation.REPLACE_SPECIAL, _grid(events))
@@ -97,7 +97,7 @@ def _sampled_epsilon(events: tuple[Event, ...], delta: float) -> float:
     return float(accountant.get_epsilon(delta))
 
 
-def _grid(events: Sequence[Event]) -> float:
+def _grid(events: Sequence[PrivacyEvent]) -> float:
     """The interval of the grid: a share of the root mean square of a step's loss, and never too many points."""
     steps = sum(event.steps for event in events)
     square = _square_loss(events)
@@ -107,7 +107,7 @@ def _grid(events: Sequence[Event]) -> float:
     return max(min(_COARSEST_GRID, _GRID_SHARE * math.sqrt(square / steps)), widest / _MOST_POINTS)
 
 
-def _square_loss(events: Iterable[Event]) -> float:
+def _square_loss(events: Iterable[PrivacyEvent]) -> float:
     """The variance of the privacy loss of all events, roughly."""
     return math.fsum(event.steps * _square_step_loss(_noise(event), event.sampling_rate) for event in events)
 
@@ -118,16 +118,16 @@ def _square_step_loss(noise: float, rate: float) -> float:
 
 
 def calibrate(
-    make_events: Callable[[float], Sequence[Event]],
+    make_events: Callable[[float], Sequence[PrivacyEvent]],
     epsilon: float,
     delta: float,
-    measure: Callable[[Sequence[Event], float], float] | None = None,
+    measure: Callable[[Sequence[PrivacyEvent], float], float] | None = None,
 ) -> float:
     """The smallest noise multiplier whose events cost at most `epsilon` at `delta`: at least 4 digits, rounded up.
 
     `make_events` gives the events of a plan with that multiplier; more noise must cost less. What they cost is said by
-    `measure`, by default as in `epsilon`. `Problems` if no noise brings them below `epsilon`, or if they cost next to
-    nothing whatever the noise.
+    `measure`, by default as in `epsilon`. `ValidationErrors` if no noise brings them below `epsilon`, or if they cost
+    next to nothing whatever the noise.
     """
 
     @cache
@@ -165,7 +165,7 @@ def sketched_noise(steps: int, rate: float, whole: float) -> float:
 _LEAST_NOISE, _MOST_NOISE = 2.0**-10, 2.0**20
 
 
-def _guess(make_events: Callable[[float], Sequence[Event]], epsilon: float, delta: float) -> float:
+def _guess(make_events: Callable[[float], Sequence[PrivacyEvent]], epsilon: float, delta: float) -> float:
     """About the noise multiplier for an epsilon."""
     low, high = _LEAST_NOISE, _MOST_NOISE
     for _ in range(40):
@@ -174,7 +174,7 @@ def _guess(make_events: Callable[[float], Sequence[Event]], epsilon: float, delt
     return high
 
 
-def _rough_epsilon(events: Sequence[Event], delta: float) -> float:
+def _rough_epsilon(events: Sequence[PrivacyEvent], delta: float) -> float:
     """What it would be if every loss were normal (a central limit theorem; Bu, Dong, Long and Su 2020)."""
     spent = _protected(events)
     return math.inf if spent is None else _gaussian_epsilon(_square_loss(spent), delta)
@@ -187,13 +187,20 @@ def _bracket(cost: Callable[[float], float], most: float, guess: float) -> tuple
     while cost(high) > most:
         low, high, step = high, high * step, step**2
         if high > 2 * _MOST_NOISE:
-            raise Problems("privacy", [f"no noise keeps these releases within epsilon {most:g}; fewer steps or rounds, "
-                                       "or a larger epsilon"])  # fmt: skip
+            raise ValidationErrors(
+                "privacy",
+                [f"no noise keeps these releases within epsilon {most:g}; fewer steps or rounds, or a larger epsilon"],
+            )
     while cost(low) <= most:
         low, high, step = low / step, low, step**2
         if low < _LEAST_NOISE / 2:
-            raise Problems("privacy", [f"next to no noise is needed for epsilon {most:g}: nothing is released, or far "
-                                       "more is allowed than is spent; set the noise multiplier by hand"])  # fmt: skip
+            raise ValidationErrors(
+                "privacy",
+                [
+                    f"next to no noise is needed for epsilon {most:g}: nothing is released, or far "
+                    "more is allowed than is spent; set the noise multiplier by hand"
+                ],
+            )
     return low, high
 
 
@@ -245,7 +252,7 @@ def rounded_up(epsilon: float) -> str:
 # --- Renyi divergence, for the filter
 
 
-def renyi(events: Iterable[Event], order: int) -> float:
+def renyi(events: Iterable[PrivacyEvent], order: int) -> float:
     """The Renyi divergence of integer `order` (2 or more) of all events together: a plain sum, infinite if unprotected.
 
     That a sum of it may be held against a ceiling while the events are still being chosen, by what earlier ones
@@ -257,7 +264,7 @@ def renyi(events: Iterable[Event], order: int) -> float:
     return math.fsum(event.steps * _step_divergence(_noise(event), event.sampling_rate, order) for event in spent)
 
 
-def renyi_epsilon(events: Iterable[Event], delta: float, order: int) -> float:
+def renyi_epsilon(events: Iterable[PrivacyEvent], delta: float, order: int) -> float:
     """The epsilon at `delta` that the Renyi divergence of one `order` proves; 0 for no events.
 
     Canonne, Kamath and Steinke 2020, proposition 12.
@@ -271,7 +278,7 @@ def renyi_room(epsilon: float, delta: float, order: int) -> float:
     return epsilon - math.log1p(-1 / order) + math.log(delta * order) / (order - 1)
 
 
-def best_order(events: Iterable[Event], delta: float) -> int:
+def best_order(events: Iterable[PrivacyEvent], delta: float) -> int:
     """The integer order whose divergence proves the smallest epsilon."""
     spent = merged(events)
     return _best(lambda order: -renyi_epsilon(spent, delta, order))
@@ -296,7 +303,7 @@ def _share_by_order(rate: float, steps: int, epsilon: float, delta: float) -> Ca
     low, high = 0.05, 1000.0
     for _ in range(20):
         middle = math.sqrt(low * high)
-        event = Event(mechanism="", steps=steps, noise_multiplier=middle, sampling_rate=rate)
+        event = PrivacyEvent(mechanism="", steps=steps, noise_multiplier=middle, sampling_rate=rate)
         if renyi_epsilon([event], delta, best_order([event], delta)) > epsilon:
             low = middle
         else:
@@ -330,12 +337,12 @@ def _step_divergence(noise: float, rate: float, order: int) -> float:
     return float(np.logaddexp(0, logsumexp(terms))) / (order - 1)
 
 
-def _protected(events: Iterable[Event]) -> tuple[Event, ...] | None:
+def _protected(events: Iterable[PrivacyEvent]) -> tuple[PrivacyEvent, ...] | None:
     """What was spent, or None if anything left unprotected."""
     spent = merged(events)
     return None if any(event.noise_multiplier is None for event in spent) else spent
 
 
-def _noise(event: Event) -> float:
+def _noise(event: PrivacyEvent) -> float:
     assert event.noise_multiplier is not None
     return event.noise_multiplier

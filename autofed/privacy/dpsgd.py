@@ -8,10 +8,10 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from autofed.exchange import Arrays, Groups
+from autofed.messages import ArrayGroups, Arrays
 from autofed.privacy import Gradient
-from autofed.privacy.chance import Chance, of_answer
-from autofed.privacy.events import Event
+from autofed.privacy.events import PrivacyEvent
+from autofed.privacy.randomness import Randomness, require_randomness
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ class DPSGD:
     clip: float
     noise_multiplier: float
     normalised: bool = False
-    chance: Chance | None = None
+    chance: Randomness | None = None
 
     name = "dp-sgd"
     private = True
     adapts: ClassVar[Mapping[str, tuple[int, ...]]] = {}
     protects = ("update", "control", "answers")
 
-    def keyed(self, secret: bytes) -> Self:
+    def with_key(self, secret: bytes) -> Self:
         """The same mechanism for one answer."""
-        return replace(self, chance=Chance(secret))
+        return replace(self, chance=Randomness(secret))
 
     def sampler(self, patients: Sequence[str], seed: Sequence[int]) -> Iterator[list[list[str]]]:
         """For every step each patient or not, by a coin of the site's own secret; `seed`, which is known, is not used.
@@ -100,14 +100,14 @@ class DPSGD:
     def _note(self, norms: Sequence[float]) -> None:
         """What else is asked of a step's draw: nothing."""
 
-    def release(self, arrays: Groups) -> Groups:
+    def release(self, arrays: ArrayGroups) -> ArrayGroups:
         """What is made of steps alone; losses, and whatever else an algorithm has to say, stay at the site."""
         return {group: found for group, found in arrays.items() if group in self.protects}
 
-    def cost(self, steps: int) -> tuple[Event, ...]:
+    def cost(self, steps: int) -> tuple[PrivacyEvent, ...]:
         """So many Gaussian mechanisms, each on a Poisson sample of the patients."""
         return (
-            Event(
+            PrivacyEvent(
                 mechanism=self.name,
                 steps=steps,
                 noise_multiplier=self.noise_multiplier,
@@ -115,7 +115,7 @@ class DPSGD:
             ),
         )
 
-    def planned(self, rounds: int, steps: int) -> tuple[Event, ...]:
+    def planned(self, rounds: int, steps: int) -> tuple[PrivacyEvent, ...]:
         """The cost of all steps of a training."""
         return self.cost(rounds * steps)
 
@@ -124,5 +124,5 @@ class DPSGD:
         return self
 
     @property
-    def _chance(self) -> Chance:
-        return of_answer(self.chance)
+    def _chance(self) -> Randomness:
+        return require_randomness(self.chance)

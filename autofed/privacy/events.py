@@ -11,7 +11,7 @@ from autofed.files import Record
 Unit = Literal["patient", "site"]
 
 
-class Event(Record):
+class PrivacyEvent(Record):
     """So many uses, one after the other, of one mechanism on a site's data.
 
     Each adds Gaussian noise of `noise_multiplier` times what one `unit` can change in what is released, counted as one

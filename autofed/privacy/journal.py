@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from autofed.problems import Problems
+from autofed.errors import ValidationErrors
 
 
 class Journal:
@@ -28,7 +28,7 @@ class Journal:
     def fresh(self) -> Iterator[list[bytes]]:
         """The whole lines that are new; the same ones come again if the block that takes them in fails.
 
-        `Problems` if the file became shorter.
+        `ValidationErrors` if the file became shorter.
         """
         data = self._new_lines()
         yield data.split(b"\n")[:-1]
@@ -39,8 +39,9 @@ class Journal:
             return b""
         with open(self.path, "rb") as handle:
             if handle.seek(0, os.SEEK_END) < self._offset:
-                raise Problems(str(self.path), ["it became shorter, but nothing is ever taken out of it; restore it "
-                                                "from a copy"])  # fmt: skip
+                raise ValidationErrors(
+                    str(self.path), ["it became shorter, but nothing is ever taken out of it; restore it from a copy"]
+                )
             handle.seek(self._offset)
             data = handle.read()
         return data[: data.rfind(b"\n") + 1]

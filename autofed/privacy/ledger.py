@@ -17,11 +17,11 @@ from typing import Self, TypeVar
 from pydantic import Field, model_validator
 
 from autofed import __version__
+from autofed.errors import ValidationErrors
 from autofed.files import Record
 from autofed.privacy import accounting
-from autofed.privacy.events import Event
+from autofed.privacy.events import PrivacyEvent
 from autofed.privacy.journal import Journal
-from autofed.problems import Problems
 
 NAME = "ledger.jsonl"
 """The file, in the folder of a site's prepared data."""
@@ -34,7 +34,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-class Opening(Record):
+class LedgerOpening(Record):
     """The first line: what the site is ready to spend, over all runs; no ceiling means that it does not ask.
 
     The ceiling is a Renyi filter at one `order`, which proves its epsilon at its delta. In a `simulation` nobody's
@@ -57,7 +57,7 @@ class Opening(Record):
         return self
 
 
-class Charge(Record):
+class LedgerEntry(Record):
     """One release: which question of which round of which run, under which agreement, and its events.
 
     `seeded` noise is drawn from a test seed, so that it protects nothing. Where the events follow from what was
@@ -70,7 +70,7 @@ class Charge(Record):
     round: int
     question: str
     agreement: str
-    events: tuple[Event, ...]
+    events: tuple[PrivacyEvent, ...]
     seeded: bool = False
     follows: bool = False
     case_is_patient: bool = False
@@ -86,12 +86,12 @@ class Charge(Record):
         """Whether there was noise that nobody knows."""
         return not self.seeded and all(event.noise_multiplier is not None for event in self.events)
 
-    def same(self, other: Charge) -> bool:
+    def same(self, other: LedgerEntry) -> bool:
         """Whether it pays for the same, whenever that was."""
         return self.model_copy(update={"time": other.time}) == other
 
 
-Line = TypeVar("Line", Opening, Charge)
+Line = TypeVar("Line", LedgerOpening, LedgerEntry)
 
 
 class PrivacyLedger:
@@ -113,32 +113,32 @@ class PrivacyLedger:
     ):
         self.path = Path(path)
         self._journal = Journal(self.path)
-        self._opening: Opening | None = None
-        self._charges: list[Charge] = []
-        self._paid: dict[tuple[str, int, str], Charge] = {}
-        self._spent: tuple[Event, ...] = ()
+        self._opening: LedgerOpening | None = None
+        self._charges: list[LedgerEntry] = []
+        self._paid: dict[tuple[str, int, str], LedgerEntry] = {}
+        self._spent: tuple[PrivacyEvent, ...] = ()
         self._read()
         if self._opening is None:
             if order is None and ceiling_epsilon is not None and ceiling_delta is not None:
                 order = accounting.roomy_order(ceiling_epsilon, ceiling_delta)
             ceiling = {"ceiling_epsilon": ceiling_epsilon, "ceiling_delta": ceiling_delta, "order": order}
-            self._open(Opening.parse({"site": site, **ceiling, "simulation": simulation}, str(self.path)))
+            self._open(LedgerOpening.parse({"site": site, **ceiling, "simulation": simulation}, str(self.path)))
         if self.opening.site != site:
-            raise Problems(str(self.path), [f"this is the ledger of {self.opening.site}, not of {site}"])
+            raise ValidationErrors(str(self.path), [f"this is the ledger of {self.opening.site}, not of {site}"])
 
     @classmethod
     def existing(cls, path: Path) -> PrivacyLedger:
-        """The ledger in `path`, whosever it is; `Problems` if there is none."""
+        """The ledger in `path`, whosever it is; `ValidationErrors` if there is none."""
         with suppress(FileNotFoundError), open(path, "rb") as handle:
             first = handle.readline()
             if first.endswith(b"\n"):
-                return cls(path, _parse(Opening, f"{path}, line 1", first).site)
-        raise Problems(str(path), ["there is no ledger; the first training makes one, or write: "
+                return cls(path, _parse(LedgerOpening, f"{path}, line 1", first).site)
+        raise ValidationErrors(str(path), ["there is no ledger; the first training makes one, or write: "
                                    "autofed ledger SITE --open --epsilon E --delta D"])  # fmt: skip
 
     @classmethod
     def for_plan(
-        cls, path: Path, site: str, events: Sequence[Event], delta: float, *, simulation: bool = False
+        cls, path: Path, site: str, events: Sequence[PrivacyEvent], delta: float, *, simulation: bool = False
     ) -> PrivacyLedger:
         """The ledger for a training that costs these events in all; an existing one stands as it is.
 
@@ -153,7 +153,7 @@ class PrivacyLedger:
         return cls(path, site, ceiling, delta, order=order, simulation=simulation)
 
     @property
-    def opening(self) -> Opening:
+    def opening(self) -> LedgerOpening:
         """The first line."""
         assert self._opening is not None
         return self._opening
@@ -163,7 +163,7 @@ class PrivacyLedger:
         """The delta of the figures: that of the ceiling, if there is one."""
         return self.opening.ceiling_delta or USUAL_DELTA
 
-    def charges(self) -> list[Charge]:
+    def charges(self) -> list[LedgerEntry]:
         """Everything charged so far."""
         self._read()
         return list(self._charges)
@@ -177,7 +177,7 @@ class PrivacyLedger:
         """What has been spent: 0 if nothing was released, infinite once anything left unprotected."""
         return self.cost(self.charges(), delta)
 
-    def cost(self, charges: Sequence[Charge], delta: float | None = None) -> float:
+    def cost(self, charges: Sequence[LedgerEntry], delta: float | None = None) -> float:
         """What some of the charges cost together: the same figure for a part of them.
 
         Loss distributions compose what was fixed beforehand. Several runs were not: who plans one has seen what came
@@ -190,7 +190,7 @@ class PrivacyLedger:
             return accounting.renyi_epsilon(events, delta or self.delta, self.opening.order or USUAL_ORDER)
         return accounting.epsilon(events, delta or self.delta)
 
-    def counted(self, events: Iterable[Event] = ()) -> float:
+    def counted(self, events: Iterable[PrivacyEvent] = ()) -> float:
         """The epsilon that the filter of the ceiling has counted, with these events too; 0 without a ceiling."""
         self._read()
         opening = self.opening
@@ -198,7 +198,7 @@ class PrivacyLedger:
             return 0.0
         return accounting.renyi_epsilon((*self._spent, *events), opening.ceiling_delta, opening.order)
 
-    def can_afford(self, events: Sequence[Event], seeded: bool = False) -> bool:
+    def can_afford(self, events: Sequence[PrivacyEvent], seeded: bool = False) -> bool:
         """Whether these events would stay under the ceiling (Feldman and Zrnic 2021: they may follow from releases).
 
         Noise from a test seed protects nobody: a ceiling allows it in a simulation only.
@@ -208,10 +208,10 @@ class PrivacyLedger:
             return True
         return (self.opening.simulation or not seeded) and self.counted(events) <= ceiling
 
-    def charge(self, charge: Charge) -> None:
+    def charge(self, charge: LedgerEntry) -> None:
         """Check and write down, before anything is computed; what is paid for already is not paid for again.
 
-        `Problems` if the ceiling does not allow it, or if the same question was charged with other content.
+        `ValidationErrors` if the ceiling does not allow it, or if the same question was charged with other content.
         """
         with self._journal.lock:
             self._read()
@@ -222,29 +222,34 @@ class PrivacyLedger:
             elif paid.same(charge):
                 self._journal.sync()
             else:
-                raise Problems(str(self.path), [f"{charge.question} of round {charge.round} of run {charge.run} was "
-                                                "charged with other content; begin a new run"])  # fmt: skip
+                raise ValidationErrors(
+                    str(self.path),
+                    [
+                        f"{charge.question} of round {charge.round} of run {charge.run} was "
+                        "charged with other content; begin a new run"
+                    ],
+                )
 
-    def _open(self, opening: Opening) -> None:
+    def _open(self, opening: LedgerOpening) -> None:
         with self._journal.lock:
             self._read()
             if self._opening is None:
                 self._append(opening)
 
-    def _refuse_unaffordable(self, charge: Charge) -> None:
+    def _refuse_unaffordable(self, charge: LedgerEntry) -> None:
         if self.can_afford(charge.events, charge.seeded):
             return
         found = f"the ceiling of epsilon {self.opening.ceiling_epsilon} does not allow round {charge.round} of run "
         why = f": {self.counted():.4g} is counted" if charge.protects else ", which has no noise that nobody knows"
-        raise Problems(str(self.path), [found + charge.run + why])
+        raise ValidationErrors(str(self.path), [found + charge.run + why])
 
     def _read(self) -> None:
         """Take in what is new, from whichever process, or refuse all of it."""
         with self._journal.fresh() as lines:
             before = len(self._charges) + (self._opening is not None)
             named = [(f"{self.path}, line {number}", line) for number, line in enumerate(lines, start=before + 1)]
-            opening = self._opening or (_parse(Opening, *named.pop(0)) if named else None)
-            charges = [_parse(Charge, *entry) for entry in named]
+            opening = self._opening or (_parse(LedgerOpening, *named.pop(0)) if named else None)
+            charges = [_parse(LedgerEntry, *entry) for entry in named]
         self._opening = opening
         self._charges += charges
         self._paid |= {charge.name: charge for charge in charges}
@@ -259,8 +264,8 @@ def _parse(kind: type[Line], about: str, line: bytes) -> Line:
     """Nothing is skipped: what cannot be read may have cost something."""
     try:
         return kind.parse(json.loads(line), about)
-    except Problems as error:
+    except ValidationErrors as error:
         found = "; ".join(error.problems)
     except ValueError as error:
         found = f"it is not JSON ({error})"
-    raise Problems(about, [f"{found}; nothing can be charged until the line is restored from a copy"])
+    raise ValidationErrors(about, [f"{found}; nothing can be charged until the line is restored from a copy"])

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from autofed.exchange import Arrays, Groups
-from autofed.privacy.events import Event
+from autofed.messages import ArrayGroups, Arrays
+from autofed.privacy.events import PrivacyEvent
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class NoPrivacy:
     adapts: ClassVar[Mapping[str, tuple[int, ...]]] = {}
     protects = ()
 
-    def keyed(self, secret: bytes) -> NoPrivacy:
+    def with_key(self, secret: bytes) -> NoPrivacy:
         """The same mechanism: it has nothing to hide."""
         return self
 
@@ -45,15 +45,15 @@ class NoPrivacy:
             return [parameter * 0 for parameter in like]
         return total if groups == 1 else [part / groups for part in total]
 
-    def release(self, arrays: Groups) -> Groups:
+    def release(self, arrays: ArrayGroups) -> ArrayGroups:
         """Everything, as it is."""
         return arrays
 
-    def cost(self, steps: int) -> tuple[Event, ...]:
+    def cost(self, steps: int) -> tuple[PrivacyEvent, ...]:
         """One event that says that nothing bounds what was learned about a patient."""
-        return (Event(mechanism="none", steps=steps),)
+        return (PrivacyEvent(mechanism="none", steps=steps),)
 
-    def planned(self, rounds: int, steps: int) -> tuple[Event, ...]:
+    def planned(self, rounds: int, steps: int) -> tuple[PrivacyEvent, ...]:
         """The same for a whole training."""
         return self.cost(rounds * steps)
 

@@ -8,9 +8,9 @@ from typing import Self
 
 import numpy as np
 
-from autofed.exchange import Groups
-from autofed.privacy.chance import Chance, of_answer
-from autofed.privacy.events import Event
+from autofed.messages import ArrayGroups
+from autofed.privacy.events import PrivacyEvent
+from autofed.privacy.randomness import Randomness, require_randomness
 
 OF_PATIENTS = "of patients"
 """The group of a draft that holds, for each structure, (patients, 2): a patient's score and whether there is one."""
@@ -26,18 +26,18 @@ class SharedScores:
 
     noise_multiplier: float
     columns: int
-    chance: Chance | None = None
+    chance: Randomness | None = None
 
     name = "scores"
     private = True
 
-    def keyed(self, secret: bytes) -> Self:
+    def with_key(self, secret: bytes) -> Self:
         """The same mechanism for one answer."""
-        return replace(self, chance=Chance(secret))
+        return replace(self, chance=Randomness(secret))
 
-    def release(self, arrays: Groups) -> Groups:
+    def release(self, arrays: ArrayGroups) -> ArrayGroups:
         """For each structure (2, columns): the sum of the scores and their number, both noised, in every column."""
-        chance, found = of_answer(self.chance), arrays.get(OF_PATIENTS, {})
+        chance, found = require_randomness(self.chance), arrays.get(OF_PATIENTS, {})
         std = self.noise_multiplier * math.sqrt(2 * len(found))
         sums = {}
         for name, rows in found.items():
@@ -45,6 +45,6 @@ class SharedScores:
             sums[name] = np.repeat(np.maximum(total, 0)[:, None], self.columns, axis=1).astype(np.float32)
         return {"sums": sums}
 
-    def cost(self, steps: int) -> tuple[Event, ...]:
+    def cost(self, steps: int) -> tuple[PrivacyEvent, ...]:
         """One Gaussian mechanism."""
-        return (Event(mechanism=self.name, steps=1, noise_multiplier=self.noise_multiplier),)
+        return (PrivacyEvent(mechanism=self.name, steps=1, noise_multiplier=self.noise_multiplier),)

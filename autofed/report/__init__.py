@@ -7,7 +7,7 @@ from autofed.report.agreement import draw_run
 from autofed.report.inversions import draw_inversion
 from autofed.report.overlays import overlay
 from autofed.report.pages import page
-from autofed.report.predictions import draw_predictions
+from autofed.report.prediction_pictures import draw_predictions
 from autofed.report.tables import ranked
 from autofed.report.training import curves
 

@@ -10,15 +10,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from autofed.case import read_channels
+from autofed.data import read_channels
+from autofed.data.images import Geometry
+from autofed.data.labels import Labels
+from autofed.federation.run_folder import Run
 from autofed.files import write_bytes
-from autofed.images import Geometry
-from autofed.labels import Labels
-from autofed.prepared import UNKNOWN, Maps, find_public
+from autofed.preprocessing import UNKNOWN, LabelMaps, find_public
 from autofed.report import drawing
 from autofed.report.panels import outline, panels, structure_colours, tinted
 from autofed.report.slices import Plane, planes, upright
-from autofed.runs import Run
 
 _IMAGES = 8
 _COLUMNS = 4
@@ -27,7 +27,7 @@ _GREY = (0.5, 0.5, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
-class Agreed:
+class AgreedImage:
     """An image (C, Z, Y, X) with the labels (Z, Y, X) that were agreed on, `UNKNOWN` where none were.
 
     `reference` is the truth, where somebody knows it.
@@ -50,14 +50,14 @@ def draw_run(run: Run) -> list[Path]:
         maps = run.agreed(fold)
         files = find_public(folder, len(plan.agreement.channels))
         chosen = [name for name in choose(maps) if name in files]
-        shown = [Agreed(name, *_with_map(read_channels(files[name].images), maps[name])) for name in chosen]
+        shown = [AgreedImage(name, *_with_map(read_channels(files[name].images), maps[name])) for name in chosen]
         if shown:
             write_bytes(path := run.fold_folder(fold) / "agreed.png", draw(shown, Labels.of(plan.agreement)))
             drawn.append(path)
     return drawn
 
 
-def choose(maps: Maps, count: int = _IMAGES) -> list[str]:
+def choose(maps: LabelMaps, count: int = _IMAGES) -> list[str]:
     """Images to show: half of them with labels, half that were refused, each evenly spaced by name."""
     taught = [name for name, found in sorted(maps.items()) if (found != UNKNOWN).any()]
     refused = [name for name in sorted(maps) if name not in taught]
@@ -65,7 +65,7 @@ def choose(maps: Maps, count: int = _IMAGES) -> list[str]:
     return _spaced(taught, count - few) + _spaced(refused, few)
 
 
-def draw(shown: Sequence[Agreed], labels: Labels) -> bytes:
+def draw(shown: Sequence[AgreedImage], labels: Labels) -> bytes:
     """A PNG: each image beside what is taught of it, in colours; grey is what nobody vouches for."""
     rows = -(-len(shown) // (_COLUMNS // 2))
     tall = max(_plane(one).size_mm[0] / _plane(one).size_mm[1] for one in shown) * _PANEL_IN
@@ -84,7 +84,7 @@ def draw(shown: Sequence[Agreed], labels: Labels) -> bytes:
     return drawing.png(figure)
 
 
-def _draw(one: Agreed, labels: Labels, left: Axes, right: Axes) -> None:
+def _draw(one: AgreedImage, labels: Labels, left: Axes, right: Axes) -> None:
     found = upright(one.found, one.geometry)
     reference = None if one.reference is None else upright(one.reference, one.geometry)
     plane = _plane(one)
@@ -99,14 +99,14 @@ def _draw(one: Agreed, labels: Labels, left: Axes, right: Axes) -> None:
     _name(left, one, plane)
 
 
-def _plane(one: Agreed) -> Plane:
+def _plane(one: AgreedImage) -> Plane:
     """The slice that shows the most of what is taught, or of the truth where nothing is."""
     taught = np.where(one.found == UNKNOWN, 0, one.found)
     shown = taught if taught.any() or one.reference is None else one.reference
     return planes(upright(shown, one.geometry), one.geometry)[0]
 
 
-def _name(axes: Axes, one: Agreed, plane: Plane) -> None:
+def _name(axes: Axes, one: AgreedImage, plane: Plane) -> None:
     share = float((one.found != UNKNOWN).mean())
     said = f"{100 * share:.0f} % agreed" if share else "refused"
     place = f", {plane.name}" if plane.name else ""

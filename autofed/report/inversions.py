@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from autofed.inversion import Likeness, fit_intensities
+from autofed.api.auditing import Inversion
+from autofed.auditing.inversion import ReconstructionMetrics, fit_intensities
 from autofed.report import drawing
 from autofed.report.drawing import INK, QUIET
-from autofed.verbs.auditing import Inversion
 
 
 def draw_inversion(found: Inversion) -> bytes:
@@ -40,5 +40,5 @@ def _slice(image: np.ndarray) -> np.ndarray:
     return image if image.ndim == 2 else image[len(image) // 2]
 
 
-def _figures(likeness: Likeness) -> str:
+def _figures(likeness: ReconstructionMetrics) -> str:
     return f"PSNR {likeness.psnr:.1f} dB, SSIM {likeness.ssim:.2f}"

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from autofed.images import Geometry
-from autofed.labels import Labels
-from autofed.problems import refuse
+from autofed.data.images import Geometry
+from autofed.data.labels import Labels
+from autofed.errors import raise_if_any
 from autofed.report import drawing
 from autofed.report.drawing import INK, QUIET
 from autofed.report.panels import Panel, Scale, panels, structure_colours
@@ -55,7 +55,7 @@ def overlay(
         "entropy": entropy,
         "mutual information": mutual_information,
     }
-    refuse(title or "this case", _shape_problems(image, given))
+    raise_if_any(title or "this case", _shape_problems(image, given))
     labels = Labels.declared(label_names)
     if reference is not None:
         given["reference"] = np.where(labels.is_foreground(reference), reference, 0)

@@ -10,16 +10,16 @@ from html import escape
 from pathlib import Path
 
 from autofed import __version__
+from autofed.errors import ValidationErrors
+from autofed.federation import communication
+from autofed.federation.run_folder import Run
 from autofed.files import write_bytes
-from autofed.problems import Problems
+from autofed.inference.scores import CaseScores, Report, find_references
 from autofed.report import tables
-from autofed.report.predictions import Predicted, read_folder
+from autofed.report.prediction_pictures import Predicted, read_folder
 from autofed.report.tables import ranked
 from autofed.report.template import CAUTION, GLOSSARY, document, section
 from autofed.report.training import curves, holds_out
-from autofed.runs import Run
-from autofed.scores import CaseScores, Report, find_references
-from autofed.verbs import exchanges
 
 _GROUP = 4
 """So many cases are shown of the worst, the middle and the best."""
@@ -106,7 +106,7 @@ def _picture(predicted: Predicted | None, reference: Path | None) -> bytes | str
         return "the images of this case were not found."
     try:
         return predicted.draw(reference)
-    except Problems as error:
+    except ValidationErrors as error:
         return str(error)
 
 
@@ -118,7 +118,9 @@ def _training(runs: Sequence[Path]) -> str:
         if (picture := curves(path)) is not None
     ]
     known = [run for run in map(Run, runs) if run.exists]
-    parts += [f"<p class=caption>{escape(line)}.</p>" for run in known for line in exchanges.of_run(run)]
+    parts += [
+        f"<p class=caption>{escape(line)}.</p>" for run in known for line in communication.communication_summary(run)
+    ]
     return section("Training", *parts) if parts else ""
 
 

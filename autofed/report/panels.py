@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.patheffects import withStroke
 
-from autofed.images import Geometry
-from autofed.labels import Labels
+from autofed.data.images import Geometry
+from autofed.data.labels import Labels
 from autofed.report.drawing import PALETTE, Colour, distinct
 from autofed.report.slices import Plane, upright
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from nibabel import orientations
 
-from autofed.images import Geometry
+from autofed.data.images import Geometry
 
 # More pixels than this cannot be seen in a panel, and outlines of larger maps take long to trace.
 _PIXELS = 1024

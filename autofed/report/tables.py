@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from autofed.inference.scores import CaseScores, Report, Scores
 from autofed.report.template import section
-from autofed.scores import CaseScores, Report, Scores
 
 _MOST_ROWS = 40
 """Longer tables are scrolled."""

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from autofed.problems import Problems
+from autofed.errors import ValidationErrors
 from autofed.report import drawing
 from autofed.report.drawing import LINES, QUIET
 
@@ -20,8 +20,8 @@ from autofed.report.drawing import LINES, QUIET
 def curves(metrics_path: Path) -> bytes | None:
     """A PNG of each site's training loss, and Dice if patients were held out, by round, from a run's metrics.jsonl.
 
-    None if there is nothing in it. A round that was run again after a crash counts as it came out last. `Problems` if a
-    line is not JSON; only the last line may be cut short, as a crash leaves it.
+    None if there is nothing in it. A round that was run again after a crash counts as it came out last.
+    `ValidationErrors` if a line is not JSON; only the last line may be cut short, as a crash leaves it.
     """
     rounds = _rounds(Path(metrics_path))
     panels = {"training loss": _by_site(rounds, _loss), "Dice of held-out patients": _by_site(rounds, _dice)}
@@ -85,7 +85,7 @@ def _rounds(path: Path) -> dict[int, Mapping[str, Any]]:
             entry = json.loads(line)
         except json.JSONDecodeError as error:
             if number < len(lines):
-                raise Problems(str(path), [f"line {number} is not JSON ({error})"]) from None
+                raise ValidationErrors(str(path), [f"line {number} is not JSON ({error})"]) from None
             continue
         rounds[int(entry["round"])] = entry["sites"]
     return rounds

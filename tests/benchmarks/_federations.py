@@ -28,18 +28,18 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from autofed import algorithms, plans, verbs
-from autofed.case import Dataset, Files, find_images, open_dataset
-from autofed.devices import pick_device
-from autofed.federation import answers, metrics, rounds
-from autofed.federation.inprocess import InProcess
+from autofed import algorithms, api, plans
+from autofed.data import Dataset, Files, find_images, open_dataset
+from autofed.data.splits import ALL, split
+from autofed.errors import ValidationErrors, raise_if_any
+from autofed.federation import client, metrics, rounds
+from autofed.federation.run_folder import GLOBAL, STUDENT, Run
+from autofed.federation.transports.in_process import InProcess
 from autofed.files import read_json, write_json
-from autofed.inference import Predictor
-from autofed.prepared import open_store
-from autofed.problems import Problems, refuse
-from autofed.runs import GLOBAL, STUDENT, Run
-from autofed.scores import find_references, score_case
-from autofed.splits import ALL, split
+from autofed.inference.predictor import Predictor
+from autofed.inference.scores import find_references, score_case
+from autofed.preprocessing import open_store
+from autofed.training.devices import pick_device
 
 GALLERY = Path(__file__).resolve().parents[2] / "plans"
 HELD_OUT = "0"
@@ -158,7 +158,7 @@ class Bench:
         """The plan, and the sites' data prepared for it, by one process while others wait."""
         made, folder = self.plan(federation), self.out / federation
         with locked(folder / "prepare.lock", wait=True):
-            verbs.preprocess(made, self.sites(federation), folder / "work", processes=2)
+            api.preprocess(made, self.sites(federation), folder / "work", processes=2)
         return made
 
     def folder(self, experiment: Experiment) -> Path:
@@ -187,7 +187,7 @@ class Bench:
                     continue
                 try:
                     self._perform(experiment, folder)
-                except Problems as error:
+                except ValidationErrors as error:
                     failed += 1
                     say(f"{experiment.federation} {experiment.name} failed: {error}")
         return failed
@@ -197,7 +197,7 @@ class Bench:
         made = self.plan_of(experiment)
         work = self.out / experiment.federation / "work"
         with watching() as watch:
-            run = verbs.train(made, work, folder / "run", folds=[self.fold(experiment.federation)],
+            run = api.train(made, work, folder / "run", folds=[self.fold(experiment.federation)],
                               init=self.start(experiment, made),
                               device=self.device, simulation=True,
                               resume=(folder / "run" / "run.json").is_file(), **self.options(experiment))  # fmt: skip
@@ -218,7 +218,7 @@ class Bench:
 
     def options(self, experiment: Experiment) -> dict[str, Any]:
         """What else the training of an experiment is told: where the public images are, if its sites label them."""
-        labels = algorithms.find(experiment.algorithm).labels_public
+        labels = algorithms.find(experiment.algorithm).shares_pseudo_labels
         return {"public": self.data / experiment.federation / "public"} if labels else {}
 
     def plan_of(self, experiment: Experiment) -> plans.Plan:
@@ -348,7 +348,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[bool]:
 @contextmanager
 def watching() -> Iterator[Watch]:
     """Count what a training in this block does: time by the clock, and the bytes that the transport carries."""
-    watch, fit, run, carry = Watch(), answers.fit, rounds.run, InProcess.__call__
+    watch, fit, run, carry = Watch(), client.fit, rounds.run_rounds, InProcess.__call__
 
     def timed(work: Callable[..., Any], name: str) -> Callable[..., Any]:
         def inner(*args: Any, **kwargs: Any) -> Any:
@@ -368,7 +368,7 @@ def watching() -> Iterator[Watch]:
         return found
 
     with (
-        patch.object(answers, "fit", timed(fit, "local")),
+        patch.object(client, "fit", timed(fit, "local")),
         patch.object(rounds, "run", timed(run, "seconds")),
         patch.object(InProcess, "__call__", counted),
     ):
@@ -378,9 +378,11 @@ def watching() -> Iterator[Watch]:
 
 
 def complete(run: Run, fold: str) -> None:
-    """`Problems` if a site was left out of a round: such a run says nothing of its algorithm."""
+    """`ValidationErrors` if a site was left out of a round: such a run says nothing of its algorithm."""
     lines = metrics.read(run.fold_folder(fold))
-    refuse(str(run.folder), [f"round {line['round']}: {line['left_out']}" for line in lines if line.get("left_out")])
+    raise_if_any(
+        str(run.folder), [f"round {line['round']}: {line['left_out']}" for line in lines if line.get("left_out")]
+    )
 
 
 def test_set(folder: Path, made: plans.Plan) -> Dataset:

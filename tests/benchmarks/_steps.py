@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from autofed import batches
-from autofed.fit import Learner
-from autofed.plans import Local, Training
-from autofed.prepared import open_store
+from autofed.plans import LocalPlan, Training
+from autofed.preprocessing import open_store
 from autofed.privacy.none import NoPrivacy
+from autofed.training import batches
+from autofed.training.fit import Learner
 
 MAKING_PER_STEP = 4
 
@@ -28,7 +28,7 @@ def main(work: str, site: str, section: str, count: str) -> None:
     """Measure and print."""
     value = json.loads(section)
     value["training"] = {k: v for k, v in value["training"].items() if k in Training.model_fields}
-    local, steps = Local.parse(value, "the plan"), int(count)
+    local, steps = LocalPlan.parse(value, "the plan"), int(count)
     store = open_store(Path(work), site, local)
     learner = Learner(local.network, local.training, "cpu")
     optimiser = torch.optim.SGD(learner.module.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
@@ -37,7 +37,7 @@ def main(work: str, site: str, section: str, count: str) -> None:
         sampler = NoPrivacy(local.training.batch_size).sampler(list(store.patients), (1,))
         return batches.stream(store, (next(sampler) for _ in range(length)), local.training, (1,))
 
-    def learn(patches: batches.Patches) -> None:
+    def learn(patches: batches.PatchBatch) -> None:
         gradient = learner.gradient(patches, [])
         for parameter, part in zip(learner.module.parameters(), gradient, strict=True):
             parameter.grad = part

@@ -22,8 +22,8 @@ import numpy as np
 
 from autofed.plans import Plan
 from autofed.privacy import accounting
-from autofed.privacy.census import NoisedCensus, noise_for, order_of
-from autofed.privacy.events import Event
+from autofed.privacy.events import PrivacyEvent
+from autofed.privacy.private_fingerprint import PrivateFingerprintMechanism, noise_for, order_of
 from tests import cohorts
 
 SETTINGS = ((3, 100, 8.0), (1, 100, 8.0), (3, 100, 3.0), (3, 300, 3.0), (3, 30, 8.0))
@@ -68,12 +68,12 @@ def cost() -> str:
 def raised(rate: float, steps: int, epsilon: float) -> float:
     """By loss distributions without a census; with one by the filter that its noise fixes, as plans are."""
     noise = noise_for(epsilon, 1e-5)
-    census, order = NoisedCensus(noise).cost(), order_of(noise)
+    census, order = PrivateFingerprintMechanism(noise).cost(), order_of(noise)
 
-    def events(z: float) -> list[Event]:
-        return [Event(mechanism="", steps=steps, noise_multiplier=z, sampling_rate=rate)]
+    def events(z: float) -> list[PrivacyEvent]:
+        return [PrivacyEvent(mechanism="", steps=steps, noise_multiplier=z, sampling_rate=rate)]
 
-    def measure(found: Sequence[Event], delta: float) -> float:
+    def measure(found: Sequence[PrivacyEvent], delta: float) -> float:
         return accounting.renyi_epsilon(found, delta, order)
 
     alone = accounting.calibrate(events, epsilon, 1e-5)

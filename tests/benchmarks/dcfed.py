@@ -44,14 +44,14 @@ from _federations import (
 from _federations import test_set as test_cases
 from private_plans import Planned
 
-from autofed import plans, verbs
-from autofed.devices import pick_device
+from autofed import api, plans
+from autofed.data.splits import ALL
 from autofed.federation import metrics
-from autofed.inference import Predictor
-from autofed.network import build, weights_of
-from autofed.planner import protect
-from autofed.runs import GLOBAL, STUDENT, Run
-from autofed.splits import ALL
+from autofed.federation.run_folder import GLOBAL, STUDENT, Run
+from autofed.inference.predictor import Predictor
+from autofed.planner import make_private
+from autofed.training.devices import pick_device
+from autofed.training.network import build, weights_of
 
 SEEDS = {"breast-ultrasound": 3, "dermoscopy": 3, "hippocampus": 1}
 LONGER, FACTOR = "longer", 1.4
@@ -111,8 +111,8 @@ class Private(Planned):
 
     def plan_of(self, experiment: Experiment) -> plans.Plan:
         """The private plan of a federation with the algorithm of an arm."""
-        made = protect(self.prepare(experiment.federation), EPSILON, even_if_hopeless=True)
-        made = verbs.change(made, None, {"privacy.mechanism": "adp"})
+        made = make_private(self.prepare(experiment.federation), EPSILON, even_if_hopeless=True)
+        made = api.change(made, None, {"privacy.mechanism": "adp"})
         return made.change({"algorithm.name": experiment.algorithm, "training.seed": experiment.seed})
 
     def start(self, experiment: Experiment, made: plans.Plan) -> Path | None:

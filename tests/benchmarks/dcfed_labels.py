@@ -21,17 +21,18 @@ import numpy as np
 from _federations import Bench, bench, markdown, parser, test_set
 from dcfed import SEEDS, runs
 
-from autofed import plans, pseudo
+from autofed import plans
 from autofed.algorithms.dcfed import DCFed
-from autofed.case import Case
-from autofed.federation.answers import Memory
-from autofed.federation.labelling import Labeller
-from autofed.labels import Labels
-from autofed.prepared import UNKNOWN, open_public
+from autofed.api.public_images import with_public
+from autofed.data import Case
+from autofed.data.labels import Labels
+from autofed.federation.client import ClientMemory
+from autofed.federation.public_labelling import Labeller
+from autofed.federation.run_folder import Run
+from autofed.inference import pseudo_labels
+from autofed.inference.scores import score_case
+from autofed.preprocessing import UNKNOWN, open_public
 from autofed.report import agreement
-from autofed.runs import Run
-from autofed.scores import score_case
-from autofed.verbs.labelling import with_public
 
 BINS = (0.0, 0.5, 0.65, 0.75, 0.85, 0.95, 1.0)
 CLEAR = 0.95
@@ -66,7 +67,7 @@ class Labelled:
                 for site in self.run.identity().sites}  # fmt: skip
 
     def _members(self, site: str) -> list[Mapping[str, np.ndarray]]:
-        memory = Memory(self.run.site_folder(site, self.work.fold(self.federation)) / "memory")
+        memory = ClientMemory(self.run.site_folder(site, self.work.fold(self.federation)) / "memory")
         known = memory.recall(self.plan.agreement.training.rounds) or {}
         return [known.get("mean", known["weights"]), *(known[name] for name in sorted(known) if "past" in name)]
 
@@ -89,7 +90,7 @@ class Labelled:
         """Probabilities of all sites together, by image."""
         trust = {site: self._agreement[1][f"trust/{site}"] for site in self.answers}
         return {
-            name: pseudo.fuse({site: said[name] for site, said in self.answers.items()}, trust,
+            name: pseudo_labels.fuse({site: said[name] for site, said in self.answers.items()}, trust,
                               self.algorithm.temperature, is_regions=False)
             for name in self.agreed
         }  # fmt: skip
@@ -129,7 +130,9 @@ def main() -> None:
 def of_images(found: Labelled) -> str:
     """Dice of what is said of images that pass and that do not."""
     said = {"all sites": {name: p.argmax(0) for name, p in found.fused.items()}} | {
-        site: {name: pseudo.read(one, is_regions=False)[0].argmax(0) for name, one in by_image.items()}
+        site: {
+            name: pseudo_labels.decode_prediction(one, is_regions=False)[0].argmax(0) for name, one in by_image.items()
+        }
         for site, by_image in found.answers.items()
     }
     dice = {who: found.dice({name: m.astype(np.uint8) for name, m in maps.items()}) for who, maps in said.items()}
@@ -170,7 +173,7 @@ def picture(found: Labelled) -> bytes:
     shown: list[Any] = []
     for name in agreement.choose(found.agreed):
         case = found.truth[name]
-        shown.append(agreement.Agreed(name, case.image, found.agreed[name], case.geometry, case.label))
+        shown.append(agreement.AgreedImage(name, case.image, found.agreed[name], case.geometry, case.label))
     return agreement.draw(shown, Labels.of(found.plan.agreement))
 
 

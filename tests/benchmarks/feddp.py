@@ -26,17 +26,17 @@ from _federations import HELD_OUT, Experiment, Result, apart, bench, markdown, p
 from privacy import DELTA, Private, stamp
 
 from autofed import plans
-from autofed.batches import STRAIGHT, draw_patch
-from autofed.federation import answers
+from autofed.auditing.inversion import gradient_of, invert_gradient, reconstruction_metrics
+from autofed.data.labels import Labels
+from autofed.federation import client
+from autofed.federation.run_folder import GLOBAL, Run
 from autofed.files import read_json, write_json
-from autofed.inference import Predictor
-from autofed.inversion import gradient_of, invert, likeness
-from autofed.labels import Labels
-from autofed.network import build, weights_of
-from autofed.prepared import open_store
-from autofed.privacy import accounting, promise
-from autofed.privacy.gaussian import FedDP
-from autofed.runs import GLOBAL, Run
+from autofed.inference.predictor import Predictor
+from autofed.preprocessing import open_store
+from autofed.privacy import accounting, guarantee
+from autofed.privacy.noisy_updates import FedDP
+from autofed.training.batches import IDENTITY, sample_patch
+from autofed.training.network import build, weights_of
 
 FEDERATION = "histology"
 NOISES = (0.0003, 0.001, 0.01, 0.1, 0.3, 1.0, 5.0)
@@ -96,7 +96,7 @@ class WithLengths(Private):
         predictor = Predictor(run.members(GLOBAL, [HELD_OUT])[-1:], device="cpu", mirroring=False)
         test = test_set(self.data / FEDERATION / "test", made)
         steps = max(made.steps_at(site) for site in made.agreement.patients)
-        events = promise.planned(made, steps)
+        events = guarantee.planned(made, steps)
         return {**found, "pixels": pixels(predictor, test), "epsilon": accounting.epsilon(events, DELTA)}
 
 
@@ -114,14 +114,14 @@ def pixels(predictor: Predictor, test: Any) -> dict[str, list[float]]:
 def lengths() -> Iterator[list[float]]:
     """The lengths of all updates that are computed in this block, before anything is done to them."""
     found: list[float] = []
-    fit = answers.fit
+    fit = client.fit
 
     def measured(weights: Any, *args: Any, **kwargs: Any) -> Any:
         fitted = fit(weights, *args, **kwargs)
         found.append(math.sqrt(sum(float((part**2).sum()) for part in fitted.update(weights).values())))
         return fitted
 
-    with patch.object(answers, "fit", measured):
+    with patch.object(client, "fit", measured):
         yield found
 
 
@@ -143,16 +143,16 @@ def sought(made: plans.Plan, store: Any, number: int, noise: float, length: floa
     """How like a patient's patch what was found in its released update is, and how like it a blank one."""
     generator = np.random.default_rng(number)
     patient, labels = sorted(store.patients)[number], Labels.of(made.agreement)
-    image, label = draw_patch(store, patient, made.local.training, STRAIGHT, generator)
+    image, label = sample_patch(store, patient, made.local.training, IDENTITY, generator)
     image, label = np.ascontiguousarray(image, np.float32), np.ascontiguousarray(label)
     weights = weights_of(build(made.local.network, seed=number))
     step = {name: -part for name, part in gradient_of(image, label, weights, made.local, labels).items()}
     size = math.sqrt(sum(float((part**2).sum()) for part in step.values()))
     update = {name: np.float32(length / size) * part for name, part in step.items()}
     if noise:
-        update = dict(FedDP(length, noise, 1).keyed(bytes([number]) * 32).release({"update": update})["update"])
-    found = invert(update, weights, label, made.local, labels=labels, iterations=ITERATIONS, seed=number)
-    said, blank = likeness(found, image), likeness(np.zeros_like(image), image)
+        update = dict(FedDP(length, noise, 1).with_key(bytes([number]) * 32).release({"update": update})["update"])
+    found = invert_gradient(update, weights, label, made.local, labels=labels, iterations=ITERATIONS, seed=number)
+    said, blank = reconstruction_metrics(found, image), reconstruction_metrics(np.zeros_like(image), image)
     return {"ssim": said.ssim, "psnr": said.psnr, "blank_ssim": blank.ssim, "blank_psnr": blank.psnr}
 
 

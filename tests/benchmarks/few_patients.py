@@ -17,7 +17,7 @@ from _federations import Experiment, apart, bench, markdown, parser, points, tes
 from privacy import DELTA, DP_SGD, Private, stamp
 
 from autofed import plans
-from autofed.labels import Labels, mask
+from autofed.data.labels import Labels, mask
 
 EPSILON = 8.0
 RATE = 0.5

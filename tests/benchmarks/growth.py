@@ -64,8 +64,8 @@ def main() -> None:
 
 def make_cases(raw: Path, edge: int, cases: int) -> Path:
     """A dataset of so many copies of one volume of edge x edge x (200 / 512 edge) voxels."""
-    from autofed import images
-    from autofed.images import Geometry
+    from autofed.data import images
+    from autofed.data.images import Geometry
 
     wanted = {"channel_names": {"0": "CT"}, "labels": LABELS, "numTraining": cases, "file_ending": ".nii.gz"}
     about = raw / "dataset.json"
@@ -129,19 +129,19 @@ def measure_program(program: str, raw: Path, folder: Path, nnunet: Path | None, 
 
 def run_autofed(phase: str, raw: Path, folder: Path, processes: int) -> None:
     """One phase of autofed's side, by the functions behind the commands; the grid is the given one."""
-    from autofed import fingerprints
-    from autofed.case import open_dataset
+    from autofed.data import open_dataset
+    from autofed.fingerprints import exact
 
     dataset = open_dataset(raw)
     if phase == "fingerprint":
-        fingerprints.measure(dataset, processes=processes).save(folder / "fingerprint.json")
+        exact.measure(dataset, processes=processes).save(folder / "fingerprint.json")
         return
-    from autofed import planner, prepared
+    from autofed import planner, preprocessing
     from autofed.plans import Budget
 
-    made = planner.make(fingerprints.Fingerprint.load(folder / "fingerprint.json"), Budget())
+    made = planner.make(exact.Fingerprint.load(folder / "fingerprint.json"), Budget())
     made = made.change({"geometry.spacing_mm": list(TARGET_MM)})
-    prepared.preprocess(dataset, made.local, folder / "work", processes=processes)
+    preprocessing.preprocess(dataset, made.local, folder / "work", processes=processes)
 
 
 def table(rows: list[tuple[int, int]], processes: int, found: dict) -> str:

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from _federations import QUICK, Bench, bench, markdown, parser
 
-from autofed import wire
-from autofed.devices import pick_device
-from autofed.federation.labelling import Labeller
-from autofed.inference import views
-from autofed.network import build, weights_of
+from autofed.api.public_images import with_public
+from autofed.federation.public_labelling import Labeller
+from autofed.inference.predictor import views
+from autofed.messages import quantization
 from autofed.plans import Plan
-from autofed.prepared import PublicImages, open_public
-from autofed.verbs.labelling import with_public
+from autofed.preprocessing import PublicImages, open_public
+from autofed.training.devices import pick_device
+from autofed.training.network import build, weights_of
 
 MEMBERS = 3
 
@@ -84,7 +84,7 @@ def seconds(work: Callable[[], object]) -> float:
 def megabytes(answers: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     """As they are, packed by zlib alone, and as they travel."""
     raw = b"".join(array.tobytes() for array in answers.values())
-    sent = wire.encode(answers, wire.DEFLATED)["values"].nbytes
+    sent = quantization.encode(answers, quantization.DEFLATED)["values"].nbytes
     return tuple(f"{count / 1e6:.1f}" for count in (len(raw), len(zlib.compress(raw)), sent))
 
 

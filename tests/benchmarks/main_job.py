@@ -21,11 +21,11 @@ import time
 from datetime import date
 from pathlib import Path
 
-from autofed import plans, verbs
+from autofed import api, plans
 from autofed.federation import metrics
+from autofed.federation.run_folder import Run
 from autofed.files import write_json
-from autofed.runs import Run
-from autofed.scores import Report
+from autofed.inference.scores import Report
 
 QUICK_HOURS = {"hippocampus": 0.2, "dermoscopy": 0.35}
 ARMS = ("fedavg", "pooled", "local")
@@ -54,9 +54,9 @@ def run_federation(data: Path, out: Path, hours: float, arms: tuple[str, ...], d
     sites = sorted(p.parent for p in data.glob("sites/*/dataset.json"))
     plan_path = out / "plan.json"
     if not plan_path.is_file():
-        verbs.plan(sites, plan_path, hours=hours, device=device, processes=2)
+        api.plan(sites, plan_path, hours=hours, device=device, processes=2)
     made = plans.load(plan_path)
-    verbs.preprocess(made, sites, out / "work", processes=2)
+    api.preprocess(made, sites, out / "work", processes=2)
     results = [run_arm(data, out, made, arm, device) for arm in arms]
     about = {
         "date": str(date.today()), "machine": f"{platform.machine()}, {made.budget.device}, "
@@ -71,7 +71,7 @@ def run_arm(data: Path, out: Path, made: plans.Plan, arm: str, device: str) -> d
     folder = out / arm
     if (folder / "result.json").is_file():
         return {**json.loads((folder / "result.json").read_text()), **minutes(folder / "run")}
-    run = verbs.train(made, out / "work", folder / "run", algorithm=arm, device=device,
+    run = api.train(made, out / "work", folder / "run", algorithm=arm, device=device,
                       resume=(folder / "run" / "run.json").is_file())  # fmt: skip
     begin = time.monotonic()
     reports = {model: score(run.folder, data, folder / model, model, device, mirroring=False) for model in run.models()}
@@ -98,8 +98,8 @@ def minutes(run: Path) -> dict[str, float]:
 
 def score(run: Path, data: Path, target: Path, model: str, device: str, mirroring: bool) -> Report:
     """Predict the test set with one model, and score it."""
-    verbs.predict(run, data / "test" / "imagesTs", target, model=model, mirroring=mirroring, device=device)
-    return verbs.evaluate(target, data / "test" / "labelsTs", target / "report.json")
+    api.predict(run, data / "test" / "imagesTs", target, model=model, mirroring=mirroring, device=device)
+    return api.evaluate(target, data / "test" / "labelsTs", target / "report.json")
 
 
 def table(name: str, made: plans.Plan, results: list[dict], about: dict) -> str:

@@ -130,14 +130,14 @@ def train(plan, patch: tuple[int, ...], batch: int, precision: str) -> None:
     import numpy as np
     import torch
 
-    from autofed.batches import Patches
-    from autofed.fit import Learner
     from autofed.plans import Training
+    from autofed.training.batches import PatchBatch
+    from autofed.training.fit import Learner
 
     recipe = Training(patch_size=patch, batch_size=batch, steps_per_round=1, precision=precision)
     learner = Learner(plan, recipe, "cpu")
     image = np.random.default_rng(0).standard_normal((batch, plan.in_channels, *patch), np.float32)
-    patches = Patches(image, (image[:, :1] > 0).astype(np.int16))
+    patches = PatchBatch(image, (image[:, :1] > 0).astype(np.int16))
     parameters = list(learner.module.parameters())
     optimiser = torch.optim.SGD(parameters, lr=1e-4, momentum=0.99, nesterov=True, weight_decay=3e-5)
     for _ in range(3):

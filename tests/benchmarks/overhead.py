@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from _federations import GALLERY, markdown, watching
 
-from autofed import plans, verbs
+from autofed import api, plans
 from autofed.files import write_json
 
 FEDERATIONS = ("hippocampus", "dermoscopy")
@@ -49,10 +49,10 @@ def row(args: argparse.Namespace, federation: str) -> tuple[str, ...]:
     made = made.change({"training.rounds": args.rounds, "training.snapshots": [args.rounds], "validate_every": 0})
     out = args.output.resolve() / "overhead" / federation
     sites = sorted(p.parent for p in (args.data / federation).glob("sites/*/dataset.json"))
-    verbs.preprocess(made, sites, out / "work", processes=2)
+    api.preprocess(made, sites, out / "work", processes=2)
     shutil.rmtree(out / "run", ignore_errors=True)
     with watching() as watch:
-        verbs.train(made, out / "work", out / "run", device=args.device)
+        api.train(made, out / "work", out / "run", device=args.device)
     share = 1 - watch.local / watch.seconds
     write_json(out / "result.json", {**asdict(watch), "share": share})
     return (

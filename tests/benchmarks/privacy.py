@@ -44,18 +44,18 @@ from _federations import (
 )
 from torch.nn import functional
 
-from autofed import plans, verbs
-from autofed.case import Dataset, Files, find_images
-from autofed.devices import pick_device
-from autofed.exchange import save_groups
-from autofed.federation import states
+from autofed import api, plans
+from autofed.data import Dataset, Files, find_images
+from autofed.data.splits import in_five
+from autofed.federation import checkpoints
+from autofed.federation.run_folder import GLOBAL, Run
 from autofed.files import read_json, write_json
-from autofed.inference import Member, Predictor
-from autofed.network import build, weights_of
-from autofed.prepared import open_store, prepare
-from autofed.runs import GLOBAL, Run
-from autofed.splits import in_five
-from autofed.validation import case_dice
+from autofed.inference.predictor import Member, Predictor
+from autofed.inference.validation import case_dice
+from autofed.messages import save_groups
+from autofed.preprocessing import open_store, preprocess_case
+from autofed.training.devices import pick_device
+from autofed.training.network import build, weights_of
 
 DELTA = 1e-4
 EPSILONS = (8, 3)
@@ -226,7 +226,7 @@ class Private(Bench):
         chosen["training.snapshots"] = sorted(
             {max(1, round(rounds * (i + 1) / self.rounds)) for i in range(self.rounds)}
         )
-        return verbs.change(made, None, chosen)
+        return api.change(made, None, chosen)
 
     def start(self, experiment: Experiment, made: plans.Plan) -> Path | None:
         """Weights from public pictures, where the experiment is about them."""
@@ -249,7 +249,7 @@ class Private(Bench):
     def _unaveraged(self, experiment: Experiment, run: Run, made: plans.Plan) -> dict[str, Any]:
         """The scores on the test set of the last round's own weights: the very same training without the average."""
         folder = run.fold_folder(self.fold(experiment.federation))
-        weights = states.load(folder, made.agreement.training.rounds).shared["weights"]
+        weights = checkpoints.load(folder, made.agreement.training.rounds).shared["weights"]
         predictor = Predictor([Member("last", made, lambda: weights)], device=pick_device(self.device), mirroring=False)
         test = test_set(self.data / experiment.federation / "test", made)
         return {GLOBAL: score(predictor, test, test.cases)}
@@ -311,7 +311,7 @@ def _prepared(made: plans.Plan, pictures: Path) -> Iterator[np.ndarray]:
     cases = {name: Files(files.images, None) for name, files in find_images(pictures, len(agreement.channels)).items()}
     dataset = Dataset(pictures, agreement.channels, agreement.labels, cases)
     for name in cases:
-        image = prepare(dataset.read(name), made.local.geometry, made.local.intensity).image[None, :, 0]
+        image = preprocess_case(dataset.read(name), made.local.geometry, made.local.intensity).image[None, :, 0]
         for axis, size in enumerate(made.local.training.patch_size, start=2):
             missing, spare = max(0, size - image.shape[axis]), max(0, image.shape[axis] - size)
             widths = [(missing // 2, missing - missing // 2) if i == axis else (0, 0) for i in range(4)]

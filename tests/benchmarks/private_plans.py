@@ -28,16 +28,16 @@ import numpy as np
 from _federations import Bench, Experiment, Result, apart, bench, markdown, parser, points, score, test_set
 from privacy import public_start
 
-from autofed import plans, verbs
-from autofed.case import Dataset, open_dataset
-from autofed.devices import pick_device
+from autofed import api, plans
+from autofed.data import Dataset, open_dataset
+from autofed.data.splits import ALL
+from autofed.federation.run_folder import GLOBAL, Run
 from autofed.files import read_json, write_json
-from autofed.inference import Predictor
-from autofed.planner import forecast, protect
+from autofed.inference.predictor import Predictor
+from autofed.planner import forecast, make_private
 from autofed.planner.hours import USEFUL_SHARE
 from autofed.report import drawing
-from autofed.runs import GLOBAL, Run
-from autofed.splits import ALL
+from autofed.training.devices import pick_device
 
 HOURS = {"dermoscopy": 0.1, "breast-ultrasound": 0.1, "hippocampus": 0.15, "histology": 0.03}
 SEEDS = dict.fromkeys(HOURS, 1)
@@ -105,11 +105,11 @@ class Planned(Bench):
             passes = {site: HAND[arm]["privacy.sampling_rate"] * n for site, n in made.agreement.patients.items()}
             patches = HAND[arm]["privacy.patches_per_patient"]
             steps = GIVEN_STEPS.get(arm) or self._steps(made.change({"batch_size": patches}), passes)
-            made = verbs.change(made, None, {**chosen, "batch_size": patches, **length(steps)}, epsilon=epsilon)
+            made = api.change(made, None, {**chosen, "batch_size": patches, **length(steps)}, epsilon=epsilon)
         else:
-            made = protect(made, epsilon, even_if_hopeless=True)
+            made = make_private(made, epsilon, even_if_hopeless=True)
             if experiment.settings:
-                made = verbs.change(made, None, experiment.settings)
+                made = api.change(made, None, experiment.settings)
         return made.change({"training.seed": experiment.seed})
 
     def _steps(self, made: plans.Plan, passes: Mapping[str, float]) -> int:

@@ -135,11 +135,11 @@ def stepper(way: int, network: dict[str, Any], patch: list[int], batch: int, pre
     """A step of training, as `fit` takes it, with so many patches a patient, or an ordinary one."""
     import torch
 
-    from autofed.batches import Patches
-    from autofed.fit import Learner
     from autofed.plans import Network, Training
     from autofed.privacy.dpsgd import DPSGD
     from autofed.privacy.none import NoPrivacy
+    from autofed.training.batches import PatchBatch
+    from autofed.training.fit import Learner
 
     plan = Network.parse(network, "the network")
     recipe = Training(patch_size=tuple(patch), batch_size=batch, steps_per_round=1, precision=precision)  # type: ignore[arg-type]
@@ -150,15 +150,15 @@ def stepper(way: int, network: dict[str, Any], patch: list[int], batch: int, pre
     patients = batch // way if way else 0
     private = DPSGD(patients or 1, 1.0, way or 1, 1.0, 1.0, normalised=True)
 
-    def groups() -> Iterator[Patches]:
+    def groups() -> Iterator[PatchBatch]:
         for _ in range(patients or 1):
             image = generator.standard_normal((way or batch, plan.in_channels, *patch), np.float32)
-            yield Patches(image, (image[:, :1] > 0).astype(np.int16))
+            yield PatchBatch(image, (image[:, :1] > 0).astype(np.int16))
 
     drawn = list(groups())
 
     def take() -> None:
-        mechanism = private.keyed(b"a benchmark's secret, of 32 bytes") if way else NoPrivacy(batch)
+        mechanism = private.with_key(b"a benchmark's secret, of 32 bytes") if way else NoPrivacy(batch)
         gradients = (learner.gradient(group, []) for group in drawn)
         for parameter, part in zip(parameters, mechanism.step(gradients, parameters), strict=True):
             parameter.grad = part.detach()

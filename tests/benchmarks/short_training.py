@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from autofed import plans, verbs
+from autofed import api, plans
 from autofed.files import write_json
 
 FEDERATIONS = ("hippocampus", "dermoscopy")
@@ -50,9 +50,9 @@ def compare(data: Path, out: Path, hours: float) -> None:
     """Every variant of one federation's plan."""
     sites = sorted(p.parent for p in data.glob("sites/*/dataset.json"))
     if not (out / "plan.json").is_file():
-        verbs.plan(sites, out / "plan.json", hours=hours, algorithm="pooled", processes=2)
+        api.plan(sites, out / "plan.json", hours=hours, algorithm="pooled", processes=2)
     made = plans.load(out / "plan.json")
-    verbs.preprocess(made, sites, out / "work", processes=2)
+    api.preprocess(made, sites, out / "work", processes=2)
     training = made.local.training
     steps = made.agreement.training.rounds * training.steps_per_round * len(sites)
     rows = [
@@ -74,9 +74,9 @@ def run(data: Path, out: Path, made: plans.Plan, name: str) -> float:
     folder = out / name.replace(" ", "_").replace(",", "")
     if (folder / "result.json").is_file():
         return json.loads((folder / "result.json").read_text())["dice"]
-    trained = verbs.train(made, out / "work", folder / "run", resume=(folder / "run" / "run.json").is_file())
-    verbs.predict(trained.folder, data / "test" / "imagesTs", folder / "out")
-    dice = verbs.evaluate(folder / "out", data / "test" / "labelsTs", processes=2).mean.dice
+    trained = api.train(made, out / "work", folder / "run", resume=(folder / "run" / "run.json").is_file())
+    api.predict(trained.folder, data / "test" / "imagesTs", folder / "out")
+    dice = api.evaluate(folder / "out", data / "test" / "labelsTs", processes=2).mean.dice
     assert dice is not None
     write_json(folder / "result.json", {"dice": dice})
     return dice

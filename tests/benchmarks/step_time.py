@@ -30,13 +30,14 @@ from unittest.mock import patch
 
 import torch
 
-from autofed import batches, plans, verbs
-from autofed.batches import intensities, patches
-from autofed.devices import arithmetic, pick_device, wait
+from autofed import api, plans
 from autofed.files import write_json
-from autofed.fit import Learner
-from autofed.prepared import Store, open_store
+from autofed.preprocessing import Store, open_store
 from autofed.privacy.none import NoPrivacy
+from autofed.training import batches
+from autofed.training.batches import intensities, patches
+from autofed.training.devices import autocast, pick_device, wait
+from autofed.training.fit import Learner
 
 FEDERATIONS = ("dermoscopy", "hippocampus")
 HOURS = 0.3
@@ -75,13 +76,13 @@ def prepare(data: Path, out: Path) -> tuple[plans.Plan, Store]:
     """A plan for all sites, and the first site's data prepared for it."""
     sites = sorted(p.parent for p in data.glob("sites/*/dataset.json"))
     if not (out / "plan.json").is_file():
-        verbs.plan(sites, out / "plan.json", hours=HOURS, processes=2)
+        api.plan(sites, out / "plan.json", hours=HOURS, processes=2)
     made = plans.load(out / "plan.json")
-    verbs.preprocess(made, sites[:1], out / "work", processes=2)
+    api.preprocess(made, sites[:1], out / "work", processes=2)
     return made, open_store(out / "work", sites[0].name, made.local)
 
 
-def measure(local: plans.Local, store: Store, device: str, steps: int) -> dict:
+def measure(local: plans.LocalPlan, store: Store, device: str, steps: int) -> dict:
     """Seconds a step: of making patches, part by part, and of training in each precision and layout."""
     training = {}
     for precision in ("float32", "bfloat16"):
@@ -91,7 +92,7 @@ def measure(local: plans.Local, store: Store, device: str, steps: int) -> dict:
     return {"making": time_making(local.training, store, FED_PER_STEP * steps), "training": training}
 
 
-def compare(local: plans.Local, work: Path, store: Store, before: Path, steps: int) -> dict:
+def compare(local: plans.LocalPlan, work: Path, store: Store, before: Path, steps: int) -> dict:
     """Seconds a step of the earlier version and of this one, in turns: by precision and version, one dict a turn."""
     here, site = Path(__file__).resolve(), next(iter(store.folders.values())).parent.parent.name
     found: dict = {}
@@ -145,8 +146,8 @@ def watched(spent: dict[str, float], training: plans.Training) -> Iterator[None]
             (Store, "label", "reading"),
             (Store, "locations", "reading"),
             (patches, "_cut", "reading"),
-            (batches.View, "of_image", "spatial, image"),
-            (batches.View, "of_label", "spatial, labels"),
+            (batches.SpatialTransform, "of_image", "spatial, image"),
+            (batches.SpatialTransform, "of_label", "spatial, labels"),
         ):
             stack.enter_context(patch.object(owner, name, timed(getattr(owner, name), part, spent)))
         chain = intensities.transforms(training.rotate_in_plane_only)
@@ -179,7 +180,7 @@ def draws(store: Store, training: plans.Training, steps: int) -> Iterator[list[l
 
 
 def time_training(
-    local: plans.Local, store: Store, device: str, steps: int, precision: str, channels_last: bool
+    local: plans.LocalPlan, store: Store, device: str, steps: int, precision: str, channels_last: bool
 ) -> dict[str, float]:
     """Median seconds a step, phase by phase, after two steps to warm up."""
     training = local.training.model_copy(update={"precision": precision})
@@ -194,7 +195,7 @@ def time_training(
         made = next(feed)[0]
         clock.note("waiting")
         image = torch.from_numpy(made.image).to(device, memory_format=layout or torch.contiguous_format)
-        with arithmetic(training.precision, device):
+        with autocast(training.precision, device):
             outputs = learner.module(image)
         clock.note("forward")
         loss = learner._loss([logits.float() for logits in outputs], torch.from_numpy(made.label).to(device))

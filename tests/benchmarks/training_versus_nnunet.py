@@ -252,17 +252,17 @@ def narrow(task: Task) -> dict:
 
 def prepare_autofed(task: Task, network: dict) -> list[str]:
     """autofed's plan for the same network, and its prepared cases; gives the precisions to run in."""
-    from autofed import plans, verbs
+    from autofed import api, plans
 
     path = task.out / "plan.json"
     if not path.is_file():
-        verbs.plan(
+        api.plan(
             task.sites, path, hours=PLANNED_HOURS, device=task.device, algorithm="pooled",
             configuration=task.configuration, settings=settings(task, network), processes=2,
         )  # fmt: skip
     made = plans.load(path)
     refuse_other_network(made, network)
-    verbs.preprocess(made, task.sites, task.out / "work", processes=2)
+    api.preprocess(made, task.sites, task.out / "work", processes=2)
     return list(dict.fromkeys([made.local.training.precision, "float32"]))
 
 
@@ -304,7 +304,7 @@ def refuse_other_network(made, network: dict) -> None:
 
 def shapes(made) -> list[tuple[int, ...]]:
     """The shapes of all trainable arrays of a plan's network."""
-    from autofed.network import build
+    from autofed.training.network import build
 
     return [tuple(p.shape) for p in build(made.local.network).parameters()]
 
@@ -419,20 +419,20 @@ def predict_with_nnunet(task: Task, folder: Path, views: str) -> Path:
 
 def predict_with_autofed(task: Task, folder: Path, views: str) -> Path:
     """autofed's, which goes on where it was interrupted; once only where its plan has no mirrored views."""
-    from autofed import plans, verbs
+    from autofed import api, plans
 
     if not plans.load(folder / "plan.json").inference.mirror_axes:
         views = "default"
     images, mirroring = task.data / "test" / "imagesTs", views == "default"
-    verbs.predict(folder / "run", images, folder / views, mirroring=mirroring, device=task.device)
+    api.predict(folder / "run", images, folder / views, mirroring=mirroring, device=task.device)
     return folder / views
 
 
 def evaluated(task: Task, predictions: Path) -> dict:
     """Mean Dice over structures, and that of every case."""
-    from autofed import verbs
+    from autofed import api
 
-    report = verbs.evaluate(predictions, task.data / "test" / "labelsTs", processes=2)
+    report = api.evaluate(predictions, task.data / "test" / "labelsTs", processes=2)
     return {"mean": report.mean.dice, "cases": {c.case: c.mean.dice for c in report.cases if c.mean.dice is not None}}
 
 

@@ -152,21 +152,22 @@ def _marks(folder: Path) -> dict[str, Path]:
 
 def prepare_with_autofed(raw: Path, folder: Path, processes: int) -> None:
     """Fingerprint, plan and preprocessing of one dataset, by the functions behind the commands."""
-    from autofed import fingerprints, planner, prepared
-    from autofed.case import open_dataset
+    from autofed import planner, preprocessing
+    from autofed.data import open_dataset
+    from autofed.fingerprints import exact
     from autofed.plans import Budget
 
     dataset = open_dataset(raw)
-    found = fingerprints.measure(dataset, processes=processes)
+    found = exact.measure(dataset, processes=processes)
     found.save(folder / "fingerprint.json")
     plan = planner.make(found, Budget())
     plan.save(folder / "plan.json")
-    prepared.preprocess(dataset, plan.local, folder / "work", processes=processes)
+    preprocessing.preprocess(dataset, plan.local, folder / "work", processes=processes)
 
 
 def warm_up(nnunet: Path | None) -> list[list[str]]:
     """Commands that bring both programs' libraries into the cache of the system."""
-    ours = [[sys.executable, "-c", "import autofed.prepared, autofed.verbs"]]
+    ours = [[sys.executable, "-c", "import autofed.preprocessing, autofed.api"]]
     return ours + ([[str(nnunet / "bin" / "nnUNetv2_plan_and_preprocess"), "-h"]] if nnunet else [])
 
 

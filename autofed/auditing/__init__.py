@@ -1,0 +1,1 @@
+"""Attacks on a plan's privacy, run by a site: canaries, label-only attack, inversion."""

@@ -1,0 +1,32 @@
+"""A hospital's dataset: what it declares, its cases, and whether several hospitals agree."""
+
+from autofed.data.case_files import Files, find_images
+from autofed.data.dataset import Case, Dataset, open_dataset, open_datasets, site_folders
+from autofed.data.declaration import (
+    DECLARED,
+    RESERVED_SITES,
+    Declaration,
+    HasDeclaration,
+    describe_regions,
+    disagreements,
+    site_name_problem,
+)
+from autofed.data.reading import read_channels
+
+__all__ = [
+    "DECLARED",
+    "RESERVED_SITES",
+    "Case",
+    "Dataset",
+    "Declaration",
+    "Files",
+    "HasDeclaration",
+    "describe_regions",
+    "disagreements",
+    "find_images",
+    "open_dataset",
+    "open_datasets",
+    "read_channels",
+    "site_folders",
+    "site_name_problem",
+]  # fmt: skip

@@ -1,0 +1,83 @@
+"""What a site's ensemble says of public images. A member that was asked before is not asked again."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autofed.files import digest, whole_folder
+from autofed.inference.predictor import combine_members, mean_of_views
+from autofed.inference.pseudo_labels import encode_prediction
+from autofed.messages import Arrays
+from autofed.plans import Plan
+from autofed.preprocessing import PublicImages
+from autofed.training.network import build, load_weights
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """Public images, the plan of the site that labels them, and where it keeps what each member said of them.
+
+    Each member looks at every image so many `passes` more with channels dropping out. What is kept of it, in float16 on
+    the plan's grid, is in a folder named by its weights and by these. `on_image` is told how many looks are done, of
+    how many.
+    """
+
+    public: PublicImages
+    plan: Plan
+    folder: Path
+    device: str = "cpu"
+    passes: int = 0
+    on_image: Callable[[int, int], None] = lambda done, total: None
+
+    def label(self, members: Sequence[Arrays]) -> dict[str, np.ndarray]:
+        """What an ensemble and its mirrored views say of every image, as `pseudo.encode_prediction` has it.
+
+        `ArithmeticError` if a member says what is no number.
+        """
+        said = [self._asked(weights, nth, len(members)) for nth, weights in enumerate(members)]
+        self._forget(said)
+        return {name: self._of_all(name, said) for name in sorted(self.public.folders)}
+
+    def _asked(self, weights: Arrays, nth: int, members: int) -> Path:
+        """The folder of what a member says."""
+        member = _digest(weights)
+        dropping = f"_{self.passes}_{self.plan.local.network.dropout:g}" if self.passes else ""
+        target = self.folder / f"{member}{dropping}"
+        if target.is_dir():
+            return target
+        network = build(self.plan.local.network).to(self.device).eval()
+        load_weights(network, weights)
+        with whole_folder(target) as part:
+            for done, (name, place) in enumerate(self.public.folders.items(), nth * len(self.public.folders) + 1):
+                image, seed = self.public.image(name), int(digest([member, name])[:16], 16)
+                found = mean_of_views(network, image, self.plan, self.device, passes=self.passes, seed=seed)
+                if not np.isfinite(found).all():
+                    raise ArithmeticError(f"what the model says of {name} holds NaN or infinite values")
+                np.save(part / f"{place.name}.npy", found.astype(np.float16))
+                self.on_image(done, members * len(self.public.folders))
+        return target
+
+    def _of_all(self, name: str, said: Sequence[Path]) -> np.ndarray:
+        place = self.public.folders[name].name
+        means = [np.load(folder / f"{place}.npy") for folder in said]
+        return encode_prediction(
+            *combine_members(means, self.public.inverse(name), self.plan), is_regions=self.public.labels.is_regions
+        )
+
+    def _forget(self, said: Sequence[Path]) -> None:
+        for folder in self.folder.iterdir():
+            if folder not in said:
+                shutil.rmtree(folder)
+
+
+def _digest(weights: Arrays) -> str:
+    found = hashlib.sha256()
+    for name, array in sorted(weights.items()):
+        found.update(name.encode() + b"\0" + np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()[:16]

@@ -1,0 +1,41 @@
+"""What a site tells of its data before a plan: exact counts and sums, or noised ones (`fingerprints.private`)."""
+
+from autofed.fingerprints.exact import (
+    FIXED_POINT,
+    FLOAT_RANGE,
+    HOUNSFIELD_RANGE,
+    AxisCounts,
+    ChannelSums,
+    ClassCounts,
+    Counts,
+    Fingerprint,
+    NoiseStatement,
+    SiteCounts,
+    crop_box,
+    is_ct,
+    measure,
+    measure_case,
+    merge,
+    site_problems,
+    values,
+)
+
+__all__ = [
+    "FIXED_POINT",
+    "FLOAT_RANGE",
+    "HOUNSFIELD_RANGE",
+    "AxisCounts",
+    "ChannelSums",
+    "ClassCounts",
+    "Counts",
+    "Fingerprint",
+    "NoiseStatement",
+    "SiteCounts",
+    "crop_box",
+    "is_ct",
+    "measure",
+    "measure_case",
+    "merge",
+    "site_problems",
+    "values",
+]

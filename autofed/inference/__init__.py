@@ -1,0 +1,1 @@
+"""From weights to label maps with uncertainty, and how good they are."""

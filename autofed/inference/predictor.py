@@ -1,0 +1,323 @@
+"""From a scan to labels and uncertainty on the scan's own grid: sliding window, mirrored views, ensemble."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, combinations
+
+import numpy as np
+import torch
+from monai.inferers.utils import sliding_window_inference
+
+from autofed.data import DECLARED, Case, describe_regions
+from autofed.data.images import Geometry
+from autofed.data.labels import Labels, mask
+from autofed.errors import ValidationErrors, raise_if_any
+from autofed.inference.postprocessing import NOTHING, Postprocessing
+from autofed.inference.uncertainty import Ensemble
+from autofed.messages import Arrays
+from autofed.plans import Plan
+from autofed.preprocessing import InverseTransform, preprocess_case, restore, restore_labels, restore_regions
+from autofed.training.devices import autocast
+from autofed.training.network import UNet, build, let_drop, load_weights
+
+_WINDOWS_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One structure in one scan: its size, and the range of it over the sets of weights.
+
+    `measure` says what the size is: "volume_ml" or "area_mm2", and without millimetres "volume_voxels" or
+    "area_pixels". All three sizes are on one scale (see `_structures`), but the range need not hold `size`: the
+    structure that the ensemble finds together may be smaller or larger than that of any single member.
+    """
+
+    voxels: int
+    measure: str
+    size: float
+    smallest: float
+    largest: float
+
+
+@dataclass(frozen=True, repr=False)
+class Prediction:
+    """What the ensemble says of one scan, on the scan's own grid (Z, Y, X).
+
+    `labels` uint8; `entropy` and `mutual_information` float32 in [0, 1] (shares of ln K, of regions of ln 2);
+    `probabilities` float16 (K, Z, Y, X) only if asked for; `structures` by name; `members` sets of weights times
+    mirrored views.
+    """
+
+    labels: np.ndarray
+    entropy: np.ndarray
+    mutual_information: np.ndarray
+    structures: Mapping[str, Structure]
+    members: int
+    plan_digest: str
+    weights_digest: str
+    probabilities: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        """Its size and its structures, but no map."""
+        shape = " x ".join(map(str, self.labels.shape))
+        structures = self.structures.items()
+        sizes = ", ".join(f"{name} {s.size:.4g} {s.measure.partition('_')[2]}" for name, s in structures)
+        return f"Prediction({shape} voxels; {sizes or 'no structures'}; {self.members} members)"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One set of weights of the ensemble, the plan it was trained under, and how to read it when it is needed.
+
+    `annotated` are the structures that it was taught, if its site annotated some only and it met no other's weights.
+    """
+
+    name: str
+    plan: Plan
+    read: Callable[[], Arrays]
+    annotated: tuple[str, ...] = ()
+
+
+class Predictor:
+    """An ensemble ready to predict, case by case, with one network in memory at a time.
+
+    `ValidationErrors` if members differ in labels, channels or the grid they were prepared on, or if weights do not fit
+    their plan; everything is checked before the first case.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        device: str = "cpu",
+        mirroring: bool = True,
+        postprocessing: Postprocessing = NOTHING,
+    ):
+        _check(members)
+        self.postprocessing = postprocessing
+        self.members = tuple(members)
+        self.plan = members[0].plan
+        self.labels = Labels.of(self.plan.agreement)
+        self.device = device
+        self.mirroring = mirroring
+        self._networks: dict[str, UNet] = {}
+        digest = hashlib.sha256()
+        for member in self.members:
+            weights = member.read()
+            load_weights(self._network(member.plan), weights, member.name)
+            for name in sorted(weights):
+                digest.update(np.ascontiguousarray(weights[name]).tobytes())
+        self.weights_digest = digest.hexdigest()
+
+    def predict(self, case: Case, *, probabilities: bool = False) -> Prediction:
+        """The prediction for one case, whose label (if any) is not looked at."""
+        raise_if_any(case.id, _misfits(case, self.plan))
+        local, labels = self.plan.local, self.labels
+        ready = preprocess_case(case, local.geometry, local.intensity)
+        ensemble, counts = Ensemble(is_regions=labels.is_regions), []
+        for member in self.members:
+            counts.append(self._add(member, ready.image, ensemble))
+        mean = ensemble.mean.cpu().numpy()
+        way = ready.inverse
+        found = restore_regions(mean, way, labels.order) if labels.is_regions else restore_labels(mean, way)
+        found = self.postprocessing.apply(found, self.plan.agreement.labels)
+        return Prediction(
+            labels=found,
+            entropy=_restored(ensemble.entropy, way),
+            mutual_information=_restored(ensemble.mutual_information, way),
+            structures=_structures(found, _value_counts(ensemble, labels), counts, labels, way),
+            members=ensemble.members,
+            plan_digest=self.plan.digest(),
+            weights_digest=self.weights_digest,
+            probabilities=_whole(mean, way, labels) if probabilities else None,
+        )
+
+    def _add(self, member: Member, image: np.ndarray, ensemble: Ensemble) -> np.ndarray:
+        """Add every mirrored view of a member; gives its own voxel count per label value on the plan's grid."""
+        network = self._network(member.plan)
+        load_weights(network, member.read(), member.name)
+        network.eval()
+        axes = member.plan.inference.mirror_axes if self.mirroring else ()
+        own, labels = Ensemble(is_regions=self.labels.is_regions), self.labels.with_annotated(member.annotated)
+        for found in views(network, image, member.plan, axes, self.device):
+            probabilities = _of_what_was_taught(found, labels)
+            ensemble.add(probabilities)
+            own.add(probabilities)
+        return _value_counts(own, self.labels)
+
+    def _network(self, plan: Plan) -> UNet:
+        key = plan.local.network.digest()
+        if key not in self._networks:
+            self._networks[key] = build(plan.local.network).to(self.device)
+        return self._networks[key]
+
+
+def mean_of_views(
+    network: UNet, image: np.ndarray, plan: Plan, device: str, *, passes: int = 0, seed: int = 0
+) -> np.ndarray:
+    """Mean probabilities (K, *grid), float32, over the mirrored views of an image (C, *grid).
+
+    So many further `passes` over all views are counted, in which channels drop out (Gal and Ghahramani, ICML 2016),
+    which ones by the `seed` alone; torch's generator and the network are left as they were found.
+
+    Computed in the precision of the plan's training: on a machine that is fast in bfloat16, in a third of the time.
+    """
+    total, count = torch.zeros(()), 0
+    others = [] if device == "cpu" or not passes else [torch.accelerator.current_device_index()]
+    with autocast(plan.local.training.precision, device), torch.random.fork_rng(others, enabled=passes > 0):
+        if passes:
+            torch.manual_seed(seed)
+        for number in range(1 + passes):
+            let_drop(network, number > 0)
+            for found in views(network, image, plan, plan.inference.mirror_axes, device, at_once=_few(image, plan)):
+                total, count = total.to(device) + found, count + 1
+    let_drop(network, False)
+    return (total / count).cpu().numpy()
+
+
+def combine_members(means: Sequence[np.ndarray], way: InverseTransform, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """What members say together, each (K, *grid), on the grid of the image's file.
+
+    Mean probabilities (K, Z, Y, X), float16, and the entropy of the mean (Z, Y, X), float32 in [0, 1].
+    """
+    labels = Labels.of(plan.agreement)
+    ensemble = Ensemble(is_regions=labels.is_regions)
+    for mean in means:
+        ensemble.add(torch.from_numpy(mean.astype(np.float32)))
+    return _whole(ensemble.mean.numpy(), way, labels), _restored(ensemble.entropy, way)
+
+
+def _few(image: np.ndarray, plan: Plan) -> int:
+    """How many views of an image (C, *grid) have about as many voxels as the windows that are computed at once."""
+    window = math.prod(plan.local.training.patch_size)
+    return max(1, _WINDOWS_AT_ONCE * window // math.prod(image.shape[-plan.local.axes :]))
+
+
+def _of_what_was_taught(probabilities: torch.Tensor, labels: Labels) -> torch.Tensor:
+    """Probabilities (K, *grid) in which what was never annotated is nowhere: that of a class is the background's."""
+    unknown = list(labels.unknown_channels)
+    if not unknown:
+        return probabilities
+    known = probabilities.clone()
+    if not labels.is_regions:
+        known[0] += known[unknown].sum(0)
+    known[unknown] = 0
+    return known
+
+
+@torch.inference_mode()
+def views(
+    network: UNet, image: np.ndarray, plan: Plan, axes: Sequence[int], device: str, at_once: int = 1
+) -> Iterator[torch.Tensor]:
+    """Probabilities (K, *grid) of an image (C, *grid), once for each combination of mirrored axes, some at once."""
+    whole = torch.from_numpy(image).to(device)
+    flat = plan.local.axes == 2
+    is_regions = Labels.of(plan.agreement).is_regions
+    sides = chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1))
+    turns = [[axis + (2 if flat else 1) for axis in mirrored] for mirrored in sides]
+    for first in range(0, len(turns), at_once):
+        some = turns[first : first + at_once]
+        batch = torch.stack([whole.flip(turned) for turned in some])
+        logits = (_slices if flat else _windows)(network, batch, plan).float()
+        for found, turned in zip(logits, some, strict=True):
+            upright = found.flip(turned)
+            yield torch.sigmoid(upright) if is_regions else torch.softmax(upright, dim=0)
+
+
+def _slices(network: UNet, image: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """Slice by slice along the first axis of the grid."""
+    return torch.stack([_windows(network, image[:, :, z], plan) for z in range(image.shape[2])], dim=2)
+
+
+def _windows(network: UNet, image: torch.Tensor, plan: Plan) -> torch.Tensor:
+    return sliding_window_inference(
+        image,
+        plan.local.training.patch_size,
+        _WINDOWS_AT_ONCE,
+        network,
+        overlap=plan.inference.overlap,
+        mode="gaussian",
+        sigma_scale=0.125,
+    )  # type: ignore[return-value]
+
+
+def _check(members: Sequence[Member]) -> None:
+    if not members:
+        raise ValidationErrors("predict", ["there are no weights to predict with"])
+    first = members[0]
+    problems = []
+    for member in members[1:]:
+        for what in DECLARED:
+            mine, theirs = (describe_regions(m.plan.agreement, what) for m in (first, member))
+            if mine != theirs:
+                problems.append(f"{first.name} and {member.name} differ in {what}: {mine} and {theirs}")
+        if first.plan.local.preparation_digest() != member.plan.local.preparation_digest():
+            problems.append(f"{first.name} and {member.name} were prepared on different grids; predict with each alone")
+    raise_if_any("predict", dict.fromkeys(problems))
+
+
+def _misfits(case: Case, plan: Plan) -> list[str]:
+    agreement = plan.agreement
+    problems = []
+    if case.image.shape[0] != len(agreement.channels):
+        problems.append(
+            f"the image has {case.image.shape[0]} channels, the model wants {len(agreement.channels)} "
+            f"({', '.join(agreement.channels)})"
+        )
+    if (case.image.shape[1] == 1) != (agreement.dimension == 2):
+        problems.append(f"the image has {case.image.shape[1]} slices, the model is {agreement.dimension}D")
+    if not np.isfinite(case.image).all():
+        problems.append("the image holds NaN or infinite values")
+    return problems
+
+
+def _restored(values: torch.Tensor, way: InverseTransform) -> np.ndarray:
+    return np.clip(restore(values.cpu().numpy().astype(np.float32), way), 0, 1)
+
+
+def _whole(mean: np.ndarray, way: InverseTransform, labels: Labels) -> np.ndarray:
+    """All probabilities; what was cropped is background for sure, which is no region."""
+    outside = [float(k == 0 and not labels.is_regions) for k in range(len(mean))]
+    return np.stack([restore(p, way, fill=f).astype(np.float16) for p, f in zip(mean, outside, strict=True)])
+
+
+def _value_counts(ensemble: Ensemble, labels: Labels) -> np.ndarray:
+    """Voxels of the plan's grid that are predicted to have each value."""
+    found = labels.paint(ensemble.mean.cpu().numpy())
+    return np.bincount(found.ravel(), minlength=labels.most + 1)
+
+
+def _unit(geometry: Geometry) -> tuple[str, float]:
+    """What a structure's size is called, and the size of one voxel; without millimetres it is counted."""
+    solid = geometry.dimension == 3
+    if not geometry.in_millimetres:
+        return ("volume_voxels" if solid else "area_pixels"), 1.0
+    return ("volume_ml", geometry.voxel_mm3 / 1000) if solid else ("area_mm2", geometry.voxel_mm3)
+
+
+def _structures(
+    found: np.ndarray, together: np.ndarray, counts: Sequence[np.ndarray], labels: Labels, way: InverseTransform
+) -> dict[str, Structure]:
+    """The structures of `found`, the labels on the file's grid, with the range of their sizes over the members.
+
+    `combine_members` and `counts` are voxels per value on the plan's grid, of the ensemble and of each member. Bringing
+    each member back would cost as much as the ensemble again, so its count is multiplied by what the ensemble's own
+    count became on the way back: then a member that agrees with the ensemble has the ensemble's size. Where the
+    ensemble has no such structure on one of the grids, the factor is that of the volumes of a voxel.
+    """
+    geometry = way.geometry
+    measure, voxel = _unit(geometry)
+    by_volume = np.prod([stop - start for start, stop in way.box]) / np.prod(way.grid)
+    structures = {}
+    for name, values in labels.structures:
+        held = list(values)
+        voxels, all_together = int(np.count_nonzero(mask(found, values))), together[held].sum()
+        factor = voxels / all_together if voxels and all_together else by_volume
+        sizes = [float(c[held].sum() * factor * voxel) for c in counts]
+        size, smallest, largest = (round(s, 6) for s in (voxels * voxel, min(sizes), max(sizes)))
+        structures[name] = Structure(voxels, measure, size, smallest, largest)
+    return structures

@@ -1,0 +1,189 @@
+"""Public images: the same at every site, agreed on by digest, brought onto a site's own grid, and labelled there.
+
+WORK/public/<digest>/ holds one of them on one grid, {image.b2nd, case.json}; the digest names grid, normalisation and
+files, so that sites of one machine with one plan share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from autofed.data import Case, Files, find_images, read_channels
+from autofed.data.labels import Labels
+from autofed.errors import collect_errors, raise_if_any
+from autofed.files import digest, whole_folder
+from autofed.plans import Agreement, Plan
+from autofed.preprocessing.cases import InverseTransform, preprocess_case, preprocess_label
+from autofed.preprocessing.store import Store, write_image, write_label
+
+UNKNOWN = 255
+"""The value of voxels of a public image that nobody vouches for."""
+
+LabelMaps = Mapping[str, np.ndarray]
+"""By public image: a label map (Z, Y, X), uint8, on the image's own grid, `UNKNOWN` where there is no label."""
+
+_NAMED = 5
+"""Of more images than these a difference gives only the number."""
+
+
+def find_public(folder: Path, channels: int) -> dict[str, Files]:
+    """The images of a folder, or of the imagesTr in it; labels are not looked at. `Problems` if there are none."""
+    inner = Path(folder) / "imagesTr"
+    return find_images(inner if inner.is_dir() else Path(folder), channels)
+
+
+def public_digests(found: Mapping[str, Files]) -> tuple[str, ...]:
+    """What sites agree on: the name of each image, and the beginning of its files' SHA-256."""
+    return tuple(f"{case} {_digest(files)}" for case, files in sorted(found.items()))
+
+
+def differences(agreed: Sequence[str], here: Sequence[str]) -> list[str]:
+    """How images differ from those that were agreed on, by name."""
+    planned, found = (dict(line.rsplit(" ", 1) for line in lines) for lines in (agreed, here))
+    other = [case for case in found if case in planned and found[case] != planned[case]]
+    return [
+        f"{_listed(cases)} {what}"
+        for cases, what in (
+            ([case for case in planned if case not in found], "agreed on but not here; get the same images"),
+            ([case for case in found if case not in planned], "here but not agreed on; take what is too much away"),
+            (other, "here with other content than was agreed on; get the same files"),
+        )
+        if cases
+    ]
+
+
+@dataclass(frozen=True)
+class PublicImages:
+    """Public images on a plan's grid: where each of them is prepared, and what label maps of them mean."""
+
+    folders: Mapping[str, Path]
+    labels: Labels
+
+    @property
+    def grids(self) -> dict[str, tuple[int, int, int]]:
+        """The shape (Z, Y, X) of each image in its own file: the grid on which labels travel."""
+        return {name: self.inverse(name).shape for name in self.folders}
+
+    def image(self, name: str) -> np.ndarray:
+        """The image (C, *grid) on the plan's grid."""
+        return Store(self.folders, {}).image(name)[:]
+
+    def inverse(self, name: str) -> InverseTransform:
+        """How it came there."""
+        return InverseTransform.load(self.folders[name] / "case.json")
+
+    def labelled(self, maps: LabelMaps, folder: Path) -> Store:
+        """The images that have labels, each a patient, with their maps on the plan's grid; they are kept in `folder`.
+
+        `Problems` if a map is not of one of these images.
+        """
+        raise_if_any("the agreed labels", _map_problems(maps, self))
+        with_labels = [name for name, found in maps.items() if (found != UNKNOWN).any()]
+        target = folder / _content(maps)[:16]
+        if not target.is_dir():
+            shutil.rmtree(folder, ignore_errors=True)  # those of earlier rounds
+            with whole_folder(target) as part:
+                for name in with_labels:
+                    place = part / self.folders[name].name
+                    place.mkdir(exist_ok=True)
+                    write_label(place, preprocess_label(maps[name], self.inverse(name)), self.labels)
+        places = {name: target / self.folders[name].name for name in with_labels}
+        return Store(self.folders, {name: (name,) for name in with_labels}, label_folders=places)
+
+
+def open_public(folder: Path, plan: Plan, work: Path) -> PublicImages:
+    """The public images of a plan, prepared in WORK/public.
+
+    `Problems` names the difference if the folder holds others than those agreed on, and every image that does not fit.
+    """
+    found = find_public(folder, len(plan.agreement.channels))
+    raise_if_any(str(folder), differences(plan.agreement.public_images, public_digests(found)))
+    raise_if_any(str(folder), _label_problems(plan.agreement))
+    work = Path(work) / "public"
+    tasks: list[Callable[[], Path]] = [
+        lambda case=case, files=files: _prepared(case, files, plan, work)  # type: ignore[misc]
+        for case, files in sorted(found.items())
+    ]
+    folders = dict(zip(sorted(found), collect_errors(str(folder), tasks), strict=True))
+    return PublicImages(folders, replace(Labels.of(plan.agreement), ignore=UNKNOWN))
+
+
+def _prepared(case: str, files: Files, plan: Plan, work: Path) -> Path:
+    """The folder of a prepared image, which is made if it is not there yet."""
+    local = plan.local
+    target = work / digest([case, _digest(files), local.preparation_digest()])[:16]
+    if not target.is_dir():
+        array, geometry = read_channels(files.images)
+        raise_if_any(case, _image_problems(array, plan.agreement.dimension))
+        ready = preprocess_case(
+            Case(case, case, array, None, geometry.spacing_mm, geometry), local.geometry, local.intensity
+        )
+        try:
+            with whole_folder(target) as part:
+                write_image(part, ready)
+        except OSError:
+            if not target.is_dir():  # else another training beside this one was quicker, with the same content
+                raise
+    return target
+
+
+def _image_problems(image: np.ndarray, dimension: int) -> list[str]:
+    problems = []
+    if (image.shape[1] == 1) != (dimension == 2):
+        problems.append(f"the image has {image.shape[1]} slices, the plan is {dimension}D")
+    if not np.isfinite(image).all():
+        problems.append("the image holds NaN or infinite values")
+    return problems
+
+
+def _label_problems(agreement: Agreement) -> list[str]:
+    """Why labels of these structures cannot be passed on."""
+    problems = []
+    if agreement.annotated:
+        shown = ", ".join(agreement.annotated)
+        problems.append(f"{shown} annotated some structures only, and would teach the others that the rest is not "
+                        "there; leave these sites out, or name an algorithm that shares weights")  # fmt: skip
+    most = max(Labels.of(agreement).values)
+    if most >= UNKNOWN:
+        problems.append(f"labels up to {most} do not fit a byte, of which {UNKNOWN} is taken; expected lower ones")
+    return problems
+
+
+def _map_problems(maps: LabelMaps, public: PublicImages) -> list[str]:
+    strange = [name for name in maps if name not in public.folders]
+    grids = {name: public.inverse(name).shape for name in maps if name not in strange}
+    return [f"{name!r} is none of the public images" for name in strange] + [
+        f"{name} has labels of the shape {maps[name].shape} and {maps[name].dtype}; expected {grid} and uint8"
+        for name, grid in grids.items()
+        if maps[name].shape != grid or maps[name].dtype != np.uint8
+    ]
+
+
+def _content(maps: LabelMaps) -> str:
+    found = hashlib.sha256()
+    for name, array in sorted(maps.items()):
+        found.update(name.encode() + b"\0" + np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+def _listed(cases: Sequence[str]) -> str:
+    named = ", ".join(sorted(cases)[:_NAMED])
+    more = f" and {len(cases) - _NAMED} more" if len(cases) > _NAMED else ""
+    return f"{named}{more} {'is' if len(cases) == 1 else 'are'}"
+
+
+def _digest(files: Files) -> str:
+    return digest([_file_digest(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files.paths])[:32]
+
+
+@cache
+def _file_digest(path: Path, modified: int, size: int) -> str:
+    """Read once, as long as the file stays as it is."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,303 @@
+"""The only local training loop. It is handed the mechanism whose sampler it draws from and whose step it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import nn
+
+from autofed.data.labels import Labels
+from autofed.messages import Arrays
+from autofed.plans import LocalPlan, Network, Training
+from autofed.preprocessing import Store
+from autofed.privacy import Mechanism
+from autofed.privacy.none import NoPrivacy
+from autofed.training import batches
+from autofed.training.devices import autocast, compiled, loss_scales, place, prepare_device, to_device
+from autofed.training.effective_steps import effective_steps
+from autofed.training.loss import Loss, make_loss
+from autofed.training.network import build, load_weights, weights_of
+
+PatchStream = Callable[..., Iterator[list[batches.PatchBatch]]]
+
+_PUBLIC = 0x9B11C
+"""Sets the draws of public cases apart from those of patients."""
+
+
+@dataclass(frozen=True)
+class AuxiliaryLoss:
+    """What is learned beside the patients: public cases with labels that were agreed on, and how much they weigh.
+
+    Its gradient, of so many `batches` of the plan's size and of the length `clip` at most (or of the plan's), is added
+    to what the mechanism made of the patients' steps, and no patient has a part in it.
+    """
+
+    store: Store
+    labels: Labels
+    weight: float
+    batches: int = 1
+    clip: float | None = None
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What a site's training gave: the weights, and the loss of every step that drew somebody (float32).
+
+    `effective_steps` is how far the steps would have led along a gradient of 1 (`autofed.training.effective_steps`),
+    `momentum` what the optimiser carries, by the names of the weights; it is empty without momentum.
+    """
+
+    weights: dict[str, np.ndarray]
+    losses: np.ndarray
+    reach: float
+    momentum: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def update(self, before: Arrays) -> dict[str, np.ndarray]:
+        """The weights less those before."""
+        return {name: self.weights[name] - array for name, array in before.items()}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast a training goes, and by which draws.
+
+    `rate` gives the share of the plan's learning rate when so much of the `steps` is done, from 0 to 1. `seed` names
+    all that is left to chance, unless a private mechanism draws by its secret.
+    """
+
+    steps: int
+    rate: Callable[[float], float]
+    seed: Sequence[int]
+
+
+@dataclass(frozen=True)
+class GradientTerms:
+    """What is added to what the mechanism and the clip make of each gradient: none of it depends on a patient.
+
+    `proximal` times the way from the first weights so far (FedProx), the `correction` (SCAFFOLD), and the bounded
+    gradient of what is learned `beside` the patients (DCFed).
+    """
+
+    proximal: float = 0.0
+    correction: Arrays | None = None
+    beside: AuxiliaryLoss | None = None
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What a training runs on.
+
+    `device` is "cpu", "cuda" or "mps". Patches are made by the `feeder`, which may serve many trainings, or by one
+    thread for this one. `on_step` is told of every step.
+    """
+
+    device: str = "cpu"
+    feeder: batches.PatchLoader | None = None
+    on_step: Callable[[], None] = lambda: None
+
+
+def fit(
+    weights: Arrays,
+    store: Store,
+    local: LocalPlan,
+    mechanism: Mechanism,
+    schedule: Schedule,
+    *,
+    terms: GradientTerms | None = None,
+    momentum: Arrays | None = None,
+    labels: Labels | None = None,
+    compute: Compute | None = None,
+) -> LocalResult:
+    """Train from `weights` on a site's patients.
+
+    Args:
+        weights: What the network starts from, by name.
+        store: The patients, prepared on the plan's grid.
+        local: The site's part of the plan: network and recipe.
+        mechanism: What draws the patients and bounds what they do to a step.
+        schedule: How many steps, at which rates, by which draws.
+        terms: What is added to every gradient and depends on no patient; nothing by default.
+        momentum: What the optimiser goes on with; without it starts anew, since momentum of weights that have since
+            been averaged points elsewhere.
+        labels: What the values of the site's label maps mean (see `make_loss`).
+        compute: The device, who makes the patches, and who is told of every step; a CPU by default.
+    """
+    terms, compute, seed = terms or GradientTerms(), compute or Compute(), schedule.seed
+    torch.manual_seed(int(np.random.SeedSequence(list(seed)).generate_state(1)[0]))
+    learner = Learner(local.network, local.training, compute.device, labels)
+    load_weights(learner.module, weights)
+    parameters = list(learner.named.values())
+    optimiser = _optimiser(learner.named, local, momentum or {})
+    feed = batches.stream if compute.feeder is None else compute.feeder.stream
+    added = _Added(learner, terms, local.training, feed, schedule)
+    draws = islice(mechanism.sampler(list(store.patients), seed), schedule.steps)
+    rates = [local.training.learning_rate * schedule.rate(step / schedule.steps) for step in range(schedule.steps)]
+    losses: list[float] = []
+    for step, groups in enumerate(feed(store, draws, local.training, seed)):
+        _set_rate(optimiser, rates[step])
+        of_step: list[float] = []
+        gradients = (learner.gradient(group, of_step) for group in groups)
+        _apply(parameters, mechanism.step(gradients, parameters), local.training.gradient_clip)
+        added.add()
+        optimiser.step()
+        losses += [float(np.mean(of_step))] if of_step else []  # an empty draw has no loss
+        compute.on_step()
+    way = effective_steps(rates, local.training.momentum, local.training.momentum > 0, terms.proximal)
+    carried = _momentum(optimiser, learner.named)
+    return LocalResult(weights_of(learner.module), np.asarray(losses, dtype=np.float32), way, carried)
+
+
+class Learner:
+    """A network and its loss on a device, in the precision of the plan: one backward pass at a time.
+
+    `named` are the parameters that learn, in the network's order; others have no gradient.
+    """
+
+    def __init__(self, network: Network, training: Training, device: str, labels: Labels | None = None):
+        prepare_device(device, training.precision)
+        module = build(network)
+        self.module = place(module, network, device).train()
+        self.named = {name: p for name, p in self.module.named_parameters() if training.learns(name)}
+        self.module.requires_grad_(False)
+        for parameter in self.named.values():
+            parameter.requires_grad_(True)
+        self._forward = compiled(self.module, training.compile, device)
+        self.resolutions = len(module.heads)
+        self._loss = make_loss(training, self.resolutions, labels)
+        self._network, self._training, self._device = network, training, device
+
+    def gradient(
+        self, patches: batches.PatchBatch, losses: list[float], measure: Loss | None = None
+    ) -> list[torch.Tensor]:
+        """The gradient of the mean loss over some patches, one tensor for each of `named`; the loss goes to `losses`.
+
+        `measure` is another loss than that of the patients. Which channels drop out follows from the patches' own seed:
+        from a generator that goes on from patient to patient, leaving one out would change the others' gradients.
+
+        Where float16 overflows, the pass is taken again with a smaller scale, so that no step is lost. If it overflows
+        with all of them, which means in the network itself, the gradient is zero and there is no loss: a private
+        mechanism has to bound every patient's.
+        """
+        image = place(to_device(patches.image, self._device), self._network, self._device)
+        label = to_device(patches.label, self._device)
+        scales = loss_scales(self._training.precision)
+        for scale in scales:
+            if self._network.dropout:
+                torch.manual_seed(patches.seed)
+            loss, found = self._pass(image, label, scale, measure or self._loss)
+            if len(scales) == 1 or all(bool(part.isfinite().all()) for part in found):
+                losses.append(loss)
+                return found
+        return [torch.zeros_like(p) for p in self.named.values()]
+
+    def _pass(
+        self, image: torch.Tensor, label: torch.Tensor, scale: float, measure: Loss
+    ) -> tuple[float, list[torch.Tensor]]:
+        """The loss, and its gradient, computed of `scale` times the loss."""
+        for parameter in self.named.values():  # the only ones that have a gradient; to ask the module costs 2 ms
+            parameter.grad = None
+        with autocast(self._training.precision, self._device):
+            outputs = self._forward(image)
+        value = measure([logits.float() for logits in outputs], label)
+        (value * scale).backward()
+        found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.named.values()]
+        for part in found if scale != 1 else []:
+            part.mul_(1 / scale)  # a power of two: nothing is rounded
+        return float(value.detach()), found
+
+
+class _Added:
+    """What is added to every gradient and depends on no patient (`GradientTerms`), one after the other."""
+
+    def __init__(
+        self, learner: Learner, terms: GradientTerms, training: Training, feed: PatchStream, schedule: Schedule
+    ):
+        self._pull = _GradientCorrection(learner.named, terms.proximal, terms.correction or {})
+        beside = terms.beside
+        self._lesson = (
+            _AuxiliaryGradient(learner, beside, training, feed, schedule) if beside and beside.weight else None
+        )
+
+    def add(self) -> None:
+        """Add it to the parameters' gradients."""
+        self._pull.add()
+        if self._lesson:
+            self._lesson.add()
+
+
+class _GradientCorrection:
+    """What is added to every gradient and depends on no patient: FedProx's term and SCAFFOLD's correction."""
+
+    def __init__(self, named: Mapping[str, nn.Parameter], proximal: float, correction: Arrays):
+        self._parameters = list(named.values())
+        self._proximal = proximal
+        self._start = [p.detach().clone() for p in self._parameters] if proximal else []
+        self._correction = [torch.from_numpy(correction[n]).to(p) for n, p in named.items()] if correction else []
+
+    def add(self) -> None:
+        """Add them to the parameters' gradients."""
+        for parameter, start in zip(self._parameters, self._start, strict=False):
+            parameter.grad.add_(parameter.detach() - start, alpha=self._proximal)  # type: ignore[union-attr]
+        for parameter, part in zip(self._parameters, self._correction, strict=False):
+            parameter.grad.add_(part)  # type: ignore[union-attr]
+
+
+class _AuxiliaryGradient:
+    """What public cases with agreed labels add to every gradient (`AuxiliaryLoss`)."""
+
+    def __init__(
+        self, learner: Learner, beside: AuxiliaryLoss, training: Training, feed: PatchStream, schedule: Schedule
+    ):
+        own = (*schedule.seed, _PUBLIC)
+        self._drawn = NoPrivacy(training.batch_size, beside.batches)
+        draws = islice(self._drawn.sampler(sorted(beside.store.patients), own), schedule.steps)
+        self._patches = feed(beside.store, draws, training, own)
+        self._measure = make_loss(training, learner.resolutions, beside.labels)
+        self._learner, self._weight, self._clip = learner, beside.weight, beside.clip or training.gradient_clip
+
+    def add(self) -> None:
+        """Add the gradient of the next patches to that of the parameters, without changing what they have so far."""
+        parameters = list(self._learner.named.values())
+        before = [p.grad for p in parameters]
+        found = self._drawn.step(
+            (self._learner.gradient(g, [], self._measure) for g in next(self._patches)), parameters
+        )
+        length = torch.sqrt(sum((part.square().sum() for part in found), torch.zeros((), device=found[0].device)))
+        share = self._weight * float(torch.clamp(self._clip / (length + 1e-6), max=1.0))
+        for parameter, gradient, part in zip(parameters, before, found, strict=True):
+            parameter.grad = gradient.add_(part, alpha=share) if gradient is not None else part.mul_(share)
+
+
+def _optimiser(named: Mapping[str, nn.Parameter], local: LocalPlan, momentum: Arrays) -> torch.optim.Optimizer:
+    training = local.training
+    optimiser = torch.optim.SGD(
+        named.values(),
+        lr=training.learning_rate,
+        momentum=training.momentum,
+        nesterov=training.momentum > 0,
+        weight_decay=training.weight_decay,
+    )
+    for name, array in momentum.items():
+        optimiser.state[named[name]]["momentum_buffer"] = torch.from_numpy(array.copy()).to(named[name])
+    return optimiser
+
+
+def _momentum(optimiser: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, np.ndarray]:
+    """What the optimiser carries, by the names of the weights."""
+    buffers = {name: optimiser.state[parameter].get("momentum_buffer") for name, parameter in named.items()}
+    return {name: buffer.detach().cpu().numpy().copy() for name, buffer in buffers.items() if buffer is not None}
+
+
+def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def _apply(parameters: list[nn.Parameter], gradient: list[torch.Tensor], clip: float) -> None:
+    for parameter, part in zip(parameters, gradient, strict=True):
+        parameter.grad = part.detach()
+    nn.utils.clip_grad_norm_(parameters, clip)
