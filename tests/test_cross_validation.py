@@ -375,7 +375,7 @@ def private_run(tmp_path_factory):
         json.dumps([{"train": [f"bravo_{i:03d}" for i in range(3)], "val": []}])
     )
     named = {"privacy.mechanism": "dp-sgd", "score_noise": 3.0}
-    ground.plan = autofed.verbs.change(ground.plan, None, named, epsilon=8.0, delta=1e-5)
+    ground.plan = autofed.api.change(ground.plan, None, named, epsilon=8.0, delta=1e-5)
     return ground, ground.train(ground.root / "run", folds=("0",))
 
 

@@ -421,7 +421,7 @@ def test_a_site_that_answers_something_else_is_left_out_and_named(ground, tmp_pa
             sent = super().__call__(requests)
             release = from_bytes(sent["alpha"])
             arrays = {**release.arrays, "answers": answers}
-            return {**sent, "alpha": autofed.exchange.to_bytes(Response("r", release.round, "alpha", arrays))}
+            return {**sent, "alpha": autofed.messages.to_bytes(Response("r", release.round, "alpha", arrays))}
 
     train((ground[0].change({"faults.least_sites": 1}), ground[1]), tmp_path, "dcfed", transport=Spoiling)
     assert all("labels of other images" in line["left_out"]["alpha"] for line in metrics.read(tmp_path / "rounds"))
@@ -442,7 +442,7 @@ def test_labels_that_are_none_of_the_public_images_are_a_bad_request(ground, tmp
     shared = algorithms.make(plan.agreement.algorithm).start(RunSetup(plan, {}, public.grids)).shared
     course = {**shared["course"], "weight": np.ones(1, np.float32)}
     shared = {"agreed": {"../alpha_000": np.zeros((1, 2, 2), np.uint8)}, "course": course}
-    answer = from_bytes(site.answer(autofed.exchange.to_bytes(Request("r", 1, "train", shared))))
+    answer = from_bytes(site.answer(autofed.messages.to_bytes(Request("r", 1, "train", shared))))
     assert isinstance(answer, Failure) and answer.code == "bad-request"
     assert "is none of the public images" in (tmp_path / "site" / "site.log").read_text()
 
@@ -562,7 +562,7 @@ class Federation:
         files = sorted(folder.iterdir())
         maps = [read_labels(file) for file in files]
         for file, (label, geometry) in zip(files, maps[1:] + maps[:1], strict=True):
-            autofed.images.write(file, np.ascontiguousarray(label[:, ::-1, ::-1]).astype(np.uint8), geometry)
+            autofed.data.images.write(file, np.ascontiguousarray(label[:, ::-1, ::-1]).astype(np.uint8), geometry)
 
     def train(self, folder, name="dcfed", plan=None, **options):
         made = (plan or self.plan).change({"algorithm.name": name})

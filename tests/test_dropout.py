@@ -10,6 +10,7 @@ from autofed.data import Case
 from autofed.data.images import Geometry
 from autofed.inference.predictor import Member, Predictor, mean_of_views
 from autofed.inference.uncertainty import entropy
+from autofed.plans import training_bytes
 from autofed.training.batches import PatchBatch
 from autofed.training.fit import Learner
 from autofed.training.network import build, coupling_layers, weights_of
@@ -51,7 +52,8 @@ def test_a_plan_without_dropout_is_written_as_ever():
 def test_what_is_left_of_the_channels_is_counted_in_the_memory():
     plan = plan_of(shape="3d").local
     patch, width = (64, 64, 64), plan.network.features[0]
-    more = plan.network.training_bytes(patch, 2) - without(plan_of(shape="3d")).local.network.training_bytes(patch, 2)
+    plain = without(plan_of(shape="3d")).local.network
+    more = training_bytes(plan.network, patch, 2) - training_bytes(plain, patch, 2)
     assert more >= 4 * 2 * 64**3 * width  # a map of the finest stage at least
 
 

@@ -163,7 +163,7 @@ def test_a_process_takes_what_the_network_states(kind, features, patch, what):
 
 def test_an_optimiser_of_a_large_network_takes_more_than_its_activations():
     plan = Network(in_channels=1, classes=2, features=(32, 512), kernels=((3,) * 3,) * 2, strides=((1,) * 3, (2,) * 3))
-    assert plan.training_bytes((4, 4, 4), 1) > 3 * 4 * plan.parameters
+    assert memory.training_bytes(plan, (4, 4, 4), 1) > 3 * 4 * plan.parameters
 
 
 @pytest.mark.parametrize("dims", [2, 3])

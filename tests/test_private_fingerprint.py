@@ -232,8 +232,7 @@ def test_a_census_without_a_promise_is_refused(tmp_path, epsilon, delta, says):
 
 @pytest.mark.parametrize("epsilon", [8.0, 3.0])
 def test_the_promise_is_the_ceiling_and_the_training_that_comes_after_fits_under_it(tmp_path, epsilon):
-    """By the ledger's own filter, for plans of any shape that `guarantee.settled` calibrates with the census in them.
-    """
+    """By the ledger's own filter, for plans of any shape that `guarantee.settled` calibrates with it."""
     noise = noise_for(epsilon, 1e-5)
     ledger = PrivacyLedger(tmp_path / "ledger.jsonl", "alpha", epsilon, 1e-5, order=order_of(noise))
     (own,) = PrivateFingerprintMechanism(noise).cost()

@@ -1,6 +1,6 @@
-"""The six verbs as plain Python functions on paths and arrays; the command line only parses and calls them.
+"""What autofed does, as plain Python functions on paths and arrays; the command line only parses and calls them.
 
-Each is read when it is first asked for, so that fingerprinting and preprocessing do without torch.
+Each is imported when it is first asked for, so that fingerprinting and preprocessing do without torch.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ __all__ = [
     "train",
 ]  # fmt: skip
 
-_ROOMS = {
+_MODULES = {
     "audit": "auditing",
     "inversion": "auditing",
     "fingerprint": "planning",
-    "noised_fingerprint": "planning",
+    "private_fingerprint": "planning",
     "plan": "planning",
     "change": "planning",
-    "preprocess": "preparing",
+    "preprocess": "preprocessing",
     "run": "running",
     "train": "training",
-    "predict": "predicting",
-    "evaluate": "evaluating",
+    "predict": "prediction",
+    "evaluate": "evaluation",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return getattr(import_module(f"autofed.api.{_ROOMS[name]}"), name)
-    raise AttributeError(f"autofed.api has no {name!r}; the verbs are {', '.join(_ROOMS)}")
+    if name in _MODULES:
+        return getattr(import_module(f"autofed.api.{_MODULES[name]}"), name)
+    raise AttributeError(f"autofed.api has no {name!r}; its functions are {', '.join(_MODULES)}")

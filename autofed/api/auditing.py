@@ -20,7 +20,8 @@ from autofed.api.public_images import agreed_on
 from autofed.auditing import one_run as audits
 from autofed.auditing.canaries import attack, make_canaries, make_picture, of_weights
 from autofed.auditing.inversion import (
-    ReconstructionMetrics,
+    Inversion,
+    Reconstruction,
     gradient_of,
     invert_gradient,
     paint_labels,
@@ -188,30 +189,6 @@ def _store(site_work: PathLike, made: Plan) -> Store:
 
 
 # --- gradient inversion
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """An image (C, *patch), float32, and how like the true one it is."""
-
-    image: np.ndarray
-    likeness: ReconstructionMetrics
-
-
-@dataclass(frozen=True)
-class Inversion:
-    """A patch (C, *patch), and its reconstructions from one update without and with the plan's mechanism.
-
-    `blank` is how like the patch a blank image is, `label` how like it is its label map in the right brightness: what
-    an attacker has who saw no update, without and with the label map.
-    """
-
-    mechanism: str
-    truth: np.ndarray
-    without: Reconstruction
-    protected: Reconstruction
-    blank: ReconstructionMetrics
-    label: ReconstructionMetrics
 
 
 def inversion(

@@ -31,8 +31,8 @@ class Result:
 def data(task: str) -> Path:
     """The folder of a shipped federation: inside the installed package, or in the checkout's tests/data."""
     name = FEDERATIONS[task]
-    here = Path(__file__).resolve().parent
-    for place in (here / "demo_data" / name, here.parent / "tests" / "data" / name):
+    package = Path(__file__).resolve().parents[1]
+    for place in (package / "demo_data" / name, package.parent / "tests" / "data" / name):
         if place.is_dir():
             return place
     raise ValidationErrors("demo", [f"the shipped data ({name}) is not there; install autofed again"])

@@ -47,7 +47,8 @@ def _disagreement(dataset: Dataset, made: Plan) -> list[str]:
     """Where a site's data is not what the plan was made for."""
     agreement, declared = made.agreement, dataset.declaration()
     problems = [
-        f"{dataset.name} declares {what} {describe_regions(declared, what)}, the plan {describe_regions(agreement, what)}"
+        f"{dataset.name} declares {what} {describe_regions(declared, what)}, "
+        f"the plan {describe_regions(agreement, what)}"
         for what in DECLARED
         if describe_regions(declared, what) != describe_regions(agreement, what)
     ]

@@ -34,6 +34,30 @@ class ReconstructionMetrics:
     ssim: float
 
 
+@dataclass(frozen=True)
+class Reconstruction:
+    """An image (C, *patch), float32, and how like the true one it is."""
+
+    image: np.ndarray
+    likeness: ReconstructionMetrics
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """A patch (C, *patch), and its reconstructions from one update without and with the plan's mechanism.
+
+    `blank` is how like the patch a blank image is, `label` how like it is its label map in the right brightness: what
+    an attacker has who saw no update, without and with the label map.
+    """
+
+    mechanism: str
+    truth: np.ndarray
+    without: Reconstruction
+    protected: Reconstruction
+    blank: ReconstructionMetrics
+    label: ReconstructionMetrics
+
+
 def invert_gradient(
     update: Arrays,
     weights: Arrays,

@@ -90,30 +90,30 @@ def _show_forecast(made: Any, every: bool) -> None:
     from autofed.planner import EXPECTED_LEARNING, forecast, suggestions
     from autofed.privacy.accounting import percent_at_most, protection, success_rate
 
-    predicted_loss, stated = forecast(made), made.agreement.privacy
-    if predicted_loss is None:
+    expected, stated = forecast(made), made.agreement.privacy
+    if expected is None:
         return
     if every:
         typer.echo()
-        _print_table(_FORECAST, _forecast_rows(predicted_loss), whole=("site",))
+        _print_table(_FORECAST, _forecast_rows(expected), whole=("site",))
     rate = percent_at_most(success_rate(stated.epsilon, stated.delta))
     typer.echo(f"\nprotection: {protection(stated.epsilon)} at epsilon {stated.epsilon:g} (delta {stated.delta:g}); "
                f"whether a given patient was used can be told with a success rate of at most {rate} %, where guessing "
                "gives 50 %")  # fmt: skip
-    typer.echo(f"expected learning: {EXPECTED_LEARNING[foretold.grade]}; over all steps the noise is "
-               f"{foretold.whole:.2g} times as strong as the patients' signal")  # fmt: skip
+    typer.echo(f"expected learning: {EXPECTED_LEARNING[expected.grade]}; over all steps the noise is "
+               f"{expected.whole:.2g} times as strong as the patients' signal")  # fmt: skip
     for suggestion in suggestions(made):
         typer.echo(f"  {suggestion}")
 
 
-def _forecast_rows(predicted_loss: Any) -> Iterator[tuple[str, ...]]:
+def _forecast_rows(expected: Any) -> Iterator[tuple[str, ...]]:
     """A row a site, and one of their average."""
     from autofed.privacy.accounting import rounded_up
 
-    for name, site in predicted_loss.sites.items():
+    for name, site in expected.sites.items():
         noise, spent = f"{site.noise_multiplier:.4g}", rounded_up(site.epsilon)
         yield name, str(site.patients), f"{site.expected:.3g}", noise, spent, f"{site.ratio:.3g}"
-    yield "averaged", "", "", "", "", f"{foretold.ratio:.3g}"
+    yield "averaged", "", "", "", "", f"{expected.ratio:.3g}"
 
 
 def _value(reason: Any) -> str:

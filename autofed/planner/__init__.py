@@ -38,6 +38,7 @@ from autofed.plans import (
     Privacy,
     TargetGrid,
     Training,
+    training_bytes,
 )
 
 __all__ = [
@@ -202,7 +203,7 @@ def _precise_enough(recipe: Training, network: Network, reasons: Reasons) -> Tra
 
 def _say_memory(network: Network, recipe: Training, budget: Budget, reasons: Reasons) -> None:
     if "cpu" in budget.devices:
-        needed = network.training_bytes(recipe.patch_size, recipe.batch_size, recipe.precision) / 1e9
+        needed = training_bytes(network, recipe.patch_size, recipe.batch_size, recipe.precision) / 1e9
         why = f"what a step takes in {recipe.precision} on a CPU, told from the layers, beside the process itself"
         reasons.say("local.network", f"{needed:.2g} GB", why)
 

@@ -65,8 +65,9 @@ def _differences(fingerprint: Fingerprint, guide: Plan, source: str) -> list[str
     """Where the sites declare what weights of the guide know nothing of."""
     declared, agreed = fingerprint.declaration, guide.agreement
     problems = [
-        f"the sites declare {what} {describe_regions(declared, what)}, {source} has {describe_regions(agreed, what)}; weights mean "
-        "nothing for another task: make dataset.json say the same, or plan without --like"
+        f"the sites declare {what} {describe_regions(declared, what)}, "
+        f"{source} has {describe_regions(agreed, what)}; weights mean nothing for another task: "
+        "make dataset.json say the same, or plan without --like"
         for what in DECLARED
         if describe_regions(declared, what) != describe_regions(agreed, what)
     ]

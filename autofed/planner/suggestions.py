@@ -41,8 +41,8 @@ def infeasible_reason(question: SearchProblem, best: Candidate) -> str:
         f"{question.delta:g}): over all steps the noise is {best.whole:.2g} times as strong as the patients' signal"
     )
     evidence = (
-        f"  that is of the best plan ({describe_candidate(best)}); above {STRAINED:g} networks learned little more than one "
-        "threshold, or one map for all images, gives without any training"
+        f"  that is of the best plan ({describe_candidate(best)}); above {STRAINED:g} networks learned little more "
+        "than one threshold, or one map for all images, gives without any training"
     )
     suggestions = [*_remedies(question, best.whole), "or plan it all the same: --even-if-hopeless"]
     return "\n".join([reason, evidence, "  what would help:", *(f"    {suggestion}" for suggestion in suggestions)])

@@ -22,7 +22,7 @@ from autofed.plans.kinds import (
     WirePrecision,
 )
 from autofed.plans.local import Channel, Inference, Intensity, LocalPlan, Preparation, TargetGrid, Training
-from autofed.plans.memory import CHANNELS_LAST_BELOW
+from autofed.plans.memory import CHANNELS_LAST_BELOW, training_bytes
 from autofed.plans.network import SPATIAL_KERNEL, Convolution, Network, Trained, squeezed
 from autofed.plans.plan import VERSION, Plan, is_plan, load, unknown_fields
 from autofed.plans.privacy import Privacy, mechanisms
@@ -68,5 +68,6 @@ __all__ = [
     "mechanisms",
     "spaced_snapshots",
     "squeezed",
+    "training_bytes",
     "unknown_fields",
 ]

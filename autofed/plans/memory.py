@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from autofed.plans.kinds import Precision, Shape
-
-if TYPE_CHECKING:
-    from autofed.plans.network import Network
+from autofed.plans.network import Network
 
 CHANNELS_LAST_BELOW = 16
 """Features of the first stage, below which a CPU is faster with channels last (1.5 times at 8), above it is not."""
@@ -56,8 +54,12 @@ def peak(operations: list[Operation]) -> float:
     return most
 
 
-def training_bytes(network: Network, patch: Shape, batch: int, precision: Precision) -> int:
-    """Peak of training steps beyond what the process had: weights, momentum, gradients, activations, loss, patches."""
+def training_bytes(network: Network, patch: Shape, batch: int, precision: Precision = "float32") -> int:
+    """What training on a CPU takes at its peak, in bytes beyond what the process had before.
+
+    Patches of one step, weights, momentum, gradients, all that is stored for the way back, and the largest workspace.
+    Tensors only: glibc keeps freed blocks below 32 MB for the next step, which may add half as much.
+    """
     tape = Tape(network, patch, batch, precision)
     weights = _FLOAT * network.parameters
     optimiser = 3 * weights + 2 * _FLOAT * max(c.parameters for c in network.convolutions())

@@ -9,8 +9,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from autofed.files import Record
-from autofed.plans import memory
-from autofed.plans.kinds import Positive, Precision, Shape
+from autofed.plans.kinds import Positive, Shape
 
 SPATIAL_KERNEL = 7
 """Edge of the kernel that weighs places in the attention blocks of a "dcfed" network."""
@@ -193,11 +192,3 @@ class Network(Record):
             elements += c.channels_out * voxels[c.stage]
             operations += 3 * 2 * c.channels_in * c.channels_out * c.taps * voxels[c.stage]
         return batch * elements / 1e9, batch * operations / 1e12
-
-    def training_bytes(self, patch: Shape, batch: int, precision: Precision = "float32") -> int:
-        """What training on a CPU takes at its peak, beyond what the process had before: see `plans.memory`.
-
-        Patches of one step, weights, momentum, gradients, all that is stored for the way back, and the largest
-        workspace. Tensors only: glibc keeps freed blocks below 32 MB for the next step, which may add half as much.
-        """
-        return memory.training_bytes(self, patch, batch, precision)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autofed.api.auditing import Inversion
-from autofed.auditing.inversion import ReconstructionMetrics, fit_intensities
+from autofed.auditing.inversion import Inversion, ReconstructionMetrics, fit_intensities
 from autofed.report import drawing
 from autofed.report.drawing import INK, QUIET
 

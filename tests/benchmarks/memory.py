@@ -107,7 +107,7 @@ def measure(task: dict, environ: dict) -> dict:
 
 def take(network: dict, patch: list[int], batch: int, what: str) -> dict:
     """Train in this process: the peak over what it had after a step of a tiny network."""
-    from autofed.plans import Network
+    from autofed.plans import Network, training_bytes
 
     plan = Network(**network)
     tiny = shape(plan.kind, len(patch), 16, 2)  # the libraries' own code is read from disk as it is first called
@@ -115,7 +115,7 @@ def take(network: dict, patch: list[int], batch: int, what: str) -> dict:
     before = in_use("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     train(plan, tuple(patch), batch, what)
-    stated = plan.training_bytes(tuple(patch), batch, what)
+    stated = training_bytes(plan, tuple(patch), batch, what)
     return {"taken": in_use("VmHWM") - before, "stated": stated}
 
 
