@@ -26,9 +26,9 @@ from autofed.data.labels import Labels
 from autofed.errors import ValidationErrors
 from autofed.preprocessing import open_public, open_store, preprocess
 from autofed.privacy import accounting
-from autofed.privacy.adaptive_clipping import Adaptive
+from autofed.privacy.adp_fl import Adaptive
 from autofed.privacy.dpsgd import DPSGD
-from autofed.privacy.noisy_updates import FedDP
+from autofed.privacy.feddp import FedDP
 from autofed.training.network import build, weights_of
 from tests.plans_made import small_plan
 from tests.small_federation import private

@@ -27,10 +27,10 @@ from autofed.fingerprints import FIXED_POINT, ChannelSums, merge
 from autofed.messages import Request, Response, from_bytes, to_bytes
 from autofed.planner.intensities import statistics
 from autofed.privacy import accounting
-from autofed.privacy.adaptive_clipping import BELOW, Adaptive
+from autofed.privacy.adp_fl import BELOW, Adaptive
 from autofed.privacy.dpsgd import DPSGD
+from autofed.privacy.feddp import FedDP
 from autofed.privacy.ledger import LedgerEntry, PrivacyLedger
-from autofed.privacy.noisy_updates import FedDP
 from autofed.privacy.none import NoPrivacy
 from autofed.privacy.randomness import Randomness
 from autofed.training.network import build, weights_of

@@ -14,9 +14,9 @@ from autofed.auditing.canaries import Canaries, make_picture
 from autofed.data.labels import Labels
 from autofed.messages import Request, from_bytes, to_bytes
 from autofed.privacy import ADAPTATION
-from autofed.privacy.adaptive_clipping import Adaptive
+from autofed.privacy.adp_fl import Adaptive
 from autofed.privacy.dpsgd import DPSGD
-from autofed.privacy.noisy_updates import FedDP
+from autofed.privacy.feddp import FedDP
 from autofed.training.batches import make_step_batches
 from autofed.training.fit import Learner
 from autofed.training.network import build, load_weights, weights_of

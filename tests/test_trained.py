@@ -9,7 +9,7 @@ from autofed.federation import checkpoints
 from autofed.messages import load_groups, save_groups
 from autofed.plans import Training
 from autofed.privacy.dpsgd import DPSGD
-from autofed.privacy.noisy_updates import FedDP
+from autofed.privacy.feddp import FedDP
 from autofed.training.fit import Schedule, fit
 from autofed.training.network import build, weights_of
 from tests import small_federation as small

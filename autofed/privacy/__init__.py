@@ -142,7 +142,7 @@ def _dpsgd(plan: Plan, patients: int) -> Mechanism:
 
 
 def _adaptive(plan: Plan, patients: int) -> Mechanism:
-    from autofed.privacy.adaptive_clipping import Adaptive
+    from autofed.privacy.adp_fl import Adaptive
 
     own = ("quantile", "quantile_share", "clip_rate", "noise_ratio")
     chosen = {name: getattr(plan.agreement.privacy, name) for name in own}
@@ -150,7 +150,7 @@ def _adaptive(plan: Plan, patients: int) -> Mechanism:
 
 
 def _feddp(plan: Plan, patients: int) -> Mechanism:
-    from autofed.privacy.noisy_updates import FedDP
+    from autofed.privacy.feddp import FedDP
 
     given = plan.agreement.privacy.model_dump()
     training = plan.local.training

@@ -34,7 +34,7 @@ from autofed.files import read_json, write_json
 from autofed.inference.predictor import Predictor
 from autofed.preprocessing import open_store
 from autofed.privacy import accounting, guarantee
-from autofed.privacy.noisy_updates import FedDP
+from autofed.privacy.feddp import FedDP
 from autofed.training.batches import IDENTITY, sample_patch
 from autofed.training.network import build, weights_of
 
