@@ -2,12 +2,14 @@
 
 import re
 import shlex
+from inspect import get_annotations
 from pathlib import Path
 
 import numpy as np
 from typer.testing import CliRunner
 
 from autofed import plans
+from autofed.algorithms import Algorithm
 from autofed.cli import app
 from autofed.messages import load_groups
 from tests.synthetic import make_site
@@ -47,6 +49,11 @@ def shorten(path):
     made.change(
         {"network.features": [4] * stages, "training.rounds": 2, "steps_per_round": 1, "training.batch_size": 2}
     ).save(path)
+
+
+def test_the_page_names_the_class_variables_that_there_are():
+    named = re.findall(r"^\* `(\w+) = ", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(named) == sorted(get_annotations(Algorithm))
 
 
 def test_the_page_is_short():

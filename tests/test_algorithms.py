@@ -151,12 +151,15 @@ def test_local_models_end_at_their_own_site():
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ({"personl": True}, "did you mean personal"),
-        ({"labels_publik": True, "__annotations__": {"labels_publik": ClassVar[bool]}}, "did you mean labels_public"),
+        ({"personalized": True}, "did you mean personalised"),
+        (
+            {"reset_momentum": True, "__annotations__": {"reset_momentum": ClassVar[bool]}},
+            "did you mean resets_momentum",
+        ),
         ({"misfit": lambda self, arrays, shared: []}, "did you mean misfits"),
         ({"momentum": 0.9}, "a hyper-parameter is written momentum: float"),
-        ({"personal": True, "__annotations__": {"personal": bool}}, "write personal: ClassVar"),
-        ({"personl": 1, "gather": 1}, "did you mean personal.*; .*did you mean gathers"),
+        ({"personalised": True, "__annotations__": {"personalised": bool}}, "write personalised: ClassVar"),
+        ({"personalized": 1, "centralized": 1}, "did you mean personalised.*; .*did you mean centralised"),
     ],
 )
 def test_a_slip_of_the_pen_is_an_error(body, said):
@@ -166,7 +169,7 @@ def test_a_slip_of_the_pen_is_an_error(body, said):
 
 def test_what_an_algorithm_may_well_have():
     body = {
-        "personal": True, "preset": "resenc-m", "share": 0.5, "train": FedAvg.train, "_rule": 3, "LIMIT_": None,
+        "personalised": True, "preset": "resenc-m", "share": 0.5, "train": FedAvg.train, "_rule": 3, "LIMIT_": None,
         "half": property(lambda self: self.share / 2), "__annotations__": {"share": float, "LIMIT_": int},
     }  # fmt: skip
     kind = dataclass(frozen=True)(type("Fine", (FedAvg,), body))

@@ -59,7 +59,8 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 def in_words(message: Message) -> dict[str, Any]:
     """What a message holds, as JSON: every array by its kind, its shape and a digest."""
-    words = {"kind": type(message).__name__}
+    kind = type(message).__name__
+    words: dict[str, Any] = {"kind": "Release" if kind == "Response" else kind}  # as in what was written before
     for field in fields(message):
         value = getattr(message, field.name)
         is_groups = field.name in ("shared", "arrays")
