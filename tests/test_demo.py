@@ -17,7 +17,7 @@ def test_a_slow_machine_takes_longer_for_as_many_steps_as_it_takes(monkeypatch, 
         training = SimpleNamespace(rounds=10, steps_per_round=round(steps_an_hour * hours / 10))
         return SimpleNamespace(agreement=SimpleNamespace(training=training), local=SimpleNamespace(training=training))
 
-    monkeypatch.setattr(demo.verbs, "plan", plan)
+    monkeypatch.setattr(demo.api, "plan", plan)
     made = demo._plan([], minutes=3, processes=1, progress=silent)
     assert hours_of == pytest.approx(asked)
     assert made.agreement.training.rounds * made.local.training.steps_per_round >= demo.FEWEST_STEPS
