@@ -1,4 +1,4 @@
-"""What every test may ask for."""
+"""What every test may ask for. Nothing here reads torch before a test asks for something that trains."""
 
 from __future__ import annotations
 
@@ -14,10 +14,29 @@ from tests import plans_made, synthetic
 def make_site(tmp_path):
     """`synthetic.make_site` by the name of the site: make_site("alpha", cases=3) writes it and returns its folder."""
 
-    def make(name: str = "alpha", **wanted) -> Path:
-        return synthetic.make_site(tmp_path / name, **wanted)
+    def make(name: str = "alpha", **options) -> Path:
+        return synthetic.make_site(tmp_path / name, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ground(tmp_path_factory):
+    """`small_federation.make`: a plan and the prepared data of its two sites, which no test may change."""
+    from tests import small_federation
+
+    return small_federation.make(tmp_path_factory.mktemp("federation"))
+
+
+@pytest.fixture(scope="session")
+def lone_site(tmp_path_factory):
+    """A plan and the prepared data of one site of three cases, which no test may change."""
+    from autofed.data import open_dataset
+    from autofed.preprocessing import open_store, preprocess
+
+    root, plan = tmp_path_factory.mktemp("lone_site"), plans_made.small_plan(labels=1)
+    preprocess(open_dataset(synthetic.make_site(root / "alpha", cases=3)), plan.local, root / "work")
+    return plan, open_store(root / "work", "alpha", plan.local)
 
 
 def pytest_addoption(parser):

@@ -60,3 +60,8 @@ def small_plan(
         **settings,
     }
     return made.change(chosen)
+
+
+def reason(plan: Plan, field: str) -> str:
+    """Why a field of a plan is what it is, as it was said last."""
+    return next(reason.why for reason in reversed(plan.reasons) if reason.field == field)

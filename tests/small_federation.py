@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from autofed import algorithms
 from autofed.algorithms import RunSetup
 from autofed.data import open_dataset
@@ -129,7 +127,3 @@ def final_arrays(folder, plan):
         groups = load_groups(memory)[0].items()
         arrays |= {f"{memory.parent.parent.name}/{g}/{n}": a for g, group in groups for n, a in group.items()}
     return arrays
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) for n in a) and len(a) > 0

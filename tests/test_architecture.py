@@ -300,6 +300,7 @@ def test_the_architecture_holds(check):
         ("autofed.algorithms", ("torch", "monai")),
         *((f"autofed.algorithms.{name}", ("torch", "monai")) for name in ALGORITHMS),
         ("autofed.training.batches", ("torch", "monai")),
+        ("tests.conftest", ("torch", "monai", "scipy", "SimpleITK", "matplotlib")),
     ],
 )
 def test_a_light_module_loads_nothing_heavy(name, heavy):

@@ -362,7 +362,7 @@ def taken(workers, draws=DRAWS, seed=(1, 2), shelf=None):
     return list(stream(shelf, iter(draws), chosen, seed, workers))
 
 
-def same(once, again):
+def same_patches(once, again):
     return all(
         len(a) == len(b)
         and all(
@@ -380,14 +380,14 @@ def pair():
 
 def test_whoever_makes_them_patches_are_the_same_to_the_bit(pair):
     expected = taken(0)
-    assert same(expected, taken("thread")) and same(expected, taken(1))
-    assert same(expected, taken(pair)) and same(expected, taken(pair))  # a feeder is used again
-    assert not same(expected, taken(0, seed=(1, 3)))
+    assert same_patches(expected, taken("thread")) and same_patches(expected, taken(1))
+    assert same_patches(expected, taken(pair)) and same_patches(expected, taken(pair))  # a feeder is used again
+    assert not same_patches(expected, taken(0, seed=(1, 3)))
 
 
 def test_processes_read_prepared_data(volumes, pair):
     draws = [[["alpha_000", "alpha_002"]], [["alpha_001"]]]
-    assert same(
+    assert same_patches(
         pair.stream(volumes, iter(draws), training(), (3,)), stream(volumes, iter(draws), training(), (3,), workers=0)
     )
 
@@ -437,7 +437,7 @@ def test_errors_surface_as_they_are(workers, pair):
         taken(workers, shelf=Broken({}))
     if workers is pair:
         assert "in label" in caught.value.__notes__[0]
-    assert same(taken(workers), taken(0))  # and the next training is fed
+    assert same_patches(taken(workers), taken(0))  # and the next training is fed
 
 
 def test_an_error_that_cannot_cross_is_told_in_words(pair):

@@ -24,19 +24,14 @@ from autofed.preprocessing import pool_stores
 from autofed.privacy.ledger import PrivacyLedger
 from autofed.training.fit import LocalResult, Schedule, fit
 from autofed.training.network import build, weights_of
-from tests import small_federation
+from tests.equality import same_arrays
 from tests.plans_made import small_plan
-from tests.small_federation import PRIVATE, SITES, final_arrays, private, same, sharing, site_of, train, with_algorithm
+from tests.small_federation import PRIVATE, SITES, final_arrays, private, sharing, site_of, train, with_algorithm
 
 TESTED = {"noise_seed": 1, "simulation": True}
 """Noise that can be drawn again: for tests alone, and the ledgers say so."""
 
 RULES = AverageSettings.model_fields["rule"].annotation.__args__
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    return small_federation.make(tmp_path_factory.mktemp("federation"))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -45,7 +40,7 @@ def test_order_of_sites_does_not_matter(ground, tmp_path, name, rule):
     made = ground[0].change({"average.rule": rule, "training.rounds": 2}), ground[1]
     train(made, tmp_path / "one", name)
     train(made, tmp_path / "two", name, turned=True)
-    assert same(final_arrays(tmp_path / "one", made[0]), final_arrays(tmp_path / "two", made[0]))
+    assert same_arrays(final_arrays(tmp_path / "one", made[0]), final_arrays(tmp_path / "two", made[0]))
 
 
 def combinations():
@@ -69,7 +64,7 @@ def test_order_of_sites_does_not_matter_with_noise(ground, tmp_path, name, mecha
     made = generous(private(ground[0], mechanism, **{"training.rounds": 2})), ground[1]
     train(made, tmp_path / "one", name, **TESTED)
     train(made, tmp_path / "two", name, turned=True, **TESTED)
-    assert same(final_arrays(tmp_path / "one", made[0]), final_arrays(tmp_path / "two", made[0]))
+    assert same_arrays(final_arrays(tmp_path / "one", made[0]), final_arrays(tmp_path / "two", made[0]))
 
 
 @pytest.mark.parametrize("name, mechanism, wire", [*EVERY, *((n, "none", "int8") for n in algorithms.names())])
@@ -91,7 +86,7 @@ def test_resumed_equals_unbroken_to_the_bit(ground, tmp_path, name, mechanism, w
     rounds = tmp_path / "broken" / "rounds"
     assert checkpoints.saved_rounds(rounds) == [1]
     train(ground, tmp_path / "broken", name, state=checkpoints.load(rounds, 1), **TESTED)
-    assert same(final_arrays(tmp_path / "unbroken", ground[0]), final_arrays(tmp_path / "broken", ground[0]))
+    assert same_arrays(final_arrays(tmp_path / "unbroken", ground[0]), final_arrays(tmp_path / "broken", ground[0]))
     strip = lambda folder: [{**m, "seconds": 0} for m in metrics.read(folder)]  # noqa: E731
     assert strip(rounds) == strip(tmp_path / "unbroken" / "rounds")
     assert [m["round"] for m in metrics.read(rounds)] == [1, 2, 3]
@@ -113,7 +108,7 @@ def test_sites_that_learn_nothing_change_nothing(ground, name, rule):
     )
     releases = [Response("r", 1, s, chosen.local(idle, Request("r", 1, "train", state.shared))) for s in SITES]
     after = Aggregator.of(plan, SITES).merge(chosen, state, releases)
-    assert after.round == 1 and same(dict(after.shared["weights"]), weights)
+    assert after.round == 1 and same_arrays(dict(after.shared["weights"]), weights)
 
 
 @pytest.mark.parametrize("name", sharing())

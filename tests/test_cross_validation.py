@@ -18,6 +18,7 @@ from autofed.inference.postprocessing import Postprocessing
 from autofed.inference.validation import patch_dice
 from autofed.messages import load_groups
 from autofed.privacy.ledger import PrivacyLedger
+from tests.equality import same_arrays
 from tests.synthetic import ORGAN_AND_TUMOUR, make_site
 
 SMALL = {"training.batch_size": 2, "training.steps_per_round": 2, "training.rounds": 4, "learning_rate": 0.05}
@@ -54,10 +55,6 @@ def weights(run, fold, round):
     return checkpoints.load(run.fold_folder(fold), round).shared["weights"]
 
 
-def same(a, b):
-    return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) for n in a) and len(a) > 0
-
-
 class Enough(KeyboardInterrupt):
     """Raised by a progress that has seen enough."""
 
@@ -89,7 +86,7 @@ def test_scores_are_noted_and_the_best_round_is_kept(ground, folds):
         groups, words = load_groups(checkpoints.best_path(folder))
         assert words == found.words()
         if found.round in checkpoints.saved_rounds(folder):
-            assert same(groups["weights"], weights(folds, fold, found.round))
+            assert same_arrays(groups["weights"], weights(folds, fold, found.round))
 
 
 def test_the_score_is_that_of_the_weights_of_its_round(ground, folds):
@@ -153,7 +150,7 @@ def test_a_fold_that_is_broken_off_resumes_to_the_bit(ground, tmp_path, algorith
         ours = load_groups(path)
         theirs = load_groups(broken.folder / path.relative_to(whole.folder))
         assert ours[1] == theirs[1] and ours[0].keys() == theirs[0].keys(), path
-        assert all(same(ours[0][g], theirs[0][g]) for g in ours[0] if ours[0][g]), path
+        assert all(same_arrays(ours[0][g], theirs[0][g]) for g in ours[0] if ours[0][g]), path
     names = [m.name for m in whole.members(None if algorithm != "local" else "alpha")]
     assert len(names) == 1 and "best round" in names[0]
 
@@ -181,7 +178,7 @@ def test_a_round_that_was_merged_is_scored_and_not_trained_again(ground, tmp_pat
     lines = [[{**line, "seconds": 0} for line in metrics.read(run.fold_folder("1"))] for run in (whole, broken)]
     assert lines[0] == lines[1] and len(lines[0]) == 3
     best = [checkpoints.best_weights(run.fold_folder("1")) for run in (whole, broken)]
-    assert same(*best) if algorithm == "fedavg" else best == [{}, {}]
+    assert same_arrays(*best) if algorithm == "fedavg" else best == [{}, {}]
     ledger = PrivacyLedger(ground.root / "work" / "alpha" / "ledger.jsonl", "alpha")
     name = f"{broken.identity().id}-fold-1"
     assert [c.round for c in ledger.charges() if c.run == name and c.question == "train"] == [1, 2, 3]
@@ -258,12 +255,12 @@ def test_more_rounds_go_on_from_where_it_was_and_score_whole_cases_again(ground,
     longer = ground.train(tmp_path / "run", made, rounds=6, **first)
     assert longer.plan().agreement.training.rounds == 6 and longer.plan().agreement.training.extended == (2,)
     assert longer.finished("0") == 6 and len(metrics.read(longer.fold_folder("0"))) == 6
-    assert not same(last, weights(longer, "0", 6))
+    assert not same_arrays(last, weights(longer, "0", 6))
     assert json.loads(validation.read_text())["rounds"] == 6
     again = ground.train(tmp_path / "run", made, rounds=6, **first)  # what was extended once is so
     assert again.plan() == longer.plan()
     anew = ground.train(tmp_path / "anew", longer.plan(), folds=["0"])
-    assert same(weights(anew, "0", 6), weights(longer, "0", 6))
+    assert same_arrays(weights(anew, "0", 6), weights(longer, "0", 6))
     assert metrics.scores(anew.fold_folder("0")) == metrics.scores(longer.fold_folder("0"))
 
 
@@ -362,7 +359,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_round_whole(ground, short,
     for path in run.folder.rglob("*.safetensors"):
         load_groups(path)  # whole, each of them
     found = ground.train(run.folder, **arguments, resume=run.exists)
-    assert same(weights(found, "0", 2), weights(short, "0", 2))
+    assert same_arrays(weights(found, "0", 2), weights(short, "0", 2))
 
 
 @pytest.fixture(scope="module")

@@ -6,48 +6,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic import ORGAN_AND_TUMOUR
 
 from autofed.data import (
     Declaration,
     disagreements,
     find_images,
-    images,
     open_dataset,
     open_datasets,
     read_channels,
     site_name_problem,
 )
-from autofed.data.images import Geometry
 from autofed.data.labels import declared_labels
 from autofed.errors import ValidationErrors
+from tests.damage import declare, problems_of, rewrite
+from tests.synthetic import ORGAN_AND_TUMOUR
 
 DATA = Path(__file__).parent / "data"
-
-
-def declare(folder: Path, **changed) -> None:
-    """Change dataset.json; ... removes a key."""
-    path = folder / "dataset.json"
-    description = {**json.loads(path.read_text()), **changed}
-    path.write_text(json.dumps({k: v for k, v in description.items() if v is not ...}))
-
-
-def problems_of(verb, *arguments) -> tuple[str, ...]:
-    with pytest.raises(ValidationErrors) as caught:
-        verb(*arguments)
-    return caught.value.problems
 
 
 def the_problem(verb, *arguments) -> str:
     found = problems_of(verb, *arguments)
     assert len(found) == 1, found
     return found[0]
-
-
-def rewrite(path: Path, change, **geometry) -> None:
-    """Write a volume or a label picture again with `change` of its (Z, Y, X) array, perhaps in another geometry."""
-    image = images.read(path)
-    images.write(path, change(image.array[0]), Geometry(**{**vars(image.geometry), **geometry}))
 
 
 # What is well

@@ -28,16 +28,11 @@ from autofed.preprocessing import UNKNOWN, differences, find_public, open_public
 from autofed.privacy import guarantee
 from autofed.privacy.ledger import PrivacyLedger
 from autofed.report.pages import _training
-from tests import small_federation
-from tests.small_federation import CASES, OPEN, labelled, private, same, site_of, train, with_algorithm
+from tests.equality import same_arrays
+from tests.small_federation import CASES, OPEN, labelled, private, site_of, train, with_algorithm
 from tests.synthetic import ORGAN_AND_TUMOUR, REGIONS, TUMOUR, make_site
 
 SEEDED = {"noise_seed": 1, "simulation": True}
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    return small_federation.make(tmp_path_factory.mktemp("federation"))
 
 
 @pytest.fixture
@@ -86,8 +81,8 @@ def test_sites_learn_from_the_agreed_labels_and_each_keeps_its_own_network(groun
     together, alone = (memories(tmp_path / folder) for folder in ("together", "alone"))
     assert set(together) == set(CASES)
     for site in CASES:
-        assert not same(together[site]["weights"], alone[site]["weights"])
-    assert not same(together["alpha"]["weights"], together["bravo"]["weights"])
+        assert not same_arrays(together[site]["weights"], alone[site]["weights"])
+    assert not same_arrays(together["alpha"]["weights"], together["bravo"]["weights"])
 
 
 @pytest.mark.parametrize(("members", "asked"), [(1, 1), (2, 2), (3, 3), (9, 3)])
@@ -122,7 +117,10 @@ def test_a_teacher_that_is_a_moving_average_knows_the_steps_of_the_round_in_whic
     plan = ground[0].change({"training.ema": 0.5})
     train((plan, ground[1]), tmp_path, "dcfed", settings=OPEN | {"begin": 1.0})
     kept = memories(tmp_path)
-    assert all(same(seen[site], kept[site]["mean"]) and not same(seen[site], kept[site]["weights"]) for site in CASES)
+    assert all(
+        same_arrays(seen[site], kept[site]["mean"]) and not same_arrays(seen[site], kept[site]["weights"])
+        for site in CASES
+    )
 
 
 class Forgetful(InProcess):
@@ -143,8 +141,8 @@ def test_passes_with_dropout_are_the_same_for_whoever_goes_on_after_a_break(grou
             (plan, stores), tmp_path / name, "dcfed", transport=door, settings=OPEN | {"dropout_passes": passes}
         )
         found[name] = state.shared["agreed"], memories(tmp_path / name)["alpha"]["weights"]
-    assert all(same(one, other) for one, other in zip(found["whole"], found["broken"], strict=True))
-    assert not any(same(one, other) for one, other in zip(found["whole"], found["none"], strict=True))
+    assert all(same_arrays(one, other) for one, other in zip(found["whole"], found["broken"], strict=True))
+    assert not any(same_arrays(one, other) for one, other in zip(found["whole"], found["none"], strict=True))
 
 
 # --- privacy: the release is a function of the private teacher alone
@@ -188,7 +186,7 @@ def test_no_byte_depends_on_the_model_that_was_trained_without_the_mechanism(gro
         patch.setattr(SiteContext, "fit_apart", apart)
         assert private_bytes(ground, tmp_path / "two", ear) == expected
     second = memories(tmp_path / "two", SITE_ONLY)
-    assert not any(same(first[site]["weights"], second[site]["weights"]) for site in second)
+    assert not any(same_arrays(first[site]["weights"], second[site]["weights"]) for site in second)
 
 
 def test_what_goes_wrong_in_the_model_apart_is_for_the_sites_log_alone(ground, tmp_path, ear, monkeypatch):
@@ -233,7 +231,7 @@ def test_the_secret_noise_decides_what_the_teacher_says(ground, tmp_path, ear):
 def test_the_model_apart_is_no_dp_model_and_the_teacher_is(ground, tmp_path):
     train((private(ground[0], "dp-sgd"), ground[1]), tmp_path, "dcfed", **SEEDED)
     teachers, own = memories(tmp_path), memories(tmp_path, SITE_ONLY)
-    assert all(not same(teachers[site]["weights"], own[site]["weights"]) for site in CASES)
+    assert all(not same_arrays(teachers[site]["weights"], own[site]["weights"]) for site in CASES)
     assert json.loads((tmp_path / "sites/alpha/losses.json").read_text()).keys() == {"1", "2", "3"}
 
 
@@ -660,7 +658,7 @@ def test_a_run_that_was_cut_off_goes_on_without_naming_the_images_again(pictures
         autofed.train(
             again.plan(), pictures.root / "work", again.folder, resume=True, public=pictures.test / "imagesTs"
         )
-    assert same(*student) and again.models() == whole.models()
+    assert same_arrays(*student) and again.models() == whole.models()
 
 
 def interrupted(*_):
@@ -768,7 +766,9 @@ def test_a_private_run_hands_each_site_its_better_model_and_the_world_the_studen
     folder, last = run.site_folder("alpha"), "round_00003.safetensors"
     own, teacher = (load_groups(folder / kind / last)[0] for kind in (SITE_ONLY, "memory"))
     found = run.members("alpha")[-1].read()
-    assert same(found, own["mean"]) and not same(found, teacher["mean"])  # a private plan takes moving averages
+    assert same_arrays(found, own["mean"]) and not same_arrays(
+        found, teacher["mean"]
+    )  # a private plan takes moving averages
     assert "private mechanism trained" in communication.communication_summary(run)[-1]
     assert "loss" not in (run.fold_folder() / "metrics.jsonl").read_text()
     kept = tmp_path / "weights.safetensors"

@@ -194,11 +194,6 @@ def test_with_float32_nothing_is_changed_and_nothing_kept(tmp_path):
 # --- a federation
 
 
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    return small_federation.make(tmp_path_factory.mktemp("federation"))
-
-
 def with_wire(ground, precision, **settings):
     return ground[0].change({"agreement.wire": precision, "training.rounds": 2, **settings}), ground[1]
 

@@ -14,14 +14,14 @@ from autofed.federation.transports.in_process import InProcess
 from autofed.messages import Failure, Request, Response, from_bytes, to_bytes
 from autofed.privacy import ADAPTATION
 from autofed.privacy.ledger import PrivacyLedger
-from tests import small_federation
-from tests.small_federation import final_arrays, private, same, train
+from tests.equality import same_arrays
+from tests.small_federation import final_arrays, private, train
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory):
+def ground(ground):
     """Two sites, one of which is enough for a round."""
-    plan, stores = small_federation.make(tmp_path_factory.mktemp("federation"))
+    plan, stores = ground
     return plan.change({"faults.least_sites": 1}), stores
 
 
@@ -129,9 +129,9 @@ def test_the_round_is_that_of_the_others_alone(ground, tmp_path):
     """What was left out leaves no trace: the weights are those of a round that the site was never asked in."""
     found = train(ground, tmp_path / "rubbish", transport=faulty(altered(lambda a: a * np.nan)))
     silent = train(ground, tmp_path / "silent", transport=faulty(lambda r: None))
-    assert same(dict(found.shared["weights"]), dict(silent.shared["weights"]))
+    assert same_arrays(dict(found.shared["weights"]), dict(silent.shared["weights"]))
     whole = train(ground, tmp_path / "whole")
-    assert not same(dict(found.shared["weights"]), dict(whole.shared["weights"]))
+    assert not same_arrays(dict(found.shared["weights"]), dict(whole.shared["weights"]))
 
 
 @pytest.mark.parametrize("says", FAULTS)
@@ -140,7 +140,7 @@ def test_with_too_few_sites_the_round_is_asked_again_and_nothing_is_lost(ground,
     made = ground[0].change({"faults.least_sites": 2}), ground[1]
     train(made, tmp_path / "faulty", transport=faulty(FAULTS[says], times=2))
     train(made, tmp_path / "whole")
-    assert same(final_arrays(tmp_path / "faulty", made[0]), final_arrays(tmp_path / "whole", made[0]))
+    assert same_arrays(final_arrays(tmp_path / "faulty", made[0]), final_arrays(tmp_path / "whole", made[0]))
     assert len(PrivacyLedger(tmp_path / "faulty" / "alpha" / "ledger.jsonl", "alpha").charges()) == 3
 
 
@@ -154,7 +154,7 @@ def test_after_so_many_failures_the_run_ends_saved_and_goes_on_later(ground, tmp
     assert checkpoints.saved_rounds(tmp_path / "broken" / "rounds") == [1]
     train(made, tmp_path / "broken", "scaffold", state=checkpoints.load(tmp_path / "broken" / "rounds", 1))
     train(made, tmp_path / "whole", "scaffold")
-    assert same(final_arrays(tmp_path / "broken", made[0]), final_arrays(tmp_path / "whole", made[0]))
+    assert same_arrays(final_arrays(tmp_path / "broken", made[0]), final_arrays(tmp_path / "whole", made[0]))
 
 
 def test_a_site_goes_on_from_the_round_in_which_its_answer_last_counted(ground, tmp_path):
@@ -186,7 +186,7 @@ def test_an_answer_of_nobody_who_was_asked_is_not_looked_at(ground, tmp_path):
             return super().__call__(requests) | {"mallory": to_bytes(Response("r", 1, "mallory"))}
 
     found = train(ground, tmp_path / "mallory", transport=Mallory)
-    assert same(dict(found.shared["weights"]), dict(train(ground, tmp_path / "whole").shared["weights"]))
+    assert same_arrays(dict(found.shared["weights"]), dict(train(ground, tmp_path / "whole").shared["weights"]))
 
 
 @pytest.mark.parametrize("name", ["fedavg", "scaffold"])

@@ -18,13 +18,8 @@ from autofed.messages import Failure, Request, Response, ServerState, from_bytes
 from autofed.plans import AlgorithmSettings
 from autofed.privacy.ledger import PrivacyLedger
 from autofed.training.network import build, weights_of
-from tests import small_federation
-from tests.small_federation import SITES, final_arrays, same, site_of, train
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    return small_federation.make(tmp_path_factory.mktemp("federation"))
+from tests.equality import same_arrays
+from tests.small_federation import SITES, final_arrays, site_of, train
 
 
 def test_sites_count_by_their_patients(ground):
@@ -43,7 +38,7 @@ def test_local_models_know_nothing_of_each_other(ground, tmp_path):
     train(ground, tmp_path / "both", "local")
     train((plan, {"alpha": stores["alpha"]}), tmp_path / "alone", "local")
     both, alone = final_arrays(tmp_path / "both", plan), final_arrays(tmp_path / "alone", plan)
-    assert same({n: a for n, a in both.items() if n.startswith("alpha/")}, alone)
+    assert same_arrays({n: a for n, a in both.items() if n.startswith("alpha/")}, alone)
 
 
 @pytest.mark.parametrize("name", ["fedavg", "pooled"])
@@ -60,13 +55,13 @@ def test_a_site_takes_as_many_steps_as_the_plan_gives_it(ground, tmp_path, name)
 def test_what_counts_its_way_from_rest_begins_at_rest_all_the_same(ground, tmp_path, name):
     kept = ground[0].change({"keep_momentum": True}), ground[1]
     ends = [train(made, tmp_path / folder, name) for folder, made in (("reset", ground), ("kept", kept))]
-    assert same(dict(ends[0].shared["weights"]), dict(ends[1].shared["weights"]))
+    assert same_arrays(dict(ends[0].shared["weights"]), dict(ends[1].shared["weights"]))
 
 
 def test_momentum_that_is_kept_is_remembered_at_the_site_and_changes_the_way(ground, tmp_path):
     kept = ground[0].change({"keep_momentum": True}), ground[1]
     ends = [train(made, tmp_path / name) for name, made in (("reset", ground), ("kept", kept))]
-    assert not same(dict(ends[0].shared["weights"]), dict(ends[1].shared["weights"]))
+    assert not same_arrays(dict(ends[0].shared["weights"]), dict(ends[1].shared["weights"]))
     names = final_arrays(tmp_path / "kept", ground[0])
     assert any(name.startswith("alpha/momentum/") for name in names)
     assert not any(name.startswith("alpha/") for name in final_arrays(tmp_path / "reset", ground[0]))
@@ -252,8 +247,8 @@ def test_state_on_disk_is_the_state(ground, tmp_path):
     state = ServerState(2, {"weights": {"w": np.arange(3, dtype=np.float32)}}, {"kept": {"c": np.ones(2)}})
     checkpoints.save(tmp_path, state, ground[0])
     found = checkpoints.load(tmp_path, 2)
-    assert same(dict(found.shared["weights"]), dict(state.shared["weights"]))
-    assert same(dict(found.kept["kept"]), dict(state.kept["kept"]))
+    assert same_arrays(dict(found.shared["weights"]), dict(state.shared["weights"]))
+    assert same_arrays(dict(found.kept["kept"]), dict(state.kept["kept"]))
 
 
 # --- finding algorithms

@@ -16,7 +16,8 @@ from autofed.federation.run_folder import Run
 from autofed.messages import load_groups
 from autofed.planner import follow
 from autofed.plans import Budget
-from tests.plans_made import SPEED, fingerprint, small_plan
+from tests.equality import same_arrays
+from tests.plans_made import SPEED, fingerprint, reason, small_plan
 from tests.synthetic import make_site
 
 BUDGET = Budget(hours=0.01, speed=SPEED)
@@ -65,10 +66,6 @@ def test_the_way_of_learning_together_is_the_guides_unless_another_is_named():
     other = follow(data(), before, "RUN", BUDGET, algorithm="fedavg")
     assert other.agreement.algorithm == plans.AlgorithmSettings(name="fedavg")
     assert "RUN has fedprox" in reason(other, "agreement.algorithm")
-
-
-def reason(made, field):
-    return next(r.why for r in made.reasons if r.field == field)
 
 
 def test_the_reasons_say_what_was_taken_from_where():
@@ -150,22 +147,18 @@ def common(run, round=2):
     return checkpoints.load(Run(run).fold_folder(), round).shared["weights"]
 
 
-def same(one, two):
-    return one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
-
-
 def test_a_hospital_joins_a_model_that_others_trained(finished, tmp_path):
     run, new = following(finished, tmp_path, ("alpha", "bravo", "echo"), finished / "RUN", finished / "RUN")
     assert new == {"alpha": 0, "bravo": 0, "echo": 3}  # the grid is the same: who was prepared is not again
-    assert same(run.start(), common(finished / "RUN"))
-    assert not same(common(run.folder), run.start()) and run.models() == ["global"]
+    assert same_arrays(run.start(), common(finished / "RUN"))
+    assert not same_arrays(common(run.folder), run.start()) and run.models() == ["global"]
     assert run.plan().local.network == Run(finished / "RUN").plan().local.network
     assert "as in" in (tmp_path / "plan.json").read_text()
 
 
 def test_one_hospital_fine_tunes_a_finished_model_and_predicts_with_it(finished, tmp_path):
     run, _ = following(finished, tmp_path, ("echo",), finished / "plan.json", finished / "RUN")
-    assert run.plan().agreement.patients == {"echo": 3} and same(run.start(), common(finished / "RUN"))
+    assert run.plan().agreement.patients == {"echo": 3} and same_arrays(run.start(), common(finished / "RUN"))
     found = autofed.predict(run.folder, np.zeros((1, 12, 16, 16)), spacing_mm=(2, 1, 1), mirroring=False)
     assert found.labels.shape == (12, 16, 16)
 
@@ -174,8 +167,8 @@ def test_a_hospital_goes_on_from_the_model_of_another(finished, tmp_path):
     model = finished / "ALONE/sites/bravo/fold_all/memory/round_00002.safetensors"
     run, _ = following(finished, tmp_path, ("echo",), finished / "ALONE", model, algorithm="fedavg")
     assert run.plan().agreement.algorithm.name == "fedavg" and run.models() == ["global"]
-    assert same(run.start(), load_groups(model)[0]["weights"])
-    assert not same(run.start(), common(finished / "RUN"))
+    assert same_arrays(run.start(), load_groups(model)[0]["weights"])
+    assert not same_arrays(run.start(), common(finished / "RUN"))
 
 
 def test_what_the_guide_decides_cannot_be_asked_for(finished, tmp_path):

@@ -12,7 +12,6 @@ from autofed.files import digest, write_json
 from autofed.privacy import accounting, guarantee
 from autofed.privacy.events import PrivacyEvent
 from autofed.training.network import coupling_layers
-from tests import small_federation
 from tests.plans_made import small_plan
 from tests.small_federation import PRIVATE, private
 
@@ -88,11 +87,6 @@ def test_a_plan_written_when_noise_could_respond_is_read_and_keeps_its_digest(tm
 def test_noise_that_responds_is_no_more(mechanism):
     with pytest.raises(ValidationErrors, match="noise that responds to the clip was removed.*leave it out"):
         promised(mechanism, 4.0, noise_response=1.0)
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    return small_federation.make(tmp_path_factory.mktemp("federation"))
 
 
 def test_layers_that_couple_patients_are_named():

@@ -10,19 +10,17 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 from PIL import Image as Pillow
-from synthetic import TUMOUR, write_rgb
 
 from autofed.data import images, open_dataset, open_datasets
-from autofed.data.images import Geometry
-from autofed.errors import ValidationErrors
 from autofed.files import write_json
 from autofed.fingerprints import measure
+from tests.damage import declare, problems_of, rewrite
+from tests.synthetic import TUMOUR, write_rgb
 
 PAGE = Path(__file__).parent.parent / "docs" / "data-format.md"
 
@@ -40,19 +38,8 @@ def the_image(folder: Path, start: str) -> Path:
     return found
 
 
-def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray], **geometry: Any) -> None:
-    """Write a file again with `change` of its (Z, Y, X) array, perhaps in another geometry."""
-    old = images.read(path)
-    images.write(path, change(old.array[0]), Geometry(**{**vars(old.geometry), **geometry}))
-
-
-def same(array: np.ndarray) -> np.ndarray:
+def unchanged(array: np.ndarray) -> np.ndarray:
     return array
-
-
-def declare(folder: Path, **changed: Any) -> None:
-    path = folder / "dataset.json"
-    write_json(path, {**json.loads(path.read_text()), **changed})
 
 
 def spoil(value: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -94,7 +81,7 @@ def shear(path: Path) -> None:
 
 
 def turn(path: Path) -> None:
-    rewrite(path, same, direction=(0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0))
+    rewrite(path, unchanged, direction=(0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0))
 
 
 def copy(path: Path, name: str) -> None:
@@ -159,7 +146,7 @@ NAMES_AND_HEADERS = [
      "alpha_001: alpha_001_0000.nii.gz: there is no such file"),
     ("a label of another shape", PLAIN, lambda f: rewrite(label_of(f), lambda a: a[:-1]),
      "alpha_001: alpha_001.nii.gz has the shape (7, 10, 12), alpha_001_0000.nii.gz (8, 10, 12); write both on one"),
-    ("a label of another spacing", PLAIN, lambda f: rewrite(label_of(f), same, spacing_mm=(3.0, 1.0, 1.0)),
+    ("a label of another spacing", PLAIN, lambda f: rewrite(label_of(f), unchanged, spacing_mm=(3.0, 1.0, 1.0)),
      "alpha_001.nii.gz has the spacing (3.0, 1.0, 1.0) mm, alpha_001_0000.nii.gz (1.0, 1.0, 1.0) mm; write both on"),
     ("a label in another direction", PLAIN, lambda f: turn(label_of(f)),
      "alpha_001.nii.gz has the direction 0.8 -0.6 0 0.6 0.8 0 0 0 1, alpha_001_0000.nii.gz 1 0 0 0 1 0 0 0 1; write"),
@@ -254,12 +241,6 @@ def rows(table: list[tuple]) -> Callable:
     )
 
 
-def problems_of(verb: Callable[..., object], *arguments: object) -> tuple[str, ...]:
-    with pytest.raises(ValidationErrors) as caught:
-        verb(*arguments)
-    return caught.value.problems
-
-
 def measured(folder: Path) -> object:
     return measure(open_dataset(folder))
 
@@ -348,7 +329,7 @@ def fractions_beside_integers(folder: Path) -> None:
 
 
 def other_origin(folder: Path) -> None:
-    rewrite(label_of(folder), same, origin=(1.0, 2.0, 3.0))
+    rewrite(label_of(folder), unchanged, origin=(1.0, 2.0, 3.0))
 
 
 def ignored_parts(folder: Path) -> None:
@@ -403,7 +384,7 @@ def no_spacings(folder: Path) -> None:
         (labelled_numtraining, {}),
         (strangers, {}),
         (no_spacings, STACK),
-        (same, STACK),
+        (unchanged, STACK),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

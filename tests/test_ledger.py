@@ -18,15 +18,11 @@ from autofed.errors import ValidationErrors
 from autofed.federation.node import ledger_path
 from autofed.privacy import accounting, journal, ledger
 from autofed.privacy.events import PrivacyEvent
-from autofed.privacy.ledger import LedgerEntry, LedgerOpening, PrivacyLedger
+from autofed.privacy.ledger import LedgerOpening, PrivacyLedger
+from tests.charges_made import STEP, charge
 
 DELTA = 1e-5
-STEP = PrivacyEvent(mechanism="dp-sgd", steps=20, noise_multiplier=1.9, sampling_rate=0.2)
 UNPROTECTED = PrivacyEvent(mechanism="none", steps=20)
-
-
-def charge(round=1, run="r", events=(STEP,), **more):
-    return LedgerEntry(run=run, round=round, question="train", agreement="a", events=tuple(events), **more)
 
 
 @pytest.fixture
@@ -286,13 +282,13 @@ def test_of_processes_that_cannot_all_be_afforded_as_many_pass_as_can(path):
 CHARGER = """
 import sys
 from pathlib import Path
-from autofed.privacy.events import Event
-from autofed.privacy.ledger import Charge, PrivacyLedger
+from autofed.privacy.events import PrivacyEvent
+from autofed.privacy.ledger import LedgerEntry, PrivacyLedger
 path, first = Path(sys.argv[1]), int(sys.argv[2])
-event = Event(mechanism="dp-sgd", steps=1, noise_multiplier=2.0, sampling_rate=0.1)
+event = PrivacyEvent(mechanism="dp-sgd", steps=1, noise_multiplier=2.0, sampling_rate=0.1)
 ledger = PrivacyLedger(path, "alpha", 1e6, 1e-5, order=4)
 for round in range(first, first + 100_000):
-    ledger.charge(Charge(run="r", round=round, question="train", agreement="a", events=(event,)))
+    ledger.charge(LedgerEntry(run="r", round=round, question="train", agreement="a", events=(event,)))
     print(round, flush=True)
 """
 

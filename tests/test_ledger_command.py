@@ -12,18 +12,19 @@ from autofed.cli import app
 from autofed.errors import ValidationErrors
 from autofed.privacy import accounting
 from autofed.privacy.events import PrivacyEvent
-from autofed.privacy.ledger import NAME, LedgerEntry, PrivacyLedger
+from autofed.privacy.ledger import NAME, PrivacyLedger
+from tests import charges_made
+from tests.charges_made import STEP
 
 DELTA = 1e-5
 RUN, OTHER = "a" * 32, "b" * 32
-STEP = PrivacyEvent(mechanism="dp-sgd", steps=20, noise_multiplier=1.9, sampling_rate=0.2)
 SCORES = PrivacyEvent(mechanism="scores", steps=1, noise_multiplier=30.0)
 WHOLE = PrivacyEvent(mechanism="feddp", steps=1, noise_multiplier=2.5, unit="site")
 UNPROTECTED = PrivacyEvent(mechanism="none", steps=5)
 
 
 def charge(round=1, run=RUN, events=(STEP,), **more):
-    return LedgerEntry(run=run, round=round, question="train", agreement="a", events=tuple(events), **more)
+    return charges_made.charge(round, run, events, **more)
 
 
 @pytest.fixture

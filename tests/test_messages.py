@@ -27,6 +27,7 @@ from autofed.messages import (
     to_bytes,
     unpack,
 )
+from tests.equality import same_groups
 
 GROUPS = {
     "weights": {"z.last": np.arange(6, dtype=np.float32).reshape(2, 3), "a/first": np.float64(2.5)},
@@ -50,14 +51,6 @@ WORDS = st.recursive(
 )
 
 
-def same(a, b) -> bool:
-    """Groups with the same names in the same order and the same bits."""
-    if list(a) != list(b) or any(list(a[g]) != list(b[g]) for g in a):
-        return False
-    pairs = [(np.asarray(x), np.asarray(b[g][n])) for g, arrays in a.items() for n, x in arrays.items()]
-    return all(x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes() for x, y in pairs)
-
-
 def words_of(message) -> dict:
     return {k: v for k, v in vars(message).items() if k not in ("shared", "arrays")}
 
@@ -73,7 +66,7 @@ def test_a_message_goes_both_ways(message):
     again = from_bytes(data)
     assert type(again) is type(message)
     assert words_of(again) == words_of(message)
-    assert same(
+    assert same_groups(
         getattr(message, "shared", getattr(message, "arrays", {})),
         getattr(again, "shared", getattr(again, "arrays", {})),
     )
@@ -88,7 +81,7 @@ def test_a_message_goes_both_ways(message):
 def test_any_groups_and_words_go_both_ways(groups, words):
     data = pack(groups, words)
     again, said = unpack(data)
-    assert same(again, groups)
+    assert same_groups(again, groups)
     assert said == words
     assert pack(again, said) == data
 
@@ -217,7 +210,7 @@ def test_what_the_server_keeps_is_no_message():
 def test_groups_go_to_disk_and_back(tmp_path):
     save_groups(tmp_path / "w.safetensors", GROUPS, {"round": 3})
     groups, words = load_groups(tmp_path / "w.safetensors")
-    assert same(groups, GROUPS)
+    assert same_groups(groups, GROUPS)
     assert words == {"round": 3}
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
 
@@ -258,8 +251,8 @@ def test_a_message_with_a_coded_group_goes_both_ways(make, precision):
     assert again.precisions == {"weights": precision}
     found = getattr(again, "shared", None) or again.arrays
     assert list(found) == ["weights", "empty", "counts"]
-    assert same({"weights": found["weights"]}, {"weights": quantization.quantized(CODED["weights"], precision)})
-    assert same({"counts": found["counts"]}, {"counts": GROUPS["counts"]})
+    assert same_groups({"weights": found["weights"]}, {"weights": quantization.quantized(CODED["weights"], precision)})
+    assert same_groups({"counts": found["counts"]}, {"counts": GROUPS["counts"]})
     assert len(to_bytes(message)) < len(to_bytes(make({**GROUPS, **CODED}, {})))
     assert to_bytes(message) == to_bytes(message)
 

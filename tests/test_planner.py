@@ -17,7 +17,7 @@ from autofed.planner.presets import PRESETS
 from autofed.planner.private_search import candidate_configurations
 from autofed.planner.topology import NetworkTask
 from autofed.plans import AlgorithmSettings, Budget, Speed
-from tests.plans_made import SPEED, fingerprint, small_plan
+from tests.plans_made import SPEED, fingerprint, reason, small_plan
 
 PLAIN = NetworkTask(1, 2, PRESETS["plain"])
 
@@ -28,10 +28,6 @@ def plan(shape, spacing=(1.0, 1.0, 1.0), cases=20, channels=("MRI",), labels=2, 
 
 def grid(spacing, shape, configuration="3d_fullres"):
     return Grid(configuration, (0, 1, 2), spacing, shape)
-
-
-def reason(made, field):
-    return next(r.why for r in reversed(made.reasons) if r.field == field)
 
 
 # --- golden vectors: plans that nnU-Net's users published ----------

@@ -292,8 +292,8 @@ def bounds_a_network(measure) -> bool:
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    plan, stores = small_federation.make(tmp_path_factory.mktemp("federation"))
+def ground(ground):
+    plan, stores = ground
     return small_federation.private(plan, "dp-sgd"), stores["bravo"]
 
 

@@ -11,15 +11,14 @@ from autofed import privacy
 from autofed.errors import ValidationErrors
 from autofed.federation.aggregation_rules import Mean
 from autofed.privacy.events import PrivacyEvent
-from autofed.privacy.ledger import LedgerEntry, PrivacyLedger
+from autofed.privacy.ledger import PrivacyLedger
 from autofed.privacy.none import NoPrivacy
+from tests import charges_made
 from tests.plans_made import small_plan
 
 
 def charge(round=1, run="r"):
-    return LedgerEntry(
-        run=run, round=round, question="train", agreement="a", events=(PrivacyEvent(mechanism="none", steps=3),)
-    )
+    return charges_made.charge(round, run, [PrivacyEvent(mechanism="none", steps=3)])
 
 
 def test_drawing_is_repeatable_and_fills_the_batch():

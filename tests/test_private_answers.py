@@ -27,8 +27,8 @@ POINTS = {
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    plan, stores = small_federation.make(tmp_path_factory.mktemp("federation"))
+def ground(ground):
+    plan, stores = ground
     return private(plan, "adp"), stores
 
 

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from autofed.errors import ValidationErrors
 from autofed.messages import messages, quantization
+from tests.equality import same_bits
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 ARRAYS = st.dictionaries(
@@ -24,10 +25,6 @@ ARRAYS = st.dictionaries(
     max_size=4,
 )
 CODED = ("bfloat16", "int8")
-
-
-def alike(a, b) -> bool:
-    return list(a) == list(b) and all(a[n].dtype == b[n].dtype and a[n].tobytes() == b[n].tobytes() for n in a)
 
 
 @settings(max_examples=200, deadline=None)
@@ -77,7 +74,7 @@ def test_bfloat16_is_rounded_to_nearest_with_ties_to_even_as_torch_does_it():
     array = np.concatenate([array[np.isfinite(array)], (np.arange(1000, dtype=np.uint32) << 15).view(np.float32)])
     array = array[np.abs(array) < 3e38]
     expected = torch.from_numpy(array).to(torch.bfloat16).float().numpy()
-    assert alike(quantization.quantized({"a": array}, "bfloat16"), {"a": expected})
+    assert same_bits(quantization.quantized({"a": array}, "bfloat16"), {"a": expected})
 
 
 @pytest.mark.parametrize("precision", CODED)
@@ -158,20 +155,20 @@ def test_bytes_arrive_as_they_were_in_fewer():
     maps = {"a": np.zeros((1, 40, 40), np.uint8), "b": np.arange(300, dtype=np.uint8).reshape(3, 100)}
     maps["a"][0, 10:20, 5:9] = 255
     parts = quantization.encode(maps, quantization.DEFLATED)
-    assert alike(quantization.decode(parts, quantization.shapes_of(maps), quantization.DEFLATED), maps)
+    assert same_bits(quantization.decode(parts, quantization.shapes_of(maps), quantization.DEFLATED), maps)
     assert parts["values"].size < 0.3 * sum(array.size for array in maps.values())
     assert quantization.are_bytes(maps) and not quantization.are_bytes({**maps, "c": np.ones(3, np.float32)})
     assert not quantization.are_bytes({"a": np.ones(9, np.uint8)}) and not quantization.are_bytes({})
     message = messages.pack({"labels": maps, "n": {"n": np.ones(2)}}, {"kind": "x"})
     assert len(message) < 900
     groups, _, precisions = messages._unpack(message)
-    assert alike(groups["labels"], maps) and precisions == {}
+    assert same_bits(groups["labels"], maps) and precisions == {}
 
 
 @pytest.mark.parametrize("shape", [(300,), (20, 30), (2, 3, 5, 7), (0, 4)])
 def test_bytes_of_any_shape_lose_nothing(shape):
     maps = {"a": np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)}
-    assert alike(
+    assert same_bits(
         quantization.decode(
             quantization.encode(maps, quantization.DEFLATED), quantization.shapes_of(maps), quantization.DEFLATED
         ),

@@ -14,13 +14,8 @@ from autofed.privacy.dpsgd import DPSGD
 from autofed.privacy.ledger import PrivacyLedger
 from autofed.privacy.shared_scores import OF_PATIENTS, SharedScores
 from autofed.training.network import build, weights_of
-from tests import small_federation
-from tests.small_federation import PRIVATE, final_arrays, private, same, sharing, site_of, train, with_algorithm
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    return small_federation.make(tmp_path_factory.mktemp("federation"))
+from tests.equality import same_arrays
+from tests.small_federation import PRIVATE, final_arrays, private, sharing, site_of, train, with_algorithm
 
 
 class Listening(InProcess):
@@ -96,7 +91,7 @@ def test_no_two_trainings_share_their_noise(ground, tmp_path):
     plan = private(ground[0], "dp-sgd")
     for folder in ("one", "two"):
         train((plan, ground[1]), tmp_path / folder)
-    assert not same(final_arrays(tmp_path / "one", plan), final_arrays(tmp_path / "two", plan))
+    assert not same_arrays(final_arrays(tmp_path / "one", plan), final_arrays(tmp_path / "two", plan))
 
 
 def test_secrets_do_not_outlive_the_answers_that_they_made(ground, tmp_path):

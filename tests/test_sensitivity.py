@@ -161,11 +161,6 @@ class Missing(DPSGD):
             yield [group for group in draw if group[0] != self.who]
 
 
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    return small_federation.make(tmp_path_factory.mktemp("federation"))
-
-
 @pytest.mark.parametrize("algorithm", ["fedavg", "fedprox"])
 def test_at_the_door(ground, tmp_path, algorithm):
     """What a site sends after one local step, all in all: patches, network, clips, optimiser, algorithm."""

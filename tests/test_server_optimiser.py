@@ -16,8 +16,8 @@ from autofed.federation.transports.in_process import InProcess
 from autofed.messages import Response, ServerState, from_bytes, to_bytes
 from autofed.plans import AlgorithmSettings, ServerSettings
 from tests import small_federation
+from tests.equality import same_arrays
 from tests.plans_made import small_plan
-from tests.small_federation import same
 
 OPTIMISERS = (
     ServerSettings(optimiser="momentum", rate=0.5),
@@ -138,11 +138,6 @@ def trained(folder, transport=None, begin=None, **settings):
     return rounds.run_rounds(course, begin or state(0.5, -2.0))
 
 
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    return small_federation.make(tmp_path_factory.mktemp("federation"))
-
-
 class CutOff(InProcess):
     """The coordinator is killed before the third round."""
 
@@ -160,7 +155,7 @@ def test_with_every_algorithm_a_run_that_was_cut_off_ends_with_the_same_bits(gro
         small_federation.train(made, tmp_path / "cut", name, transport=CutOff)
     before = checkpoints.load(tmp_path / "cut" / "rounds", 2)
     small_federation.train(made, tmp_path / "cut", name, state=before)
-    assert same(*(small_federation.final_arrays(tmp_path / folder, ground[0]) for folder in ("whole", "cut")))
+    assert same_arrays(*(small_federation.final_arrays(tmp_path / folder, ground[0]) for folder in ("whole", "cut")))
     moved = max(np.abs(a - before.shared["weights"][n]).max() for n, a in whole.shared["weights"].items())
     assert 0 < moved < 2.2 * 0.003  # Adam's own bound on a step
 

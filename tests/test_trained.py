@@ -31,8 +31,8 @@ def test_as_many_learn_as_is_stated_and_all_of_the_way_up_does(name):
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    plan, stores = small.make(tmp_path_factory.mktemp("trained"))
+def ground(ground):
+    plan, stores = ground
     return plan.change({"training.trained": "decoder", "training.rounds": 2}), stores
 
 

@@ -15,14 +15,6 @@ from tests.plans_made import small_plan
 from tests.synthetic import ORGAN_AND_TUMOUR, make_site
 
 
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    root = tmp_path_factory.mktemp("validation")
-    plan = small_plan(labels=1)
-    preprocess(open_dataset(make_site(root / "alpha", cases=3)), plan.local, root / "work")
-    return plan, open_store(root / "work", "alpha", plan.local)
-
-
 class Bright(torch.nn.Module):
     """Says 1 where the image is brighter than a threshold."""
 
@@ -38,8 +30,8 @@ def answers(monkeypatch, threshold):
     monkeypatch.setattr(validation, "_network", lambda *_: Bright(threshold))
 
 
-def test_dice_of_all_patches_is_counted_as_one(ground, monkeypatch):
-    plan, store = ground
+def test_dice_of_all_patches_is_counted_as_one(lone_site, monkeypatch):
+    plan, store = lone_site
     whole = plan.change({"patch_size": [32, 32, 32]})  # larger than the cases: every patch holds one
     answers(monkeypatch, 1.0)
     right = found = there = 0
@@ -52,8 +44,8 @@ def test_dice_of_all_patches_is_counted_as_one(ground, monkeypatch):
     assert 0.3 < 2 * right / (found + there) < 1
 
 
-def test_the_patches_are_the_same_each_time_and_as_many_as_wanted(ground, monkeypatch):
-    plan, store = ground
+def test_the_patches_are_the_same_each_time_and_as_many_as_wanted(lone_site, monkeypatch):
+    plan, store = lone_site
     answers(monkeypatch, 1.0)
     assert patch_dice({}, store, plan, 5) == patch_dice({}, store, plan, 5)
     drawn = []
@@ -63,16 +55,16 @@ def test_the_patches_are_the_same_each_time_and_as_many_as_wanted(ground, monkey
     assert len(drawn) == 7 + 3  # never fewer than there are patients
 
 
-def test_a_class_that_is_nowhere_has_no_score(ground, monkeypatch):
-    plan, store = ground
+def test_a_class_that_is_nowhere_has_no_score(lone_site, monkeypatch):
+    plan, store = lone_site
     answers(monkeypatch, 1e6)
     assert patch_dice({}, store, plan, 1) == {"structure_1": 0.0}
     monkeypatch.setattr(store.__class__, "label", lambda self, case: np.zeros(self.image(case).shape[1:], np.int16))
     assert patch_dice({}, store, plan, 1) == {}
 
 
-def test_whole_cases_are_scored_after_every_rule(ground, monkeypatch):
-    plan, store = ground
+def test_whole_cases_are_scored_after_every_rule(lone_site, monkeypatch):
+    plan, store = lone_site
     answers(monkeypatch, 1.0)
     scores = case_dice({}, store, plan)
     assert sorted(scores) == ["alpha_000", "alpha_001", "alpha_002"]
@@ -86,8 +78,8 @@ def test_whole_cases_are_scored_after_every_rule(ground, monkeypatch):
         assert table[0, 1] == table[0, 2] == table[0, 3]  # with one structure all rules but the first are one
 
 
-def test_a_real_network_is_scored_with_its_own_weights(ground):
-    plan, store = ground
+def test_a_real_network_is_scored_with_its_own_weights(lone_site):
+    plan, store = lone_site
     weights = weights_of(build(plan.local.network, seed=1))
     other = {name: array * 0 for name, array in weights.items()}
     assert patch_dice(other, store, plan, 1) == {"structure_1": 0.0}  # of equal logits the first class, background

@@ -1,20 +1,21 @@
-"""How long a training step takes on a device: four costs, measured with the very step that `fit` takes."""
+"""How long a training step takes on a device: four costs, measured with the very step that `fit` takes.
+
+Torch is read only when something is measured.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
-from scipy.optimize import nnls
 
 from autofed.plans import Device, Network, Precision, Speed, Training
-from autofed.preprocessing import Store
-from autofed.training.batches import PatchBatch, make_step_batches
-from autofed.training.devices import seconds
-from autofed.training.fit import Learner
+
+if TYPE_CHECKING:
+    from autofed.preprocessing import Store
 
 _BATCH = 2
 _EDGES = {"cpu": {2: (64, 192), 3: (16, 32)}, "accelerator": {2: (256, 512), 3: (32, 96)}}
@@ -62,6 +63,8 @@ def _rival(probes: list[tuple[Network, Training]], device: str) -> list[float]:
 
 def solve(probes: list[tuple[Network, Training]], times: list[float]) -> tuple[float, float, float]:
     """Costs of a step, of 10^9 output elements and of 10^12 operations that explain the times best, none negative."""
+    from scipy.optimize import nnls
+
     work = np.array([[1.0, *network.work(t.patch_size, t.batch_size)] for network, t in probes])
     found, _ = nnls(work / np.array(times)[:, None], np.ones(len(times)))
     return (float(found[0]), float(found[1]), float(found[2]))
@@ -82,6 +85,10 @@ def _probe(device: str, dimension: int, channels: int, width: int, edge: int) ->
 
 
 def _time(probe: tuple[Network, Training], device: str, precision: Precision) -> float:
+    from autofed.training.batches import PatchBatch
+    from autofed.training.devices import seconds
+    from autofed.training.fit import Learner
+
     network, training = probe
     training = training.model_copy(update={"precision": precision})
     image, label = _pictures(training.patch_size, network.in_channels, training.batch_size)
@@ -114,6 +121,9 @@ class _Noise:
 
 def _feeding(training: Training, channels: int) -> float:
     """Seconds to make patches of 10^6 voxels, all channels counted, in one thread; what a disk takes is not in it."""
+    from autofed.training.batches import make_step_batches
+    from autofed.training.devices import seconds
+
     grid = (1, *(3 * edge // 2 for edge in training.patch_size))[-3:]
     image, label = _pictures(grid, channels, 1)
     store = cast("Store", _Noise(image[0], label[0, 0]))
