@@ -72,9 +72,14 @@ HARDLY_ANY_STEPS = 150
 
 
 def warn_of_few_steps(made: Any) -> None:
-    """A last line on the error stream, where a training would be over before it has begun to learn."""
+    """A last line on the error stream, where a training would be over before it has begun to learn.
+
+    A private plan has few and large steps on purpose; its own forecast says what they are worth.
+    """
     from autofed.planner.hours import ENOUGH_STEPS
 
+    if made.agreement.privacy.by_patient:
+        return
     steps = made.agreement.training.rounds * made.local.training.steps_per_round
     if steps < HARDLY_ANY_STEPS:
         hint = f": --hours {made.budget.hours * ENOUGH_STEPS / steps:.2g}" if made.budget.hours else ""
