@@ -9,7 +9,7 @@ from PIL import Image as Pillow
 from typer.testing import CliRunner
 
 from autofed import api
-from autofed.api.public_images import agreed_on
+from autofed.api.public_images import with_image_digests
 from autofed.auditing import canaries
 from autofed.auditing.inversion import (
     fit_intensities,
@@ -269,7 +269,7 @@ def test_labels_on_the_command_line(tmp_path, pictures, mechanism, monkeypatch):
 
 
 def overhear(plan, planted, pictures, folder, *rounds):
-    shown = open_public(pictures, agreed_on(plan, pictures), folder)
+    shown = open_public(pictures, with_image_digests(plan, pictures), folder)
     return label_attack_score(plan, planted, shown, folder)(iter(rounds))
 
 
@@ -311,7 +311,7 @@ def test_what_is_wrong_with_an_audit_of_labels_is_said_at_once(tmp_path, picture
         assert said in told
     with pytest.raises(ValidationErrors, match="--public: that is for --kind labels"):
         api.audit(made(), kind="image", public=pictures)
-    agreed = agreed_on(made(), make_site("others", cases=3, dimension=2, shape=(20, 20)))
+    agreed = with_image_digests(made(), make_site("others", cases=3, dimension=2, shape=(20, 20)))
     with pytest.raises(ValidationErrors, match="others_000, others_001, others_002 are agreed on but not here"):
         api.audit(agreed, kind="labels", public=pictures)
 

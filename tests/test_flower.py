@@ -18,7 +18,7 @@ import autofed
 from autofed import algorithms
 from autofed.api import over_flower
 from autofed.api.coordinator import Coordinator
-from autofed.api.public_images import with_public
+from autofed.api.public_images import with_public_images
 from autofed.errors import ValidationErrors
 from autofed.federation.node import SiteNode, open_public_of, request_name
 from autofed.federation.run_folder import Run, RunIdentity
@@ -120,7 +120,7 @@ class Ground:
 
     def with_algorithm(self, name):
         plan = self.plan.change({"algorithm.name": name}) if name != "fedavg" else self.plan
-        return with_public(plan, (), self.root / "public")
+        return with_public_images(plan, (), self.root / "public")
 
     def public(self, name):
         return self.root / "public" if algorithms.find(name).shares_pseudo_labels else None

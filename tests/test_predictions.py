@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from autofed.api import prediction_folder
-from autofed.api.prediction_folder import PredictionFolder
 from autofed.data import Files, find_images, images
 from autofed.errors import ValidationErrors
+from autofed.inference import prediction_folder
 from autofed.inference.postprocessing import NOTHING
+from autofed.inference.prediction_folder import PredictionFolder
 from autofed.inference.predictor import Member, Prediction, Predictor, Structure
 from autofed.training.network import build, weights_of
 from tests.plans_made import small_plan
@@ -56,7 +56,7 @@ def fill(folder, scans, ensemble=ONE, **wanted):
     cases = find_images(scans, 1)
     out = PredictionFolder(folder, **wanted)
     out.refuse_clashes(cases)
-    return out.fill(cases, ensemble, [])
+    return out.fill(cases, ensemble, [], "global")
 
 
 def said_of(folder, cases):
@@ -238,6 +238,6 @@ def test_a_case_that_cannot_be_predicted_is_named_and_the_others_are(scans, tmp_
     steps = []
     cases = find_images(scans, 1)
     with pytest.raises(ValidationErrors, match="scan_000: scan_000_0000.nii.gz: "):
-        PredictionFolder(tmp_path / "out").fill(cases, ONE, [], progress=lambda *step: steps.append(step))
+        PredictionFolder(tmp_path / "out").fill(cases, ONE, [], "global", progress=lambda *step: steps.append(step))
     assert (tmp_path / "out" / "scan_001.json").is_file() and not list((tmp_path / "out").glob("scan_000*"))
     assert [done for _, done, _ in steps] == [0, 1, 2]

@@ -96,7 +96,7 @@ def test_a_line_a_round_goes_to_the_log_as_it_is_trained(federation, finished):
 
 
 def test_a_training_says_how_good_it_was_and_what_predicts(federation, finished):
-    said = "\n".join(outcomes.of_run(finished, federation / "work"))
+    said = "\n".join(outcomes.training_summary(finished, federation / "work"))
     assert "fold 0: training loss" in said and "after round 3 (after round 1 it was" in said
     (structure, dice), *_ = finished.held_out("0").items()
     assert f"Dice of the held-out cases: {structure} {dice:.4f}" in said
@@ -108,7 +108,7 @@ def test_a_training_says_how_good_it_was_and_what_predicts(federation, finished)
 def test_a_private_run_is_not_told_to_go_on(finished, monkeypatch):
     private = finished.plan().change({"privacy.mechanism": "feddp", "privacy.noise_multiplier": 1.0})
     monkeypatch.setattr(Run, "plan", lambda self: private)
-    assert "more rounds" not in "\n".join(outcomes.of_run(finished))
+    assert "more rounds" not in "\n".join(outcomes.training_summary(finished))
 
 
 def test_an_unfinished_run_predicts_with_a_notice(federation, finished, tmp_path, caplog):

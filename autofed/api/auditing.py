@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from autofed import algorithms, plans, privacy
-from autofed.api.public_images import agreed_on
+from autofed.api.public_images import with_image_digests
 from autofed.auditing import one_run as audits
 from autofed.auditing.canaries import attack, make_canaries, make_picture, of_weights
 from autofed.auditing.inversion import (
@@ -153,7 +153,7 @@ def _pictures(folder: PathLike | None, made: Plan, kind: Kind, scratch: Path) ->
         raise ValidationErrors(
             "--public", ["with --kind labels the attacker sees labels of public images; name a folder that holds them"]
         )
-    return open_public(Path(folder), agreed_on(made, Path(folder)), scratch)
+    return open_public(Path(folder), with_image_digests(made, Path(folder)), scratch)
 
 
 def _unanswerable(made: Plan) -> list[str]:

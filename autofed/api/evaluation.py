@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autofed.api.prediction_folder import ABOUT, PredictionFolder
 from autofed.data.labels import Values, declared_labels
 from autofed.errors import ValidationErrors
 from autofed.files import PathLike
+from autofed.inference.prediction_folder import ABOUT, PredictionFolder
 from autofed.inference.scores import Report, evaluate_folder
 from autofed.parallel import Progress, silent
 

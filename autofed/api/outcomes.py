@@ -13,7 +13,7 @@ WORTH_MENTIONING = 0.1
 """Rounds that would still fit the hours are told of if they are at least this share of those trained."""
 
 
-def of_run(run: Run, work: Path | None = None) -> list[str]:
+def training_summary(run: Run, work: Path | None = None) -> list[str]:
     """How long and how good each fold was, who was left out, which weights predict, and what the hours still allow."""
     found = [line for fold in run.folds() for line in _of_fold(run, fold)]
     return [*found, *_weights(run), *_hours_left(run, work)]

@@ -11,14 +11,14 @@ from typing import Any, Unpack
 import numpy as np
 
 from autofed.api.options import PredictKeywords, PredictOptions, takes
-from autofed.api.prediction_folder import PredictionFolder
 from autofed.data import Case, find_images
 from autofed.data.images import PICTURE_SLICE_MM
 from autofed.data.images import Geometry as FileGeometry
 from autofed.errors import ValidationErrors, raise_if_any
-from autofed.federation.run_folder import Run
+from autofed.federation.run_folder import GLOBAL, Run
 from autofed.files import PathLike
 from autofed.inference.postprocessing import NOTHING, Postprocessing
+from autofed.inference.prediction_folder import PredictionFolder
 from autofed.inference.predictor import Member, Prediction, Predictor
 from autofed.plans import Plan
 from autofed.training.devices import pick_device
@@ -63,9 +63,9 @@ def predict(
     cases = find_images(Path(images), len(members[0].plan.agreement.channels))
     predictions = PredictionFolder(output, probabilities=options.save_probabilities)
     predictions.refuse_clashes(cases)
-    predictor = load()
+    predictor, model = load(), options.model or GLOBAL
     before = len(predictions.finished(cases, predictor))
-    written = predictions.fill(cases, predictor, folders, options.model, options.progress)
+    written = predictions.fill(cases, predictor, [folder.folder for folder in folders], model, options.progress)
     options.say(f"what predicts: {', '.join(member.name for member in members)}")
     again = f"; {before} of them were predicted before by the same weights, and left as they are" if before else ""
     options.say(f"{output}: {len(written)} cases{again}")

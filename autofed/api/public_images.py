@@ -13,13 +13,13 @@ from autofed.plans import Plan
 from autofed.preprocessing import differences, find_public, public_digests
 
 
-def public_folder(run: Run, given: PathLike | None) -> Path | None:
+def resolve_public_folder(run: Run, given: PathLike | None) -> Path | None:
     """Where the public images are: as given now, or as the run was begun with."""
     known = run.identity().public if run.exists else ""
     return Path(given) if given is not None else Path(known) if known else None
 
 
-def with_public(made: Plan, trusted: Collection[str], folder: Path | None, run: Run | None = None) -> Plan:
+def with_public_images(made: Plan, trusted: Collection[str], folder: Path | None, run: Run | None = None) -> Plan:
     """The plan, agreed on the images in a folder if its algorithm labels public images and it names none yet.
 
     `ValidationErrors` if it has none to label, or names the difference if it, or the run that was begun, agrees on
@@ -32,10 +32,10 @@ def with_public(made: Plan, trusted: Collection[str], folder: Path | None, run: 
         raise ValidationErrors(
             "--public", [f"with {choice.name} the sites label public images; name a folder that holds them"]
         )
-    return agreed_on(made, folder, run.plan().agreement.public_images if run and run.exists else ())
+    return with_image_digests(made, folder, run.plan().agreement.public_images if run and run.exists else ())
 
 
-def agreed_on(made: Plan, folder: Path, begun: Sequence[str] = ()) -> Plan:
+def with_image_digests(made: Plan, folder: Path, begun: Sequence[str] = ()) -> Plan:
     """The plan, agreed on the public images in a folder; `ValidationErrors` names the difference if others were
     agreed on.
     """
@@ -45,7 +45,9 @@ def agreed_on(made: Plan, folder: Path, begun: Sequence[str] = ()) -> Plan:
     return made.model_copy(update={"agreement": made.agreement.model_copy(update={"public_images": found})})
 
 
-def own_plans(run: Run, made: Plan, given: Mapping[str, PathLike | Plan], *, is_labelling: bool) -> dict[str, Plan]:
+def load_site_plans(
+    run: Run, made: Plan, given: Mapping[str, PathLike | Plan], *, is_labelling: bool
+) -> dict[str, Plan]:
     """The plans of sites with a network or grid of their own: those given, or those that the run was begun with.
 
     Each takes over the run's agreement. `ValidationErrors` if it cannot.

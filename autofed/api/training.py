@@ -12,7 +12,7 @@ from autofed import algorithms, plans
 from autofed.api import initial_weights
 from autofed.api.coordinator import Coordinator
 from autofed.api.options import TrainKeywords, TrainOptions, takes
-from autofed.api.public_images import own_plans, public_folder, with_public
+from autofed.api.public_images import load_site_plans, resolve_public_folder, with_public_images
 from autofed.api.simulation import POOLED, Simulation, StepCounter
 from autofed.data.splits import ALL, FOLDS
 from autofed.errors import ValidationErrors, collect_errors, raise_if_any
@@ -95,14 +95,14 @@ def _job(plan: PathLike | Plan, work: Path | None, run: Run, options: TrainOptio
     """`ValidationErrors` if the plan, the data, the run and what was asked for do not fit each other."""
     trusted = _trusted(options)
     made = _with_choices(plan if isinstance(plan, Plan) else plans.load(plan), options.algorithm, None)
-    public = public_folder(run, options.public)
-    made = with_public(made, trusted, public, run)
+    public = resolve_public_folder(run, options.public)
+    made = with_public_images(made, trusted, public, run)
     longer = options.resume and run.exists and options.rounds is not None
     made = _extended(run, made, options.rounds or 0) if longer else _with_choices(made, None, options.rounds)
     chosen, folds = algorithms.make(made.agreement.algorithm, trusted), _numbered(options.folds)
     raise_if_idle(made.agreement.server, chosen, made.agreement.algorithm.name)
     raise_if_any("train", _misplaced(work, options, centralised=chosen.centralised, folds=folds))
-    own = own_plans(run, made, options.site_plans or {}, is_labelling=chosen.shares_pseudo_labels)
+    own = load_site_plans(run, made, options.site_plans or {}, is_labelling=chosen.shares_pseudo_labels)
     raise_if_any("train", [*_misplaced_labels(chosen, made, options, own), *_unfit(chosen, made, own)])
     stores = {} if work is None else _stores(work, made, own)
     _refuse_other_run(run, run.plan() if longer else made, options)

@@ -83,14 +83,12 @@ def evaluate(
     typer.echo(f"written to {target}; look at {page}")
 
 
-def _write_page(found: Any, predictions: Path, labels: Path, target: Path) -> Path:
+def _write_page(scores: Any, predictions: Path, labels: Path, target: Path) -> Path:
     from autofed import report
-    from autofed.files import read_json
+    from autofed.inference.prediction_folder import PredictionFolder
 
-    about = predictions / "prediction.json"
-    runs = [Path(run) for run in read_json(about)["runs"]] if about.is_file() else []
     page = target.with_suffix(".html")
-    report.page(found, predictions, labels, runs, page)
+    report.page(scores, predictions, labels, PredictionFolder(predictions).runs(), page)
     return page
 
 

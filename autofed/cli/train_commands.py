@@ -97,9 +97,13 @@ def show_end(run: Run, work: Path | None) -> None:
     from autofed.federation import communication
 
     typer.echo(f"{run.folder}: finished; models: {', '.join(run.models())}")
-    for line in (*outcomes.of_run(run, work), *communication.communication_summary(run), *ledgers.of_run(run, work)):
+    for line in (
+        *outcomes.training_summary(run, work),
+        *communication.communication_summary(run),
+        *ledgers.of_run(run, work),
+    ):
         typer.echo(line)
-    for path in report.draw_run(run):
+    for path in report.draw_pseudo_labels(run):
         typer.echo(f"{path}: what is taught of some public images")
     chosen = "" if "global" in run.models() else " --model MODEL"
     typer.echo(f"next: autofed predict {run.folder} -i IMAGES -o OUT{chosen}")

@@ -14,12 +14,13 @@ from autofed.errors import ValidationErrors
 from autofed.federation import communication
 from autofed.federation.run_folder import Run
 from autofed.files import write_bytes
+from autofed.inference.prediction_folder import PredictedCase, PredictionFolder
 from autofed.inference.scores import CaseScores, Report, find_references
 from autofed.report import tables
-from autofed.report.prediction_pictures import Predicted, read_folder
+from autofed.report.prediction_pictures import draw_case
 from autofed.report.tables import ranked
 from autofed.report.template import CAUTION, GLOSSARY, document, section
-from autofed.report.training import curves, holds_out
+from autofed.report.training_curves import curves, holds_out
 
 _GROUP = 4
 """So many cases are shown of the worst, the middle and the best."""
@@ -65,7 +66,7 @@ def _header(title: str, predictions: Path, labels: Path | None) -> str:
 
 
 def _pictures(report: Report, predictions: Path, labels: Path | None) -> str:
-    predicted = read_folder(predictions)
+    predicted = PredictionFolder(predictions).cases()
     references = find_references(Path(labels))[0] if labels is not None else {}
     parts, group = [], ""
     for shown in _chosen(report.cases):
@@ -100,12 +101,12 @@ def _said(shown: _Shown, report: Report) -> str:
     return said + (f", site {site}" if site is not None else "")
 
 
-def _picture(predicted: Predicted | None, reference: Path | None) -> bytes | str:
+def _picture(predicted: PredictedCase | None, reference: Path | None) -> bytes | str:
     """A PNG, or why there is none: a page with a gap that is explained is worth more than no page."""
     if predicted is None or not predicted.has_images:
         return "the images of this case were not found."
     try:
-        return predicted.draw(reference)
+        return draw_case(predicted, reference)
     except ValidationErrors as error:
         return str(error)
 

@@ -23,7 +23,7 @@ from dcfed import SEEDS, runs
 
 from autofed import plans
 from autofed.algorithms.dcfed import DCFed
-from autofed.api.public_images import with_public
+from autofed.api.public_images import with_public_images
 from autofed.data import Case
 from autofed.data.labels import Labels
 from autofed.federation.client import ClientMemory
@@ -32,7 +32,7 @@ from autofed.federation.run_folder import Run
 from autofed.inference import pseudo_labels
 from autofed.inference.scores import score_case
 from autofed.preprocessing import UNKNOWN, open_public
-from autofed.report import agreement
+from autofed.report import pseudo_label_pictures
 
 BINS = (0.0, 0.5, 0.65, 0.75, 0.85, 0.95, 1.0)
 CLEAR = 0.95
@@ -52,7 +52,7 @@ class Labelled:
         """The run's plan, agreed on the test images as if they were the public ones."""
         made = self.run.plan()
         made = made.model_copy(update={"agreement": made.agreement.model_copy(update={"public_images": ()})})
-        return with_public(made, (), self._images)
+        return with_public_images(made, (), self._images)
 
     @property
     def _images(self) -> Path:
@@ -171,10 +171,12 @@ def _voxels(found: Labelled) -> Iterator[tuple[np.ndarray, ...]]:
 def picture(found: Labelled) -> bytes:
     """Some images beside what passes the gates."""
     shown: list[Any] = []
-    for name in agreement.choose(found.agreed):
+    for name in pseudo_label_pictures.choose_images(found.agreed):
         case = found.truth[name]
-        shown.append(agreement.AgreedImage(name, case.image, found.agreed[name], case.geometry, case.label))
-    return agreement.draw(shown, Labels.of(found.plan.agreement))
+        shown.append(
+            pseudo_label_pictures.PseudoLabelledImage(name, case.image, found.agreed[name], case.geometry, case.label)
+        )
+    return pseudo_label_pictures.draw(shown, Labels.of(found.plan.agreement))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from _federations import QUICK, Bench, bench, markdown, parser
 
-from autofed.api.public_images import with_public
+from autofed.api.public_images import with_public_images
 from autofed.federation.public_labelling import Labeller
 from autofed.inference.predictor import views
 from autofed.messages import quantization
@@ -52,7 +52,7 @@ def main() -> None:
 def measured(work: Bench, federation: str) -> tuple[str, ...]:
     """Seconds and megabytes."""
     folder = work.data / federation / "public"
-    made = with_public(work.prepare(federation).change({"algorithm.name": "dcfed"}), (), folder)
+    made = with_public_images(work.prepare(federation).change({"algorithm.name": "dcfed"}), (), folder)
     public = open_public(folder, made, work.out / federation / "work")
     members = [weights_of(build(made.local.network, seed=seed)) for seed in range(MEMBERS)]
     device = pick_device(work.device)

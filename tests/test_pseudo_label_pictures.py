@@ -8,8 +8,7 @@ from matplotlib.image import imread
 from autofed.data.images import Geometry
 from autofed.data.labels import Labels
 from autofed.preprocessing import UNKNOWN
-from autofed.report import agreement
-from autofed.report.agreement import AgreedImage
+from autofed.report.pseudo_label_pictures import PseudoLabelledImage, choose_images, draw
 from tests.synthetic import TUMOUR
 
 SHAPE = (1, 40, 48)
@@ -18,17 +17,17 @@ LABELS = Labels.declared(TUMOUR)
 
 def picture(found, **more):
     image = np.linspace(0, 1, 40 * 48).reshape(1, *SHAPE)
-    one = AgreedImage("case_$1", image, np.full(SHAPE, found, np.uint8), Geometry(2, (999.0, 1.0, 1.0)), **more)
-    return imread(io.BytesIO(agreement.draw([one], LABELS)))
+    one = PseudoLabelledImage("case_$1", image, np.full(SHAPE, found, np.uint8), Geometry(2, (999.0, 1.0, 1.0)), **more)
+    return imread(io.BytesIO(draw([one], LABELS)))
 
 
 def test_half_of_what_is_shown_was_refused_and_half_is_taught():
     refused, taught = np.full(SHAPE, UNKNOWN, np.uint8), np.zeros(SHAPE, np.uint8)
     maps = {f"a{i}": taught for i in range(9)} | {f"b{i}": refused for i in range(9)}
-    chosen = agreement.choose(maps)
+    chosen = choose_images(maps)
     assert [name[0] for name in chosen] == ["a"] * 4 + ["b"] * 4 and {"a0", "a8", "b0", "b8"} <= set(chosen)
-    assert [name[0] for name in agreement.choose({**maps, **dict.fromkeys(maps, taught)})] == ["a"] * 4 + ["b"] * 4
-    assert agreement.choose(dict.fromkeys("ab", refused)) == ["a", "b"] and agreement.choose({}) == []
+    assert [name[0] for name in choose_images({**maps, **dict.fromkeys(maps, taught)})] == ["a"] * 4 + ["b"] * 4
+    assert choose_images(dict.fromkeys("ab", refused)) == ["a", "b"] and choose_images({}) == []
 
 
 def test_taught_and_refused_regions_are_told_apart():

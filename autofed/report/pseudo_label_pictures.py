@@ -27,7 +27,7 @@ _GREY = (0.5, 0.5, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
-class AgreedImage:
+class PseudoLabelledImage:
     """An image (C, Z, Y, X) with the labels (Z, Y, X) that were agreed on, `UNKNOWN` where none were.
 
     `reference` is the truth, where somebody knows it.
@@ -40,7 +40,7 @@ class AgreedImage:
     reference: np.ndarray | None = None
 
 
-def draw_run(run: Run) -> list[Path]:
+def draw_pseudo_labels(run: Run) -> list[Path]:
     """Draw some public images of each fold of a run whose sites labelled them to `agreed.png` in the fold's folder.
 
     Nothing is drawn where the images are no longer where they were, and for a run whose sites share weights.
@@ -49,15 +49,17 @@ def draw_run(run: Run) -> list[Path]:
     for fold in run.folds() if run.identity().public and folder.is_dir() else []:
         maps = run.agreed(fold)
         files = find_public(folder, len(plan.agreement.channels))
-        chosen = [name for name in choose(maps) if name in files]
-        shown = [AgreedImage(name, *_with_map(read_channels(files[name].images), maps[name])) for name in chosen]
+        chosen = [name for name in choose_images(maps) if name in files]
+        shown = [
+            PseudoLabelledImage(name, *_with_map(read_channels(files[name].images), maps[name])) for name in chosen
+        ]
         if shown:
             write_bytes(path := run.fold_folder(fold) / "agreed.png", draw(shown, Labels.of(plan.agreement)))
             drawn.append(path)
     return drawn
 
 
-def choose(maps: LabelMaps, count: int = _IMAGES) -> list[str]:
+def choose_images(maps: LabelMaps, count: int = _IMAGES) -> list[str]:
     """Images to show: half of them with labels, half that were refused, each evenly spaced by name."""
     taught = [name for name, found in sorted(maps.items()) if (found != UNKNOWN).any()]
     refused = [name for name in sorted(maps) if name not in taught]
@@ -65,7 +67,7 @@ def choose(maps: LabelMaps, count: int = _IMAGES) -> list[str]:
     return _spaced(taught, count - few) + _spaced(refused, few)
 
 
-def draw(shown: Sequence[AgreedImage], labels: Labels) -> bytes:
+def draw(shown: Sequence[PseudoLabelledImage], labels: Labels) -> bytes:
     """A PNG: each image beside what is taught of it, in colours; grey is what nobody vouches for."""
     rows = -(-len(shown) // (_COLUMNS // 2))
     tall = max(_plane(one).size_mm[0] / _plane(one).size_mm[1] for one in shown) * _PANEL_IN
@@ -84,7 +86,7 @@ def draw(shown: Sequence[AgreedImage], labels: Labels) -> bytes:
     return drawing.png(figure)
 
 
-def _draw(one: AgreedImage, labels: Labels, left: Axes, right: Axes) -> None:
+def _draw(one: PseudoLabelledImage, labels: Labels, left: Axes, right: Axes) -> None:
     found = upright(one.found, one.geometry)
     reference = None if one.reference is None else upright(one.reference, one.geometry)
     plane = _plane(one)
@@ -99,14 +101,14 @@ def _draw(one: AgreedImage, labels: Labels, left: Axes, right: Axes) -> None:
     _name(left, one, plane)
 
 
-def _plane(one: AgreedImage) -> Plane:
+def _plane(one: PseudoLabelledImage) -> Plane:
     """The slice that shows the most of what is taught, or of the truth where nothing is."""
     taught = np.where(one.found == UNKNOWN, 0, one.found)
     shown = taught if taught.any() or one.reference is None else one.reference
     return planes(upright(shown, one.geometry), one.geometry)[0]
 
 
-def _name(axes: Axes, one: AgreedImage, plane: Plane) -> None:
+def _name(axes: Axes, one: PseudoLabelledImage, plane: Plane) -> None:
     share = float((one.found != UNKNOWN).mean())
     said = f"{100 * share:.0f} % agreed" if share else "refused"
     place = f", {plane.name}" if plane.name else ""
