@@ -29,7 +29,7 @@ from autofed.training.batches import (
     stream,
 )
 from autofed.training.batches.intensities import change_intensities, transforms
-from autofed.training.batches.spatial_transforms import REACH, widest_box
+from autofed.training.batches.spatial_transforms import SPLINE_MARGIN, widest_box
 from tests.plans_made import small_plan
 from tests.synthetic import make_site
 
@@ -207,11 +207,11 @@ def test_a_voxel_lands_where_the_view_says(view):
         places[axis] = patch[axis] - 1 - places[axis]
     at = 20 + middle[:, None] + view.matrix @ (places - middle[:, None])
 
-    seen = view.of_image(image[(slice(None), *inside)], patch)
+    seen = view.transform_image(image[(slice(None), *inside)], patch)
     expected = [ndimage.map_coordinates(channel.astype(float), at, order=3).reshape(patch) for channel in image]
     assert seen.dtype == np.float32 and np.abs(seen - expected).max() < 1e-3
     shares = [ndimage.map_coordinates((label == k).astype(float), at, order=1).reshape(patch) for k in (0, 5, 10)]
-    assert np.array_equal(view.of_label(label[inside], patch), 5 * np.argmax(shares, axis=0))
+    assert np.array_equal(view.transform_label(label[inside], patch), 5 * np.argmax(shares, axis=0))
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -225,7 +225,9 @@ def test_no_more_is_read_than_the_view_needs(view):
         if (view.matrix[axis] == np.eye(3)[axis]).all():
             assert (low[axis], edges[axis]) == (0, patch[axis])
         else:
-            assert REACH <= beyond < REACH + 1 and np.isclose(low[axis] + low[axis] + edges[axis], patch[axis])
+            assert SPLINE_MARGIN <= beyond < SPLINE_MARGIN + 1 and np.isclose(
+                low[axis] + low[axis] + edges[axis], patch[axis]
+            )
 
 
 def test_what_is_read_is_the_box(monkeypatch):
@@ -374,8 +376,8 @@ def same_patches(once, again):
 
 @pytest.fixture(scope="module")
 def pair():
-    with PatchLoader(2) as feeder:
-        yield feeder
+    with PatchLoader(2) as loader:
+        yield loader
 
 
 def test_whoever_makes_them_patches_are_the_same_to_the_bit(pair):

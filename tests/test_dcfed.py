@@ -240,7 +240,9 @@ def test_the_model_apart_and_the_lessons_see_as_many_patches_as_the_teacher_on_a
     expected = {site: round(0.9 * patients * 4 / 2) for site, patients in CASES.items()}
     assert {site: plan.batches_at(site) for site in CASES} == expected and ground[0].batches_at("alpha") == 1
     seen, fit = [], client.fit
-    monkeypatch.setattr(client, "fit", lambda *a, **more: seen.append((a[3], more["terms"].beside)) or fit(*a, **more))
+    monkeypatch.setattr(
+        client, "fit", lambda *a, **more: seen.append((a[3], more["terms"].auxiliary)) or fit(*a, **more)
+    )
     train((plan, ground[1]), tmp_path, "dcfed", **SEEDED)
     apart = [mechanism.passes for mechanism, _ in seen if not mechanism.private]
     assert apart == [expected[site] for site in CASES] * 3

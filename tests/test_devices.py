@@ -7,7 +7,15 @@ import torch
 from autofed.errors import ValidationErrors
 from autofed.training import devices, fit
 from autofed.training.batches import PatchBatch
-from autofed.training.devices import autocast, compiled, pick_device, place, prepare_device, seconds, to_device
+from autofed.training.devices import (
+    autocast,
+    compiled,
+    pick_device,
+    place,
+    prepare_device,
+    shortest_seconds,
+    to_device,
+)
 from autofed.training.network import build
 from tests.plans_made import small_plan
 
@@ -24,23 +32,23 @@ def test_devices():
 def test_an_accelerator_is_waited_for(monkeypatch, device):
     waits = []
     monkeypatch.setattr(getattr(torch, device), "synchronize", lambda: waits.append(device))
-    devices.wait(device)
-    devices.wait("cpu")
+    devices.synchronise(device)
+    devices.synchronise("cpu")
     assert waits == [device]
 
 
 def test_the_clock_starts_and_stops_when_the_device_is_idle(monkeypatch):
     seen = []
-    monkeypatch.setattr(devices, "wait", lambda device: seen.append("wait"))
+    monkeypatch.setattr(devices, "synchronise", lambda device: seen.append("wait"))
     monkeypatch.setattr(devices.time, "perf_counter", lambda: float(seen.append("clock") or len(seen)))
-    seconds(lambda: seen.append("work"), "cuda", repeats=1)
+    shortest_seconds(lambda: seen.append("work"), "cuda", repeats=1)
     assert seen == ["work", "wait", "clock", "work", "wait", "clock"]
 
 
 def test_the_fastest_of_several_runs_counts(monkeypatch):
     clock = iter([0.0, 5.0, 10.0, 12.0, 20.0, 23.0])
     monkeypatch.setattr(devices.time, "perf_counter", lambda: next(clock))
-    assert seconds(lambda: None, "cpu", repeats=3) == 2.0
+    assert shortest_seconds(lambda: None, "cpu", repeats=3) == 2.0
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from autofed.auditing.inversion import gradient_of
 from autofed.data import Case
 from autofed.data.images import Geometry
-from autofed.inference.predictor import Member, Predictor, mean_of_views
+from autofed.inference.predictor import Member, Predictor, mean_probabilities
 from autofed.inference.uncertainty import entropy
 from autofed.plans import training_bytes
 from autofed.training.batches import PatchBatch
@@ -115,7 +115,7 @@ def test_further_passes_are_drawn_by_their_seed_and_leave_everything_as_it_was(k
     before = torch.get_rng_state()
 
     def mean(**options):
-        return mean_of_views(network, image, plan, "cpu", **options)
+        return mean_probabilities(network, image, plan, "cpu", **options)
 
     plain, first = mean(), mean(passes=3, seed=7)
     assert torch.equal(torch.get_rng_state(), before)
@@ -131,7 +131,7 @@ def test_a_network_that_is_sure_is_less_so_with_passes():
     with torch.no_grad():
         network.heads[0].conv.conv.weight.mul_(10)
     image = picture(plan)
-    plain, passed = (mean_of_views(network, image, plan, "cpu", passes=n, seed=7) for n in (0, 8))
+    plain, passed = (mean_probabilities(network, image, plan, "cpu", passes=n, seed=7) for n in (0, 8))
     doubt = [float(entropy(torch.from_numpy(found)).mean()) for found in (plain, passed)]
     assert doubt[1] > 1.2 * doubt[0]
 

@@ -28,7 +28,7 @@ def train(lone_site, mechanism=None, steps=4, seed=(1,), begun=0.0, share=1.0, w
     local = plan.change(settings).local if settings else plan.local
     weights = weights or weights_of(build(local.network, seed=1))
     rate, chosen = poly(begun, share), mechanism or NoPrivacy(2)
-    return fit(weights, store, local, chosen, Schedule(steps, rate, seed), terms=GradientTerms(beside=beside))
+    return fit(weights, store, local, chosen, Schedule(steps, rate, seed), terms=GradientTerms(auxiliary=beside))
 
 
 def test_the_same_seed_gives_the_same_weights_to_the_bit(lone_site):

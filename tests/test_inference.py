@@ -10,7 +10,7 @@ from autofed.data import Case, open_dataset
 from autofed.data.images import Geometry
 from autofed.data.labels import Labels
 from autofed.errors import ValidationErrors
-from autofed.inference.predictor import Member, Predictor, _structures, views
+from autofed.inference.predictor import Member, Predictor, _structures, mirrored_probabilities
 from autofed.preprocessing import open_store, preprocess, preprocess_case
 from autofed.privacy.none import NoPrivacy
 from autofed.training.fit import Schedule, fit
@@ -49,7 +49,7 @@ def members(count=2, plan=PLAN):
 
 def test_windows_and_mirrored_views_give_back_a_voxelwise_answer():
     image = case((20, 24, 28)).image
-    found = list(views(Threshold(), image, PLAN, (0, 1, 2), "cpu"))
+    found = list(mirrored_probabilities(Threshold(), image, PLAN, (0, 1, 2), "cpu"))
     assert len(found) == 8
     expected = torch.softmax(torch.from_numpy(np.concatenate([-image, image])), 0)
     assert all(torch.allclose(view, expected, atol=1e-4) for view in found)
@@ -68,7 +68,7 @@ def test_windows_count_by_a_bell_around_their_middle():
     """Two windows of 16 overlap by 8: a Gaussian of an eighth of the window, as in nnU-Net, says who counts."""
     image = np.zeros((1, 16, 16, 24), np.float32)
     image[..., 8:] = 1
-    (found,) = views(FirstVoxel(), image, PLAN, (), "cpu")
+    (found,) = mirrored_probabilities(FirstVoxel(), image, PLAN, (), "cpu")
     bell = np.exp(-0.5 * ((np.arange(16) - 7.5) / (16 / 8)) ** 2)
     first, second = bell[8:], bell[:8]
     share = torch.logit(found[1]).numpy()[8, 8]
@@ -79,14 +79,14 @@ def test_windows_count_by_a_bell_around_their_middle():
 
 def test_an_image_smaller_than_the_patch():
     image = case((5, 9, 30)).image
-    (found,) = views(Threshold(), image, PLAN, (), "cpu")
+    (found,) = mirrored_probabilities(Threshold(), image, PLAN, (), "cpu")
     assert found.shape == (2, 5, 9, 30)
     assert torch.equal(found.argmax(0), torch.from_numpy((image[0] > 0).astype(np.int64)))
 
 
 def test_a_mirrored_view_is_turned_back():
     image = np.zeros((1, 16, 16, 16), np.float32)
-    straight, mirrored = views(LeftHalf(), image, PLAN, (2,), "cpu")
+    straight, mirrored = mirrored_probabilities(LeftHalf(), image, PLAN, (2,), "cpu")
     assert straight[1, ..., :8].min() > 0.9 and mirrored[1, ..., 8:].min() > 0.9
     assert straight[1, ..., 8:].max() < 0.6 and mirrored[1, ..., :8].max() < 0.6
 
@@ -95,7 +95,8 @@ def test_a_mirrored_view_is_turned_back():
 def test_views_that_pass_together_are_those_that_pass_alone(at_once):
     network, image = build(PLAN.local.network, seed=2).eval(), np.random.default_rng(0).normal(size=(1, 20, 24, 28))
     alone, together = (
-        list(views(network, image.astype(np.float32), PLAN, (0, 1, 2), "cpu", at_once=n)) for n in (1, at_once)
+        list(mirrored_probabilities(network, image.astype(np.float32), PLAN, (0, 1, 2), "cpu", at_once=n))
+        for n in (1, at_once)
     )
     assert len(together) == 8
     for one, other in zip(alone, together, strict=True):
@@ -110,7 +111,7 @@ def test_pictures_are_predicted_slice_by_slice():
         def forward(self, x):
             return torch.cat([-x[:, :1], x[:, :1]], 1)
 
-    found = list(views(First(), image, plan, (0, 1), "cpu"))
+    found = list(mirrored_probabilities(First(), image, plan, (0, 1), "cpu"))
     assert len(found) == 4 and found[0].shape == (2, 1, 40, 50)
     assert all(torch.equal(v.argmax(0), torch.from_numpy((image[0] > 0).astype(np.int64))) for v in found)
 
@@ -208,7 +209,7 @@ def test_uncertainty_is_higher_where_a_trained_like_answer_is_torn():
     """A voxel at the decision border is more uncertain than one far from it."""
     image = np.zeros((1, 16, 16, 16), np.float32)
     image[..., 8:] = 6
-    (probabilities,) = views(Threshold(), image, PLAN, (), "cpu")
+    (probabilities,) = mirrored_probabilities(Threshold(), image, PLAN, (), "cpu")
     entropies = torch.special.entr(probabilities).sum(0)
     assert entropies[..., :7].mean() > 100 * entropies[..., 9:].mean()
 

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from autofed.data.labels import Labels
-from autofed.inference.postprocessing import NOTHING, RULES, Postprocessing, by_rule, decide, largest
+from autofed.inference.postprocessing import (
+    NOTHING,
+    RULES,
+    Postprocessing,
+    choose_postprocessing,
+    largest,
+    masks_by_rule,
+)
 
 VALUES = {"background": 0, "organ": 1, "tumour": 2}
 
@@ -43,7 +50,7 @@ def test_masks_by_rule_are_what_the_rules_do():
         NOTHING, Postprocessing(structures=("organ", "tumour")), Postprocessing(foreground=True),
         Postprocessing(foreground=True, structures=("organ", "tumour")),
     ]  # fmt: skip
-    for value, masks in zip((1, 2), by_rule(labels, Labels.declared(VALUES)), strict=True):
+    for value, masks in zip((1, 2), masks_by_rule(labels, Labels.declared(VALUES)), strict=True):
         assert len(masks) == len(RULES)
         for rule, mask in zip(rules, masks, strict=True):
             assert np.array_equal(mask, rule.apply(labels, VALUES) == value)
@@ -62,14 +69,14 @@ def test_masks_by_rule_are_what_the_rules_do():
     ],
 )
 def test_decisions_follow_nnunets_rule(organ, tumour, expected):
-    assert decide({"organ": np.array(organ), "tumour": np.array(tumour)}) == expected
+    assert choose_postprocessing({"organ": np.array(organ), "tumour": np.array(tumour)}) == expected
 
 
 def test_a_region_is_only_made_smaller_with_all_others():
     labels = two_pieces()
     nested = Labels.declared({"background": 0, "whole": [1, 2], "core": 2}, (1, 2))
     whole = Postprocessing(foreground=True).apply(labels, VALUES)
-    for values, masks in zip(((1, 2), (2,)), by_rule(labels, nested), strict=True):
+    for values, masks in zip(((1, 2), (2,)), masks_by_rule(labels, nested), strict=True):
         assert [np.array_equal(masks[i], np.isin(labels, values)) for i in (0, 1)] == [True, True]
         assert [np.array_equal(masks[i], np.isin(whole, values)) for i in (2, 3)] == [True, True]
 

@@ -25,9 +25,9 @@ from autofed.preprocessing import (
     normalise,
     open_store,
     pool_stores,
-    prepared_sites,
     preprocess,
     preprocess_case,
+    preprocessed_sites,
     resample,
     resample_labels,
     resampling,
@@ -417,7 +417,7 @@ def test_pooled_data_keeps_every_patient_apart(tmp_path):
     plan = small_plan()
     for name in ("alpha", "bravo"):
         preprocess(open_dataset(make_site(tmp_path / name, cases=2, patients=1)), plan.local, tmp_path / "work")
-    stores = {name: open_store(tmp_path / "work", name, plan.local) for name in prepared_sites(tmp_path / "work")}
+    stores = {name: open_store(tmp_path / "work", name, plan.local) for name in preprocessed_sites(tmp_path / "work")}
     together = pool_stores(stores)
     assert len(together.patients) == 4 and len(together.folders) == 4
     assert together.label("bravo/bravo_001").shape == stores["bravo"].label("bravo_001").shape

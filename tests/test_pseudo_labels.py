@@ -94,18 +94,18 @@ def test_regions_are_gated_by_their_least_sure_one_and_painted_in_order():
 
 
 def test_dice_between_sites_counts_all_images_together():
-    between = pseudo_labels.Overlaps()
+    between = pseudo_labels.PairwiseDice()
     for a, b in (([1, 1, 0], [1, 0, 0]), ([0, 0, 1], [0, 0, 1]), ([0, 0, 0], [0, 0, 0])):
         between.add([np.array([a], bool), np.array([b], bool)])
     assert between.dice() == pytest.approx(np.array([[1, 0.8], [0.8, 1]]))
-    nothing = pseudo_labels.Overlaps()
+    nothing = pseudo_labels.PairwiseDice()
     nothing.add([np.zeros((2, 4), bool)] * 2)
     assert (nothing.dice() == 1).all() and (nothing.dice(nothing=0) == 0).all()
 
 
 def test_a_site_that_agrees_with_nobody_is_hardly_heard():
     dice = np.array([[1, 0.9, 0.3], [0.9, 1, 0.35], [0.3, 0.35, 1]])
-    trust = pseudo_labels.site_trust(dice, 0.1)
+    trust = pseudo_labels.site_weights(dice, 0.1)
     assert trust[:2].tolist() == [1, 1] and trust[2] == pytest.approx(np.exp(-5.5))
 
 
@@ -116,7 +116,8 @@ def test_a_minority_of_liars_who_agree_is_outvoted():
         dice[:3, :3], dice[3:, 3:] = honest, lying
         np.fill_diagonal(dice, 1)
         assert (
-            pseudo_labels.site_trust(dice, 0.1)[:3].min() == 1 and pseudo_labels.site_trust(dice, 0.1)[3:].max() < 0.1
+            pseudo_labels.site_weights(dice, 0.1)[:3].min() == 1
+            and pseudo_labels.site_weights(dice, 0.1)[3:].max() < 0.1
         )
 
 
@@ -128,7 +129,7 @@ def test_of_four_sites_each_is_judged_by_the_second_that_it_agrees_with():
         [0.8, 0.7, 1.0, 0.3],
         [0.1, 0.2, 0.3, 1.0],
     ])  # fmt: skip
-    assert pseudo_labels.site_trust(dice, 0.1) == pytest.approx(np.exp([0, -1, -1, -6]))
+    assert pseudo_labels.site_weights(dice, 0.1) == pytest.approx(np.exp([0, -1, -1, -6]))
 
 
 def test_of_two_against_two_nobody_can_say_who_errs():
@@ -136,30 +137,33 @@ def test_of_two_against_two_nobody_can_say_who_errs():
     dice = np.full((4, 4), 0.15)
     dice[:2, :2], dice[2:, 2:] = 0.7, 1.0
     np.fill_diagonal(dice, 1)
-    assert (pseudo_labels.site_trust(dice, 0.1) == 1).all()
+    assert (pseudo_labels.site_weights(dice, 0.1) == 1).all()
 
 
 def test_a_liar_among_six_is_hardly_heard_and_three_of_six_are_no_majority():
     dice = np.full((6, 6), 0.8)
     dice[5, :5] = dice[:5, 5] = 0.2
-    assert pseudo_labels.site_trust(dice, 0.1)[:5].tolist() == [1] * 5 and pseudo_labels.site_trust(dice, 0.1)[5] < 0.01
+    assert (
+        pseudo_labels.site_weights(dice, 0.1)[:5].tolist() == [1] * 5
+        and pseudo_labels.site_weights(dice, 0.1)[5] < 0.01
+    )
     halves = np.full((6, 6), 0.2)
     halves[:3, :3], halves[3:, 3:] = 0.7, 1.0
-    assert (pseudo_labels.site_trust(halves, 0.1) == 1).all()
+    assert (pseudo_labels.site_weights(halves, 0.1) == 1).all()
 
 
 @pytest.mark.parametrize("sites", [1, 2])
 def test_of_one_or_two_sites_nobody_can_say_who_errs(sites):
     dice = np.full((sites, sites), 0.1) + 0.9 * np.eye(sites)
-    assert (pseudo_labels.site_trust(dice, 0.1) == 1).all()
+    assert (pseudo_labels.site_weights(dice, 0.1) == 1).all()
 
 
 def test_a_liar_does_not_turn_the_labels_of_three():
     good, bad = square(), 1 - square()
     views = {"a": said(good, 0.1), "b": said(good, 0.1), "liar": said(bad, 0.0)}
-    between = pseudo_labels.Overlaps()
+    between = pseudo_labels.PairwiseDice()
     between.add([pseudo_labels.structure_masks(view, is_regions=False) for view in views.values()])
-    trust = dict(zip(views, pseudo_labels.site_trust(between.dice(), 0.1), strict=True))
+    trust = dict(zip(views, pseudo_labels.site_weights(between.dice(), 0.1), strict=True))
     label = pseudo_labels.apply_thresholds(
         pseudo_labels.fuse(views, trust, 0.3, is_regions=False), (), ConfidenceThresholds(0.75, 0.85, 0.5)
     )

@@ -30,8 +30,8 @@ def test_an_ensemble_says_the_mean_of_its_members(labeller):
 
 
 def test_only_members_that_are_new_are_asked_and_old_ones_are_forgotten(labeller, monkeypatch):
-    asked, ask = [], public_labelling.mean_of_views
-    monkeypatch.setattr(public_labelling, "mean_of_views", lambda *a, **k: asked.append(1) or ask(*a, **k))
+    asked, ask = [], public_labelling.mean_probabilities
+    monkeypatch.setattr(public_labelling, "mean_probabilities", lambda *a, **k: asked.append(1) or ask(*a, **k))
     first, second, third = members(labeller, 3)
     images = len(labeller.public.folders)
     whole = labeller.label([second, first])

@@ -4,7 +4,7 @@ import pytest
 
 from autofed.plans import Speed
 from autofed.training import speed
-from autofed.training.speed import measure_speed, solve
+from autofed.training.speed import fit_costs, measure_speed
 from tests.plans_made import small_plan
 
 
@@ -15,12 +15,12 @@ def test_costs_are_found_again(dimension):
         seconds_per_step=0.01, seconds_per_gigaelement=0.7, seconds_per_teraflop=3.0, seconds_per_megavoxel=0.0
     )
     times = [true.seconds(network, t.patch_size, t.batch_size) for network, t in probes]
-    assert solve(probes, times) == pytest.approx((0.01, 0.7, 3.0), rel=1e-6)
+    assert fit_costs(probes, times) == pytest.approx((0.01, 0.7, 3.0), rel=1e-6)
 
 
 def test_no_cost_is_below_zero():
     probes = [speed._probe("cpu", 2, 1, w, e) for w, e in speed._probes("cpu", 2)]
-    assert min(solve(probes, [1.0, 0.5, 0.1])) >= 0
+    assert min(fit_costs(probes, [1.0, 0.5, 0.1])) >= 0
 
 
 def test_the_precision_is_the_faster_one(monkeypatch):

@@ -185,11 +185,11 @@ class DCFed(Algorithm):
             list(answers[sites[0]]),
             pseudo_labels.ConfidenceThresholds(self.confidence, self.doubt, self.share),
         )
-        between = pseudo_labels.Overlaps()
+        between = pseudo_labels.PairwiseDice()
         for name in images:
             between.add([pseudo_labels.structure_masks(answers[site][name], is_regions=regions) for site in sites])
-        trust = dict(zip(sites, pseudo_labels.site_trust(between.dice(nothing=0), self.trust).tolist(), strict=True))
-        agreed, beside = {}, pseudo_labels.Overlaps()
+        trust = dict(zip(sites, pseudo_labels.site_weights(between.dice(nothing=0), self.trust).tolist(), strict=True))
+        agreed, beside = {}, pseudo_labels.PairwiseDice()
         for name in images:
             said = {site: answers[site][name] for site in sites}
             fused = pseudo_labels.fuse(said, trust, self.temperature, is_regions=regions)

@@ -21,7 +21,7 @@ from autofed.federation.node import request_name
 from autofed.federation.run_folder import FEWEST, VALIDATION, Run, RunIdentity
 from autofed.federation.student import train_student
 from autofed.files import digest, read_json, write_json
-from autofed.inference.postprocessing import RULES, decide
+from autofed.inference.postprocessing import RULES, choose_postprocessing
 from autofed.messages import Response, ServerState
 from autofed.plans import Plan
 from autofed.preprocessing import PublicImages
@@ -119,7 +119,9 @@ class Coordinator:
                 for name, rows in found.items():
                     totals[name] += np.array([rows["sums"], rows["cases"]])
         with np.errstate(invalid="ignore"):
-            self.run.save_postprocessing(decide({name: sums / cases for name, (sums, cases) in totals.items()}))
+            self.run.save_postprocessing(
+                choose_postprocessing({name: sums / cases for name, (sums, cases) in totals.items()})
+            )
 
 
 def _table(releases: Sequence[Response]) -> dict[str, dict[str, dict[str, object]]]:

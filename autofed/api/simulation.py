@@ -63,7 +63,7 @@ class Simulation:
     stores: Mapping[str, Store]
     work: Path
     device: str
-    feeder: PatchLoader
+    loader: PatchLoader
     trusted: tuple[str, ...]
     counter: StepCounter
     simulation: bool = False
@@ -161,7 +161,7 @@ class Simulation:
             self._plan(name),
             SiteData(train, held, open_public_of(self._plan(name), self.public, self.work)),
             SiteStorage(self._folder(name, fold), ledgers, self.simulation),
-            Compute(self.device, self.feeder, self.counter),
+            Compute(self.device, self.loader, self.counter),
             trusted=self.trusted,
             on_image=partial(self.counter.progress, f"{name} labels public images"),
         )  # fmt: skip

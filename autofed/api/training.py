@@ -117,15 +117,15 @@ def _trusted(options: TrainOptions) -> tuple[str, ...]:
 def _train_here(job: _Job, work: Path) -> None:
     options, device = job.options, pick_device(job.options.device)
     coordinator = job.coordinator(device)
-    feeder = PatchLoader(workers_for(job.plan, device) if options.workers is None else options.workers)
+    loader = PatchLoader(workers_for(job.plan, device) if options.workers is None else options.workers)
     counter = StepCounter(job.plan, len(job.folds), options.progress, job.own)
     course = Simulation(
-        coordinator, job.stores, work, device, feeder, _trusted(options), counter, options.simulation, job.public,
+        coordinator, job.stores, work, device, loader, _trusted(options), counter, options.simulation, job.public,
         job.own,
     )  # fmt: skip
     course.check(job.folds)
     job.begin(coordinator)
-    with feeder:
+    with loader:
         for fold in job.folds:
             course.train(fold)
 

@@ -27,7 +27,7 @@ from autofed.training.batches import IDENTITY, sample_patch
 from autofed.training.devices import autocast, place
 from autofed.training.fit import Compute, Schedule, fit
 from autofed.training.loss import make_loss
-from autofed.training.network import build, let_drop, load_weights, weights_of
+from autofed.training.network import build, load_weights, set_dropout, weights_of
 
 _BLOCKS = 4
 """A wrong label map has so many blocks along each axis, each of a value of its own."""
@@ -212,7 +212,7 @@ def _losses(plan: Plan, canaries: Canaries, weights: Arrays, device: str, decoys
     """
     network, training = plan.local.network, plan.local.training
     module = build(network).train()
-    let_drop(module, False)
+    set_dropout(module, False)
     load_weights(module, weights)
     place(module, network, device)
     loss = make_loss(training, len(module.heads), Labels.of(plan.agreement))

@@ -19,7 +19,7 @@ from autofed.messages import Arrays
 from autofed.parallel import Progress, silent
 from autofed.plans import LocalPlan
 from autofed.training.loss import make_loss
-from autofed.training.network import build, let_drop, load_weights
+from autofed.training.network import build, load_weights, set_dropout
 
 _RATE = 0.1
 _VARIATION = 0.1
@@ -133,7 +133,7 @@ class _Victim:
 
     def __init__(self, weights: Arrays, label: np.ndarray, local: LocalPlan, labels: Labels | None):
         self._module = build(local.network).train()
-        let_drop(self._module, False)
+        set_dropout(self._module, False)
         load_weights(self._module, weights)
         self._loss = make_loss(local.training, len(self._module.heads), labels)
         self._label = torch.from_numpy(label[None, None].astype(np.int16))

@@ -131,7 +131,7 @@ class SiteContext:
             fitted = self._fit(
                 before["weights"],
                 NoPrivacy(site.plan.local.training.batch_size, site.plan.batches_at(self.name)),
-                GradientTerms(beside=self._beside(agreed, weight)),
+                GradientTerms(auxiliary=self._beside(agreed, weight)),
                 momentum=before.get("momentum"),
                 act=act,
                 is_counted=False,
@@ -178,7 +178,7 @@ class SiteContext:
             terms=terms,
             momentum=momentum,
             labels=Labels.of(site.plan.agreement).with_annotated(site.store.annotated),
-            compute=site.compute if is_counted else Compute(site.compute.device, site.compute.feeder),
+            compute=site.compute if is_counted else Compute(site.compute.device, site.compute.loader),
         )
 
     def _without_losses(self, fitted: LocalResult) -> LocalResult:

@@ -184,7 +184,7 @@ class SiteNode(Record):
             plan = self._agreed()
             _refuse_other(agreement, plan)
             site, parted = self._open(plan, request.run)
-            site.compute = replace(site.compute, feeder=_feeder(workers_for(plan, site.compute.device)))
+            site.compute = replace(site.compute, loader=_loader(workers_for(plan, site.compute.device)))
         except Exception as error:  # whatever went wrong inside, only a code may cross the door
             self._log(error)
             return to_bytes(Failure(request.run, request.round, self.site, "failed"))
@@ -264,7 +264,7 @@ class SiteNode(Record):
 
 
 @cache
-def _feeder(workers: Workers) -> PatchLoader:
+def _loader(workers: Workers) -> PatchLoader:
     """One for all requests: its processes take seconds to start. It ends with this process."""
     return PatchLoader(workers)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from autofed.files import digest, whole_folder
-from autofed.inference.predictor import combine_members, mean_of_views
+from autofed.inference.predictor import combine_members, mean_probabilities
 from autofed.inference.pseudo_labels import encode_prediction
 from autofed.messages import Arrays
 from autofed.plans import Plan
@@ -56,7 +56,7 @@ class Labeller:
         with whole_folder(target) as part:
             for done, (name, place) in enumerate(self.public.folders.items(), nth * len(self.public.folders) + 1):
                 image, seed = self.public.image(name), int(digest([member, name])[:16], 16)
-                found = mean_of_views(network, image, self.plan, self.device, passes=self.passes, seed=seed)
+                found = mean_probabilities(network, image, self.plan, self.device, passes=self.passes, seed=seed)
                 if not np.isfinite(found).all():
                     raise ArithmeticError(f"what the model says of {name} holds NaN or infinite values")
                 np.save(part / f"{place.name}.npy", found.astype(np.float16))

@@ -54,7 +54,7 @@ def largest(mask: np.ndarray) -> np.ndarray:
     return np.asarray(get_largest_connected_component_mask(mask)) if mask.any() else mask
 
 
-def by_rule(found: np.ndarray, labels: Labels) -> Iterator[list[np.ndarray]]:
+def masks_by_rule(found: np.ndarray, labels: Labels) -> Iterator[list[np.ndarray]]:
     """The masks of one structure after another in a label map, each after each of the `RULES`.
 
     A region is not made smaller by itself, since others share its voxels.
@@ -65,7 +65,7 @@ def by_rule(found: np.ndarray, labels: Labels) -> Iterator[list[np.ndarray]]:
         yield [plain, plain, one, one] if labels.is_regions else [plain, largest(plain), one, largest(one)]
 
 
-def decide(dice: Mapping[str, np.ndarray]) -> Postprocessing:
+def choose_postprocessing(dice: Mapping[str, np.ndarray]) -> Postprocessing:
     """What to do, from the mean Dice of each structure after each of the `RULES` (shape (4,)); NaN: never scored."""
     known = {name: scores for name, scores in dice.items() if not np.isnan(scores).any()}
     if not known:

@@ -22,7 +22,7 @@ from autofed.messages import Arrays
 from autofed.plans import Plan
 from autofed.preprocessing import InverseTransform, preprocess_case, restore, restore_labels, restore_regions
 from autofed.training.devices import autocast
-from autofed.training.network import UNet, build, let_drop, load_weights
+from autofed.training.network import UNet, build, load_weights, set_dropout
 
 _WINDOWS_AT_ONCE = 4
 
@@ -143,7 +143,7 @@ class Predictor:
         network.eval()
         axes = member.plan.inference.mirror_axes if self.mirroring else ()
         own, labels = Ensemble(is_regions=self.labels.is_regions), self.labels.with_annotated(member.annotated)
-        for found in views(network, image, member.plan, axes, self.device):
+        for found in mirrored_probabilities(network, image, member.plan, axes, self.device):
             probabilities = _of_what_was_taught(found, labels)
             ensemble.add(probabilities)
             own.add(probabilities)
@@ -156,7 +156,7 @@ class Predictor:
         return self._networks[key]
 
 
-def mean_of_views(
+def mean_probabilities(
     network: UNet, image: np.ndarray, plan: Plan, device: str, *, passes: int = 0, seed: int = 0
 ) -> np.ndarray:
     """Mean probabilities (K, *grid), float32, over the mirrored views of an image (C, *grid).
@@ -172,10 +172,12 @@ def mean_of_views(
         if passes:
             torch.manual_seed(seed)
         for number in range(1 + passes):
-            let_drop(network, number > 0)
-            for found in views(network, image, plan, plan.inference.mirror_axes, device, at_once=_few(image, plan)):
+            set_dropout(network, number > 0)
+            for found in mirrored_probabilities(
+                network, image, plan, plan.inference.mirror_axes, device, at_once=_few(image, plan)
+            ):
                 total, count = total.to(device) + found, count + 1
-    let_drop(network, False)
+    set_dropout(network, False)
     return (total / count).cpu().numpy()
 
 
@@ -210,7 +212,7 @@ def _of_what_was_taught(probabilities: torch.Tensor, labels: Labels) -> torch.Te
 
 
 @torch.inference_mode()
-def views(
+def mirrored_probabilities(
     network: UNet, image: np.ndarray, plan: Plan, axes: Sequence[int], device: str, at_once: int = 1
 ) -> Iterator[torch.Tensor]:
     """Probabilities (K, *grid) of an image (C, *grid), once for each combination of mirrored axes, some at once."""

@@ -96,7 +96,7 @@ def _classes_shown(probabilities: np.ndarray) -> np.ndarray:
     return np.stack([best == k for k in range(1, len(probabilities))])
 
 
-class Overlaps:
+class PairwiseDice:
     """Dice between every two sites over all images, structure by structure, from counts that are added up."""
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class Overlaps:
         return np.where(known > 0, each.sum(0) / np.maximum(known, 1), nothing)
 
 
-def site_trust(dice: np.ndarray, scale: float) -> np.ndarray:
+def site_weights(dice: np.ndarray, scale: float) -> np.ndarray:
     """How much each site's word counts, 1 at most, from the Dice between every two.
 
     A site is judged by the worst of the half of the others that it agrees with most: as long as most sites are honest,

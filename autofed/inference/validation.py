@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from autofed.data.labels import Labels, mask
-from autofed.inference.postprocessing import RULES, by_rule
-from autofed.inference.predictor import views
+from autofed.inference.postprocessing import RULES, masks_by_rule
+from autofed.inference.predictor import mirrored_probabilities
 from autofed.inference.uncertainty import Ensemble
 from autofed.messages import Arrays
 from autofed.plans import LocalPlan, Plan
@@ -58,7 +58,7 @@ def _case_scores(found: np.ndarray, truth: np.ndarray, labels: Labels) -> np.nda
     """(structures, `RULES`), NaN where there is nothing to score."""
     annotated = truth != labels.ignore
     scores = np.full((len(labels.structures), len(RULES)), np.nan)
-    for row, (name, values), masks in zip(scores, labels.structures, by_rule(found, labels), strict=True):
+    for row, (name, values), masks in zip(scores, labels.structures, masks_by_rule(found, labels), strict=True):
         if labels.is_annotated(name):
             row[:] = [_dice(one & annotated, mask(truth, values)) for one in masks]
     return scores
@@ -98,7 +98,9 @@ def _hits(logits: np.ndarray, truth: np.ndarray, labels: Labels) -> np.ndarray:
 
 def _predict(network: UNet, store: Store, case: str, plan: Plan, labels: Labels, device: str) -> np.ndarray:
     ensemble = Ensemble(is_regions=labels.is_regions)
-    for probabilities in views(network, store.image(case)[:], plan, plan.inference.mirror_axes, device):
+    for probabilities in mirrored_probabilities(
+        network, store.image(case)[:], plan, plan.inference.mirror_axes, device
+    ):
         ensemble.add(probabilities)
     return labels.paint(ensemble.mean.cpu().numpy())
 

@@ -27,8 +27,8 @@ from autofed.preprocessing.store import (
     Store,
     open_store,
     pool_stores,
-    prepared_sites,
     preprocess,
+    preprocessed_sites,
 )
 
 __all__ = [
@@ -47,10 +47,10 @@ __all__ = [
     "open_public",
     "open_store",
     "pool_stores",
-    "prepared_sites",
     "preprocess",
     "preprocess_case",
     "preprocess_label",
+    "preprocessed_sites",
     "public_digests",
     "resample",
     "resample_labels",

@@ -156,7 +156,7 @@ def pool_stores(stores: Mapping[str, Store]) -> Store:
     )
 
 
-def prepared_sites(work: Path) -> list[str]:
+def preprocessed_sites(work: Path) -> list[str]:
     """The sites that have prepared data in a folder."""
     return sorted(p.parent.parent.name for p in Path(work).glob("*/*/index.json"))
 

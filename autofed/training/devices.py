@@ -86,21 +86,21 @@ def place(what: T, network: Network, device: str) -> T:
     return what.to(device).to(memory_format=layout)  # type: ignore[call-overload]
 
 
-def seconds(work: Callable[[], object], device: str, repeats: int = 3) -> float:
+def shortest_seconds(work: Callable[[], object], device: str, repeats: int = 3) -> float:
     """The shortest of several runs after one to warm up: others may be using the machine just now."""
     work()
     return min(_once(work, device) for _ in range(repeats))
 
 
 def _once(work: Callable[[], object], device: str) -> float:
-    wait(device)
+    synchronise(device)
     begin = time.perf_counter()
     work()
-    wait(device)
+    synchronise(device)
     return time.perf_counter() - begin
 
 
-def wait(device: str) -> None:
+def synchronise(device: str) -> None:
     """Until an accelerator has done all that it was told: calls to it return at once."""
     if device == "cuda":
         torch.cuda.synchronize()

@@ -78,25 +78,25 @@ class Schedule:
 class GradientTerms:
     """What is added to what the mechanism and the clip make of each gradient: none of it depends on a patient.
 
-    `proximal` times the way from the first weights so far (FedProx), the `correction` (SCAFFOLD), and the bounded
-    gradient of what is learned `beside` the patients (DCFed).
+    `proximal` times the distance from the first weights (FedProx), the `correction` (SCAFFOLD), and the bounded
+    gradient of an `auxiliary` loss on public images (DCFed).
     """
 
     proximal: float = 0.0
     correction: Arrays | None = None
-    beside: AuxiliaryLoss | None = None
+    auxiliary: AuxiliaryLoss | None = None
 
 
 @dataclass(frozen=True)
 class Compute:
     """What a training runs on.
 
-    `device` is "cpu", "cuda" or "mps". Patches are made by the `feeder`, which may serve many trainings, or by one
+    `device` is "cpu", "cuda" or "mps". Patches are made by the `loader`, which may serve many trainings, or by one
     thread for this one. `on_step` is told of every step.
     """
 
     device: str = "cpu"
-    feeder: batches.PatchLoader | None = None
+    loader: batches.PatchLoader | None = None
     on_step: Callable[[], None] = lambda: None
 
 
@@ -132,7 +132,7 @@ def fit(
     load_weights(learner.module, weights)
     parameters = list(learner.named.values())
     optimiser = _optimiser(learner.named, local, momentum or {})
-    feed = batches.stream if compute.feeder is None else compute.feeder.stream
+    feed = batches.stream if compute.loader is None else compute.loader.stream
     added = _Added(learner, terms, local.training, feed, schedule)
     draws = islice(mechanism.sampler(list(store.patients), seed), schedule.steps)
     rates = [local.training.learning_rate * schedule.rate(step / schedule.steps) for step in range(schedule.steps)]
@@ -217,16 +217,16 @@ class _Added:
         self, learner: Learner, terms: GradientTerms, training: Training, feed: PatchStream, schedule: Schedule
     ):
         self._pull = _GradientCorrection(learner.named, terms.proximal, terms.correction or {})
-        beside = terms.beside
-        self._lesson = (
-            _AuxiliaryGradient(learner, beside, training, feed, schedule) if beside and beside.weight else None
+        auxiliary = terms.auxiliary
+        self._auxiliary = (
+            _AuxiliaryGradient(learner, auxiliary, training, feed, schedule) if auxiliary and auxiliary.weight else None
         )
 
     def add(self) -> None:
         """Add it to the parameters' gradients."""
         self._pull.add()
-        if self._lesson:
-            self._lesson.add()
+        if self._auxiliary:
+            self._auxiliary.add()
 
 
 class _GradientCorrection:
@@ -250,14 +250,14 @@ class _AuxiliaryGradient:
     """What public cases with agreed labels add to every gradient (`AuxiliaryLoss`)."""
 
     def __init__(
-        self, learner: Learner, beside: AuxiliaryLoss, training: Training, feed: PatchStream, schedule: Schedule
+        self, learner: Learner, auxiliary: AuxiliaryLoss, training: Training, feed: PatchStream, schedule: Schedule
     ):
         own = (*schedule.seed, _PUBLIC)
-        self._drawn = NoPrivacy(training.batch_size, beside.batches)
-        draws = islice(self._drawn.sampler(sorted(beside.store.patients), own), schedule.steps)
-        self._patches = feed(beside.store, draws, training, own)
-        self._measure = make_loss(training, learner.resolutions, beside.labels)
-        self._learner, self._weight, self._clip = learner, beside.weight, beside.clip or training.gradient_clip
+        self._drawn = NoPrivacy(training.batch_size, auxiliary.batches)
+        draws = islice(self._drawn.sampler(sorted(auxiliary.store.patients), own), schedule.steps)
+        self._patches = feed(auxiliary.store, draws, training, own)
+        self._measure = make_loss(training, learner.resolutions, auxiliary.labels)
+        self._learner, self._weight, self._clip = learner, auxiliary.weight, auxiliary.clip or training.gradient_clip
 
     def add(self) -> None:
         """Add the gradient of the next patches to that of the parameters, without changing what they have so far."""

@@ -179,7 +179,7 @@ def coupling_layers(module: nn.Module) -> list[str]:
     ]
 
 
-def let_drop(network: UNet, wanted: bool) -> None:
+def set_dropout(network: UNet, wanted: bool) -> None:
     """Let channels drop out or not, in whichever mode the rest is; `train` and `eval` decide it anew."""
     network.dropout.train(wanted)
 

@@ -42,7 +42,7 @@ def measure_speed(device: Device, dimension: int, channels: int = 1) -> Speed:
     rival = _rival(probes, device)
     if rival and rival[-1] < _WORTH * times[-1]:
         times, chosen = rival, "bfloat16"
-    costs = solve(probes, times)
+    costs = fit_costs(probes, times)
     return Speed(
         device=device,
         precision=chosen,
@@ -61,7 +61,7 @@ def _rival(probes: list[tuple[Network, Training]], device: str) -> list[float]:
         return []
 
 
-def solve(probes: list[tuple[Network, Training]], times: list[float]) -> tuple[float, float, float]:
+def fit_costs(probes: list[tuple[Network, Training]], times: list[float]) -> tuple[float, float, float]:
     """Costs of a step, of 10^9 output elements and of 10^12 operations that explain the times best, none negative."""
     from scipy.optimize import nnls
 
@@ -86,14 +86,14 @@ def _probe(device: str, dimension: int, channels: int, width: int, edge: int) ->
 
 def _time(probe: tuple[Network, Training], device: str, precision: Precision) -> float:
     from autofed.training.batches import PatchBatch
-    from autofed.training.devices import seconds
+    from autofed.training.devices import shortest_seconds
     from autofed.training.fit import Learner
 
     network, training = probe
     training = training.model_copy(update={"precision": precision})
     image, label = _pictures(training.patch_size, network.in_channels, training.batch_size)
     learner = Learner(network, training, device)
-    return seconds(partial(learner.gradient, PatchBatch(image, label), []), device)
+    return shortest_seconds(partial(learner.gradient, PatchBatch(image, label), []), device)
 
 
 def _pictures(shape: tuple[int, ...], channels: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,10 +122,10 @@ class _Noise:
 def _feeding(training: Training, channels: int) -> float:
     """Seconds to make patches of 10^6 voxels, all channels counted, in one thread; what a disk takes is not in it."""
     from autofed.training.batches import make_step_batches
-    from autofed.training.devices import seconds
+    from autofed.training.devices import shortest_seconds
 
     grid = (1, *(3 * edge // 2 for edge in training.patch_size))[-3:]
     image, label = _pictures(grid, channels, 1)
     store = cast("Store", _Noise(image[0], label[0, 0]))
     work = partial(make_step_batches, store, [["patient"] * _FED], training, [_SEED])
-    return seconds(work, "cpu", repeats=1) / (_FED * channels * math.prod(training.patch_size) / 1e6)
+    return shortest_seconds(work, "cpu", repeats=1) / (_FED * channels * math.prod(training.patch_size) / 1e6)

@@ -20,7 +20,7 @@ from _federations import QUICK, Bench, bench, markdown, parser
 
 from autofed.api.public_images import with_public_images
 from autofed.federation.public_labelling import Labeller
-from autofed.inference.predictor import views
+from autofed.inference.predictor import mirrored_probabilities
 from autofed.messages import quantization
 from autofed.plans import Plan
 from autofed.preprocessing import PublicImages, open_public
@@ -70,7 +70,7 @@ def one_by_one(made: Plan, public: PublicImages, device: str) -> None:
     for seed in range(MEMBERS):
         network = build(made.local.network, seed=seed).to(device).eval()
         for name in public.folders:
-            for _ in views(network, public.image(name), made, made.inference.mirror_axes, device):
+            for _ in mirrored_probabilities(network, public.image(name), made, made.inference.mirror_axes, device):
                 pass
 
 

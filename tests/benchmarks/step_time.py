@@ -36,7 +36,7 @@ from autofed.preprocessing import Store, open_store
 from autofed.privacy.none import NoPrivacy
 from autofed.training import batches
 from autofed.training.batches import intensities, patches
-from autofed.training.devices import autocast, pick_device, wait
+from autofed.training.devices import autocast, pick_device, synchronise
 from autofed.training.fit import Learner
 
 FEDERATIONS = ("dermoscopy", "hippocampus")
@@ -146,8 +146,8 @@ def watched(spent: dict[str, float], training: plans.Training) -> Iterator[None]
             (Store, "label", "reading"),
             (Store, "locations", "reading"),
             (patches, "_cut", "reading"),
-            (batches.SpatialTransform, "of_image", "spatial, image"),
-            (batches.SpatialTransform, "of_label", "spatial, labels"),
+            (batches.SpatialTransform, "transform_image", "spatial, image"),
+            (batches.SpatialTransform, "transform_label", "spatial, labels"),
         ):
             stack.enter_context(patch.object(owner, name, timed(getattr(owner, name), part, spent)))
         chain = intensities.transforms(training.rotate_in_plane_only)
@@ -216,7 +216,7 @@ class Clock:
         self.device, self.times, self.last = device, times, time.perf_counter()
 
     def note(self, phase: str) -> None:
-        wait(self.device)
+        synchronise(self.device)
         now = time.perf_counter()
         self.times[phase].append(now - self.last)
         self.last = now

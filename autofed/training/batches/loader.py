@@ -121,8 +121,8 @@ def stream(
     workers: Workers = "thread",
 ) -> Iterator[list[PatchBatch]]:
     """The patches of each draw, made by a feeder that lives as long as the iterator and no longer."""
-    with PatchLoader(workers) as feeder:
-        yield from feeder.stream(store, draws, training, seed)
+    with PatchLoader(workers) as loader:
+        yield from loader.stream(store, draws, training, seed)
 
 
 def memory_bytes(training: Training, channels: int, workers: Workers = "thread") -> int:

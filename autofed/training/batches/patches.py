@@ -83,7 +83,7 @@ def sample_patch(
     start = [_start(n, p, c, generator) for n, p, c in zip(label.shape, patch, middle, strict=True)]
     low, edges = view.box(patch)
     pixels, classes = (_cut(array, start + low, edges) for array in (image, label))
-    seen, labels = view.of_image(pixels, patch), view.of_label(classes, patch)
+    seen, labels = view.transform_image(pixels, patch), view.transform_label(classes, patch)
     return (seen[:, 0], labels[0]) if flat else (seen, labels)
 
 

@@ -18,11 +18,11 @@ from scipy.interpolate import BSpline
 
 from autofed.plans import Training
 
-CHANCE = 0.2
+TRANSFORM_PROBABILITY = 0.2
 """Of being rotated, and, by another toss, of being scaled; mirroring tosses a fair coin for every axis."""
 
-SCALE = (0.7, 1.4)
-REACH = 4
+SCALE_RANGE = (0.7, 1.4)
+SPLINE_MARGIN = 4
 """So many voxels are read around a view that is between voxels: a cubic spline asks for 1, and each more makes the
 influence of what is left away 0.27 times as large (Unser, IEEE Signal Process Mag 16:22, 1999)."""
 
@@ -49,11 +49,11 @@ class SpatialTransform:
         """
         middle = (np.asarray(patch) - 1) / 2
         half = np.abs(self.matrix) @ middle
-        low = np.where(self.moved, np.floor(middle - half) - REACH, 0).astype(int)
-        high = np.where(self.moved, np.ceil(middle + half) + REACH + 1, patch).astype(int)
+        low = np.where(self.moved, np.floor(middle - half) - SPLINE_MARGIN, 0).astype(int)
+        high = np.where(self.moved, np.ceil(middle + half) + SPLINE_MARGIN + 1, patch).astype(int)
         return low, high - low
 
-    def of_image(self, box: np.ndarray, patch: Sequence[int]) -> np.ndarray:
+    def transform_image(self, box: np.ndarray, patch: Sequence[int]) -> np.ndarray:
         """The view (C, *patch) of an image, float32, of which the box was read."""
         if not self.moved.any():
             return self._mirror(box)
@@ -64,7 +64,7 @@ class SpatialTransform:
         turned = _turned(pictures, self.matrix[first:, first:], self._origin(patch)[first:], tuple(patch)[first:])
         return self._mirror(turned.reshape(len(box), *patch))
 
-    def of_label(self, box: np.ndarray, patch: Sequence[int]) -> np.ndarray:
+    def transform_label(self, box: np.ndarray, patch: Sequence[int]) -> np.ndarray:
         """The view (*patch) of a label map of which the box was read."""
         return self._mirror(_labels(box, self.matrix, self._origin(patch), patch) if self.moved.any() else box)
 
@@ -85,9 +85,9 @@ def sample_transform(training: Training, generator: np.random.Generator) -> Spat
     flat = len(training.patch_size) == 2
     in_plane = flat or training.rotate_in_plane_only
     inner = np.eye(2 if in_plane else 3)
-    if generator.random() < CHANCE:
+    if generator.random() < TRANSFORM_PROBABILITY:
         inner = _rotation(_widest_angle(training), len(inner), generator)
-    if generator.random() < CHANCE:
+    if generator.random() < TRANSFORM_PROBABILITY:
         inner = inner * _scale(generator)
     matrix = np.eye(3)
     matrix[-len(inner) :, -len(inner) :] = inner
@@ -111,7 +111,7 @@ def _rotation(widest: float, axes: int, generator: np.random.Generator) -> np.nd
 
 def _scale(generator: np.random.Generator) -> float:
     """Half of them shrink what is seen (above 1: more is seen), half enlarge it."""
-    low, high = SCALE
+    low, high = SCALE_RANGE
     return generator.uniform(low, 1) if generator.random() < 0.5 else generator.uniform(1, high)
 
 
@@ -119,7 +119,7 @@ def widest_box(training: Training) -> tuple[int, ...]:
     """Edges that no box of a view goes beyond: the patch turned by any angle and scaled by the largest factor."""
     patch = np.array((1, *training.patch_size)[-3:], float)
     turning = patch if len(training.patch_size) == 3 and not training.rotate_in_plane_only else patch[1:]
-    reach = math.ceil(SCALE[1] * float(np.linalg.norm(turning))) + 2 * REACH + 2
+    reach = math.ceil(SCALE_RANGE[1] * float(np.linalg.norm(turning))) + 2 * SPLINE_MARGIN + 2
     return tuple(int(p) for p in patch[: 3 - len(turning)]) + (reach,) * len(turning)
 
 
