@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import typer
+from PIL import Image
 
 import autofed
 from autofed.cli import app, main
@@ -119,6 +121,19 @@ def test_field_names_are_whole_however_narrow_the_terminal(tmp_path, monkeypatch
     sites = [make_site(tmp_path / name, cases=2) for name in ("alpha", "bravo")]
     code, text = call(monkeypatch, capsys, "plan", *sites, "--hours", "0.01", "--device", "cpu", "--explain")
     assert code == 0 and "local.training.rotate_in_plane_only" in text
+
+
+def test_distances_between_pictures_without_a_spacing_are_told_in_pixels(tmp_path, monkeypatch, capsys):
+    for folder, columns in (("out", slice(4, 8)), ("labels", slice(2, 8))):
+        label = np.zeros((1, 12, 12), np.uint8)
+        label[:, 4:8, columns] = 1
+        (tmp_path / folder).mkdir()
+        Image.fromarray(label[0]).save(tmp_path / folder / "a.png")
+    (tmp_path / "labels" / "dataset.json").write_text('{"labels": {"background": 0, "cell": 1}}')
+    code, text = call(monkeypatch, capsys, "evaluate", tmp_path / "out", tmp_path / "labels")
+    assert code == 0, text
+    assert text.count("HD95 2.00 px") == 2 and "2.00 mm" not in text
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["mean"]["hd95_mm"] == 2.0
 
 
 def test_a_plan_of_hardly_any_steps_ends_with_a_warning(tmp_path, monkeypatch, capsys):

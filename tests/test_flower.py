@@ -165,6 +165,7 @@ def test_every_algorithm_ends_as_on_one_machine(ground, tmp_path, name):
     here = autofed.train(plan, ground.root / "work", tmp_path / "here", device="cpu", public=ground.public(name))
     there = Run(tmp_path / "there")
     lead(there, plan, ground.nodes(tmp_path, plan))
+    assert all(run.log_path.read_text().count(": round ") == plan.agreement.training.rounds for run in (here, there))
     pairs = [(there.fold_folder(), here.fold_folder())]
     for site in CASES:
         (folder,) = (tmp_path / site).glob("*/fold_all")
