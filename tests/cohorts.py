@@ -16,7 +16,7 @@ from autofed.data import Declaration
 from autofed.fingerprints import AxisCounts, ChannelSums, ClassCounts, Fingerprint, SiteCounts, exact, is_ct
 from autofed.fingerprints import private as private_fingerprints
 from autofed.fingerprints.private import CaseFeatures, PrivateFingerprint
-from autofed.planner.private_fingerprint import complete
+from autofed.planner.private_fingerprint import to_fingerprint
 from autofed.plans import Budget, Plan
 from autofed.privacy.private_fingerprint import OF_PATIENTS, PrivateFingerprintMechanism
 
@@ -74,7 +74,7 @@ def private_plan(
 ) -> Plan:
     """The plan of one draw of the noise."""
     merged = private_fingerprints.merge([released(cohort, noise_multiplier, rng) for cohort in cohorts])
-    return planner.make(complete(merged, prior, "a prior"), BUDGET)
+    return planner.make(to_fingerprint(merged, prior, "a prior"), BUDGET)
 
 
 # --- how far a private plan is from the open one

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from autofed import planner
 from autofed.algorithms.dcfed import DCFed
 from autofed.errors import ValidationErrors
-from autofed.planner import grids, hours, learning, topology
+from autofed.planner import algorithm, grids, hours, topology
 from autofed.planner.coarser_grids import grid_candidates
-from autofed.planner.forecast import steps_of
+from autofed.planner.forecast import total_steps
 from autofed.planner.grids import Grid
 from autofed.planner.presets import PRESETS
 from autofed.planner.private_search import candidate_configurations
@@ -153,7 +153,7 @@ def test_thick_or_few_slices_are_learned_one_by_one(spacing, shape, configuratio
 )
 def test_thresholds_of_thickness_and_number_hold_to_the_edge(spacing, slices, configuration):
     grid = grids.Grid("3d_fullres", (0, 1, 2), spacing, (slices, 256.0, 256.0))
-    assert grids.preferred(grid)[0] == configuration
+    assert grids.preferred_configuration(grid)[0] == configuration
 
 
 def test_a_configuration_asked_for_is_taken_and_the_own_choice_told():
@@ -207,7 +207,7 @@ def test_a_patch_that_sees_enough_needs_no_low_resolution():
 
 
 def test_kernel_stays_flat_while_slices_are_coarse():
-    found = topology.topology((5.0, 1.0, 1.0), (16, 128, 128))
+    found = topology.topology_for_patch((5.0, 1.0, 1.0), (16, 128, 128))
     assert found.kernels[0] == (1, 3, 3) and found.kernels[-1] == (3, 3, 3)
     assert found.strides[1] == (1, 2, 2)
 
@@ -224,7 +224,7 @@ def test_every_patch_fits_its_network_and_memory(spacing, shape, memory, preset)
     try:
         found = topology.patch_for_memory(grid(spacing, shape), task, memory)
     except ValidationErrors as error:
-        first = topology.topology(spacing, topology.first_patch(spacing, shape))
+        first = topology.topology_for_patch(spacing, topology.first_patch(spacing, shape))
         assert "too small for a network" in str(error) and len(first.strides) == 1
         return
     edges = zip(found.patch, found.divisor, strict=True)
@@ -269,8 +269,8 @@ def test_batch_cap_counts_all_sites():
 def test_cases_without_labels_do_not_count_for_the_batch():
     sites = ("a", "b")
     few = planner.make(fingerprint((36, 50, 35), cases=60, sites=sites))
-    more = planner.make(fingerprint((36, 50, 35), cases=60, sites=sites, unlabelled=2000))
-    assert few.local.training.batch_size == more.local.training.batch_size
+    many = planner.make(fingerprint((36, 50, 35), cases=60, sites=sites, unlabelled=2000))
+    assert few.local.training.batch_size == many.local.training.batch_size
 
 
 def test_residual_presets_put_no_cap_of_five_percent():
@@ -329,21 +329,20 @@ def test_hours_count_what_is_learned_of_public_images_and_the_student(sites, her
     assert labels.local.network == average.local.network
     at_once = 1 if here else len(sites)  # so many sites work at the same time, but only one student
     work = 2 - DCFed().begin + at_once / len(sites)
-    assert steps_of(average) / steps_of(labels) == pytest.approx(work, rel=0.1)
+    assert total_steps(average) / total_steps(labels) == pytest.approx(work, rel=0.1)
     assert "student" in reason(labels, "agreement.algorithm.name")
     followed = [planner.follow(data, guide, "earlier.json", budget) for guide in (average, labels)]
-    assert steps_of(followed[0]) / steps_of(followed[1]) == pytest.approx(work, rel=0.1)
+    assert total_steps(followed[0]) / total_steps(followed[1]) == pytest.approx(work, rel=0.1)
     sooner = labels.change({"algorithm.settings": {"begin": 0.2}})
     followed[1] = planner.follow(data, sooner, "earlier.json", budget)
-    assert steps_of(followed[0]) / steps_of(followed[1]) == pytest.approx(work + 0.4, rel=0.1)
+    assert total_steps(followed[0]) / total_steps(followed[1]) == pytest.approx(work + 0.4, rel=0.1)
 
 
 @pytest.mark.parametrize("begin", ["soon", 5, -1])
 def test_a_share_that_the_algorithm_will_refuse_does_not_spoil_the_hours(begin):
-    known, wrong = (AlgorithmSettings(name="dcfed", settings=settings) for settings in ({}, {"begin": begin}))
-    assert learning.passes(wrong, ("a", "b"), Budget()) == learning.passes(known, ("a", "b"), Budget()) == {
-        "a": pytest.approx(1.9), "b": pytest.approx(1.9),
-    }  # fmt: skip
+    default, wrong = (AlgorithmSettings(name="dcfed", settings=settings) for settings in ({}, {"begin": begin}))
+    passes = [algorithm.passes_per_step(settings, ("a", "b"), Budget()) for settings in (default, wrong)]
+    assert passes[0] == passes[1] == {"a": pytest.approx(1.9), "b": pytest.approx(1.9)}
 
 
 def test_hours_of_a_private_training_count_the_model_that_each_site_keeps():
@@ -476,7 +475,7 @@ def test_a_region_is_an_output_each_and_ignore_is_none():
 
 
 def test_memory_is_counted_for_every_entry_of_labels_as_nnunet_does():
-    shape = topology.topology((1.0, 1.0, 1.0), (64, 64, 64))
+    shape = topology.topology_for_patch((1.0, 1.0, 1.0), (64, 64, 64))
     of = [
         NetworkTask(1, 4, PRESETS["plain"]),
         NetworkTask(1, 3, PRESETS["plain"], 1),
@@ -535,9 +534,9 @@ def test_every_field_has_one_reason_and_it_is_that_of_the_plan():
 def test_the_tenth_percentile_is_named_where_it_was_taken():
     print_ = fingerprint((20, 256, 256), (5.0, 1.0, 1.0), 10)
     thick = print_.axes[0].model_copy(update={"spacing_mm": {"3.0": 2, "5.0": 8}})
-    taken = planner.make(print_.model_copy(update={"axes": (thick, *print_.axes[1:])}))
+    coarse = planner.make(print_.model_copy(update={"axes": (thick, *print_.axes[1:])}))
     plain = plan((128, 128, 128))
-    assert "5, is far coarser" in reason(taken, "local.geometry.spacing_mm")
+    assert "5, is far coarser" in reason(coarse, "local.geometry.spacing_mm")
     assert "percentile" not in reason(plain, "local.geometry.spacing_mm")
 
 

@@ -16,7 +16,7 @@ from autofed.errors import ValidationErrors
 from autofed.files import write_json
 from autofed.fingerprints import private as private_fingerprints
 from autofed.fingerprints.private import CaseFeatures, IntensityStatistics, PrivateFingerprint
-from autofed.planner.private_fingerprint import complete
+from autofed.planner.private_fingerprint import to_fingerprint
 from autofed.privacy import accounting, guarantee
 from autofed.privacy.events import PrivacyEvent
 from autofed.privacy.ledger import PrivacyLedger
@@ -315,7 +315,7 @@ def test_declared_facts_are_not_counted(tmp_path):
     write_json(folder / "dataset.json", {**described, "protocol": {"spacing_mm": [3, 1, 1], "size": [20, 24, 32]}})
     found = take_private_fingerprint(open_dataset(folder), tmp_path / "work", 8.0)
     assert set(found.parts) == {"kept"} and found.parts["kept"].variance == pytest.approx(noise_for(8.0, 1e-5) ** 2)
-    made = complete(found)
+    made = to_fingerprint(found)
     assert [list(axis.spacing_mm) for axis in made.axes] == [["3.0"], ["1.0"], ["1.0"]]
     assert [list(axis.size) for axis in made.axes] == [["20"], ["24"], ["32"]]
     assert "declared" in made.noise.told["local.geometry.spacing_mm"]

@@ -1,4 +1,4 @@
-"""A private plan: what is searched, what it promises, how it grades itself, and what it refuses."""
+"""A private plan: what is searched, what it guarantees, its grade, and what is refused."""
 
 import itertools
 import math
@@ -9,10 +9,10 @@ import pytest
 from autofed import api, planner, plans
 from autofed.errors import ValidationErrors
 from autofed.planner.coarser_grids import FEWEST_ACROSS, grid_candidates
-from autofed.planner.forecast import SOUND, STRAINED, averaged, grade, step_ratio
+from autofed.planner.forecast import SOUND, STRAINED, averaged_ratio, grade, step_ratio
 from autofed.planner.private import make_private
 from autofed.planner.private_search import LEAST_EXPECTED, WIDTHS, SearchProblem, candidate_configurations
-from autofed.planner.suggestions import larger
+from autofed.planner.suggestions import larger_epsilons
 from autofed.plans import Budget, Plan
 from autofed.privacy import accounting, guarantee
 from tests.plans_made import SPEED, fingerprint
@@ -20,16 +20,16 @@ from tests.plans_made import SPEED, fingerprint
 SITES = ("alpha", "bravo")
 
 
-def pictures(cases=1000, pixels=3000, edge=128, sites=SITES, **more):
+def pictures(cases=1000, pixels=3000, edge=128, sites=SITES, **options):
     """Many patients with one large structure each, in pictures."""
-    data = fingerprint((1, edge, edge), (999.0, 1.0, 1.0), cases, ("red",), 1, sites, **more)
+    data = fingerprint((1, edge, edge), (999.0, 1.0, 1.0), cases, ("red",), 1, sites, **options)
     held = data.classes["structure_1"]
     large = held.model_copy(update={"cases": cases, "components": cases, "volume": cases * pixels << 24})
     return data.model_copy(update={"classes": {**data.classes, "structure_1": large}})
 
 
-def budget(epsilon=8.0, hours=0.5, **more) -> Budget:
-    return Budget(hours=hours, speed=SPEED, epsilon=epsilon, **more)
+def budget(epsilon=8.0, hours=0.5, **options) -> Budget:
+    return Budget(hours=hours, speed=SPEED, epsilon=epsilon, **options)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def made() -> Plan:
 
 
 def test_the_plan_fixes_network_and_privacy_and_says_why(made):
-    private, said = made.agreement.privacy, {reason.field: reason for reason in made.reasons}
+    private, reasons = made.agreement.privacy, {reason.field: reason for reason in made.reasons}
     assert private.mechanism == "dp-sgd" and private.epsilon == 8 and private.delta == 1e-5
     assert made.agreement.training.validate_every == 0 and 0 < made.agreement.training.ema < 1
     for field in (
@@ -47,17 +47,17 @@ def test_the_plan_fixes_network_and_privacy_and_says_why(made):
         "agreement.training.snapshots", "agreement.average.weights", "local.network.features",
         "local.training.learning_rate", "local.training.steps_per_round", "agreement.privacy",
     ):  # fmt: skip
-        assert said[field].why, field
-    assert said["agreement.privacy"].value == planner.forecast(made).grade
+        assert reasons[field].why, field
+    assert reasons["agreement.privacy"].value == planner.forecast(made).grade
 
 
-def test_the_noise_is_the_least_that_keeps_the_promise(made):
+def test_the_noise_is_the_least_that_keeps_the_guarantee(made):
     assert guarantee.problems(made) == []
     private = made.agreement.privacy.model_copy(
         update={"noise_multiplier": made.agreement.privacy.noise_multiplier * 0.999}
     )
-    louder = made.model_copy(update={"agreement": made.agreement.model_copy(update={"privacy": private})})
-    assert "spend epsilon 8.0" in guarantee.problems(louder)[0]
+    less_noise = made.model_copy(update={"agreement": made.agreement.model_copy(update={"privacy": private})})
+    assert "spend epsilon 8.0" in guarantee.problems(less_noise)[0]
 
 
 def test_the_same_plan_is_made_again(made, tmp_path):
@@ -76,16 +76,16 @@ def test_the_hours_are_kept(made):
     planner.check_memory(made)
 
 
-def test_what_is_foretold_is_the_noise_that_the_mechanism_adds(made):
-    told, private = planner.forecast(made), made.agreement.privacy
-    site = told.sites["alpha"]
+def test_the_forecast_is_of_the_noise_that_the_mechanism_adds(made):
+    expected, private = planner.forecast(made), made.agreement.privacy
+    site = expected.sites["alpha"]
     assert site.patients == 500 and site.expected == pytest.approx(private.sampling_rate * 500)
     assert 7.9 < site.epsilon <= 8 + 1e-6
     parameters = made.local.network.parameters
     assert site.ratio == pytest.approx(private.noise_multiplier * math.sqrt(parameters) / site.expected)
-    assert told.ratio == pytest.approx(site.ratio / math.sqrt(2)), "two equal sites"
+    assert expected.ratio == pytest.approx(site.ratio / math.sqrt(2)), "two equal sites"
     steps = made.agreement.training.rounds * made.local.training.steps_per_round
-    assert told.whole == pytest.approx(told.ratio / math.sqrt(steps) * (30_000 / parameters) ** 0.25)
+    assert expected.total_ratio == pytest.approx(expected.ratio / math.sqrt(steps) * (30_000 / parameters) ** 0.25)
 
 
 def test_the_ratio_of_a_step_is_that_of_released_noise():
@@ -100,18 +100,18 @@ def test_the_ratio_of_a_step_is_that_of_released_noise():
 
 
 def test_weights_decide_how_much_of_a_sites_noise_is_left():
-    assert averaged({"a": 3.0, "b": 4.0}, {"a": 1.0, "b": 1.0}) == pytest.approx(2.5)
-    assert averaged({"a": 3.0, "b": 400.0}, {"a": 1.0, "b": 0.0}) == 3.0
+    assert averaged_ratio({"a": 3.0, "b": 4.0}, {"a": 1.0, "b": 1.0}) == pytest.approx(2.5)
+    assert averaged_ratio({"a": 3.0, "b": 400.0}, {"a": 1.0, "b": 0.0}) == 3.0
 
 
 def test_more_patients_and_a_larger_epsilon_make_less_noise():
-    base, patients = _question(pictures(200)), _question(pictures(800))
-    whole = [question.search()[0].whole for question in (base, patients, replace(base, epsilon=20.0))]
-    assert whole[0] > 1.3 * max(whole[1:])
+    base, patients = _problem(pictures(200)), _problem(pictures(800))
+    ratios = [problem.search()[0].total_ratio for problem in (base, patients, replace(base, epsilon=20.0))]
+    assert ratios[0] > 1.3 * max(ratios[1:])
 
 
 def test_grades_are_in_order():
-    assert [grade(whole) for whole in (SOUND, SOUND * 1.01, STRAINED, STRAINED * 1.01)] == [
+    assert [grade(ratio) for ratio in (SOUND, SOUND * 1.01, STRAINED, STRAINED * 1.01)] == [
         "sound", "strained", "strained", "hopeless",
     ]  # fmt: skip
 
@@ -119,42 +119,40 @@ def test_grades_are_in_order():
 def test_few_patients_are_refused_with_the_nearest_plan_that_can_be():
     with pytest.raises(ValidationErrors) as error:
         planner.make(pictures(8), budget())
-    (said,) = error.value.problems
-    assert "from 4, 4 patients at epsilon 8 (delta 1e-05)" in said and "times as many patients" in said
-    assert "pseudo-labels travel and no weights, is no formal guarantee" in said
-    reason, evidence, heading, *suggestions = said.split("\n")
+    (problem,) = error.value.problems
+    assert "from 4, 4 patients at epsilon 8 (delta 1e-05)" in problem and "times as many patients" in problem
+    assert "pseudo-labels travel and no weights, is no formal guarantee" in problem
+    reason, evidence, heading, *suggestions = problem.split("\n")
     assert reason.startswith("hardly anything would be learned") and "parameters" in evidence and "help" in heading
     assert len(suggestions) >= 3 and suggestions[0].startswith("    limited learning with about")
     assert planner.forecast(planner.make(pictures(8), budget(), even_if_hopeless=True)).grade == "hopeless"
 
 
-def test_what_is_proposed_does_help():
-    question = _question(pictures(40))
-    assert question.search()[0].whole > STRAINED
+def test_what_is_suggested_does_help():
+    problem = _problem(pictures(40))
+    assert problem.search()[0].total_ratio > STRAINED
     with pytest.raises(ValidationErrors) as error:
         planner.make(pictures(40), budget())
-    times = float(str(error.value).split("with about ")[1].split(" times")[0])
-    better = planner.make(pictures(round(40 * times)), budget(), even_if_hopeless=True)
-    assert planner.forecast(better).whole < 1.1 * STRAINED
-    assert replace(question, more=times).search()[0].whole <= STRAINED
+    factor = float(str(error.value).split("with about ")[1].split(" times")[0])
+    better = planner.make(pictures(round(40 * factor)), budget(), even_if_hopeless=True)
+    assert planner.forecast(better).total_ratio < 1.1 * STRAINED
+    assert replace(problem, patients_factor=factor).search()[0].total_ratio <= STRAINED
 
 
 def test_a_wide_network_set_by_hand_is_told_of_the_smaller_one(made):
     stages = len(made.local.network.features)
     wide = api.change(made, None, {"network.features": [256, 512, 512, 512][:stages]})
     assert planner.forecast(wide).grade != "sound"
-    (said,) = planner.suggestions(wide)
-    assert (
-        said.startswith("good learning as autofed plans it by itself")
-        and f"{made.local.network.parameters} parameters" in said
-    )
+    (suggestion,) = planner.suggestions(wide)
+    assert suggestion.startswith("good learning as autofed plans it by itself")
+    assert f"{made.local.network.parameters} parameters" in suggestion
 
 
-def test_a_sound_plan_needs_no_remedy_and_a_strained_one_names_some(made):
+def test_a_sound_plan_needs_no_suggestion_and_a_strained_one_gets_some(made):
     assert planner.forecast(made).grade == "sound" and planner.suggestions(made) == ()
     strained = planner.make(pictures(100), budget())
     assert planner.forecast(strained).grade == "strained"
-    assert any("patients" in said for said in planner.suggestions(strained))
+    assert any("patients" in suggestion for suggestion in planner.suggestions(strained))
 
 
 def test_what_a_person_set_badly_is_told_what_the_planner_would_do(made):
@@ -187,11 +185,11 @@ def test_no_hours_for_a_single_step_is_said():
 def test_a_coarser_grid_is_taken_only_where_structures_are_large_enough():
     open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
     large, small = (list(grid_candidates(open_plan, pictures(pixels=pixels))) for pixels in (6000, 20))
-    assert [choice.factor for choice in large][-1] == 4 and [choice.factor for choice in small] == [1]
-    assert all(a.lost < b.lost for a, b in itertools.pairwise(large))
+    assert [grid.factor for grid in large][-1] == 4 and [grid.factor for grid in small] == [1]
+    assert all(a.outline_loss < b.outline_loss for a, b in itertools.pairwise(large))
     width = math.sqrt(4 * 6000 / math.pi)
-    assert large[-1].lost == pytest.approx(3 / width) and width / 4 > FEWEST_ACROSS
-    assert [choice.factor for choice in grid_candidates(open_plan)] == [1], "nothing says how large structures are"
+    assert large[-1].outline_loss == pytest.approx(3 / width) and width / 4 > FEWEST_ACROSS
+    assert [grid.factor for grid in grid_candidates(open_plan)] == [1], "nothing says how large structures are"
 
 
 def test_grid_patch_and_pooling_of_a_coarser_plan_fit_together(made):
@@ -201,47 +199,47 @@ def test_grid_patch_and_pooling_of_a_coarser_plan_fit_together(made):
         if c.factor == 2
     )
     assert coarse.geometry.spacing_mm == (999.0, 2.0, 2.0) and coarse.geometry.median_shape == (1, 64, 64)
-    assert coarse.shape.patch == (64, 64) and coarse.shape.divisor == (8, 8), "edges of 8 at the deepest stage"
-    assert len(coarse.network(4).features) == len(coarse.shape.strides)
+    assert coarse.topology.patch == (64, 64) and coarse.topology.divisor == (8, 8), "edges of 8 at the deepest stage"
+    assert len(coarse.network(4).features) == len(coarse.topology.strides)
 
 
 def test_all_that_is_searched_fits_memory_and_draws_somebody():
-    question = _question(pictures(30))
-    for candidate in question.search():
-        assert candidate.rate * 15 >= LEAST_EXPECTED and candidate.steps >= 1
-        assert candidate.build.width in WIDTHS
-    assert min(c.predicted_loss for c in question.search()) == question.search()[0].predicted_loss
+    problem = _problem(pictures(30))
+    for candidate in problem.search():
+        assert candidate.sampling_rate * 15 >= LEAST_EXPECTED and candidate.steps >= 1
+        assert candidate.configuration.width in WIDTHS
+    assert min(c.predicted_loss for c in problem.search()) == problem.search()[0].predicted_loss
 
 
 def test_the_accountant_has_the_last_word(made):
-    question = _question(pictures())
-    best = question.best()
+    problem = _problem(pictures())
+    best = problem.best()
     events = [_event(best)]
-    assert accounting.epsilon(events, 1e-5) <= 8 and best.noise == accounting.calibrate(
+    assert accounting.epsilon(events, 1e-5) <= 8 and best.noise_multiplier == accounting.calibrate(
         lambda z: [events[0].model_copy(update={"noise_multiplier": z})], 8, 1e-5
     )
-    assert best.noise == pytest.approx(accounting.sketched_noise(
-        best.taken, best.rate, accounting.inverse_square(8, 1e-5)), rel=0.1)  # fmt: skip
+    assert best.noise_multiplier == pytest.approx(accounting.sketched_noise(
+        best.scheduled_steps, best.sampling_rate, accounting.inverse_square(8, 1e-5)), rel=0.1)  # fmt: skip
 
 
 def test_what_is_searched_costs_what_the_plan_will_be_charged(made):
     """One object states the cost: the mechanism of the candidate is that of the plan."""
     from autofed import privacy
 
-    best = _question(pictures()).best()
+    best = _problem(pictures()).best()
     steps = made.local.training.steps_per_round
     assert best.schedule == (made.agreement.training.rounds, steps)
-    assert best.cost(best.noise, *best.schedule) == guarantee.to_charge(made, steps)
+    assert best.cost(best.noise_multiplier, *best.schedule) == guarantee.to_charge(made, steps)
     assert replace(best.mechanism, patients=500) == privacy.find_mechanism(made, 500)
 
 
 def test_noise_is_calibrated_once_on_the_way_to_a_plan(monkeypatch):
     """Of the best few that are held against each other, too."""
-    asked, calibrate = [], accounting.calibrate
-    monkeypatch.setattr(accounting, "calibrate", lambda *args: asked.append(args) or calibrate(*args))
+    calls, calibrate = [], accounting.calibrate
+    monkeypatch.setattr(accounting, "calibrate", lambda *args: calls.append(args) or calibrate(*args))
     made = planner.make(pictures(), budget())
-    assert len(asked) == 1
-    assert guarantee.settled(made, None, None, noise_is_given=False) == _question(pictures()).guarantee.fields(
+    assert len(calls) == 1
+    assert guarantee.settled(made, None, None, noise_is_given=False) == _problem(pictures()).guarantee.fields(
         made.agreement.privacy.noise_multiplier
     )
 
@@ -251,18 +249,18 @@ def test_the_best_of_the_few_is_the_best_by_the_accountant(cases, hours, epsilon
     """Each of them calibrated, which a search need not do."""
     data = pictures(cases)
     open_plan = planner.make(data, Budget(hours=hours, speed=SPEED))
-    question = SearchProblem.of(open_plan, epsilon, 1e-5, grid_candidates(open_plan, data))
-    few = [question._calibrated(candidate) for candidate in question.search()[:3]]
-    assert question.best() == min(few, key=lambda candidate: candidate.predicted_loss)
+    problem = SearchProblem.of(open_plan, epsilon, 1e-5, grid_candidates(open_plan, data))
+    best_few = [problem._calibrated(candidate) for candidate in problem.search()[:3]]
+    assert problem.best() == min(best_few, key=lambda candidate: candidate.predicted_loss)
 
 
-def test_the_census_is_paid_from_the_promise():
+def test_private_fingerprints_are_paid_from_the_guarantee():
     open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
     noised = open_plan.change({"privacy.census_noise": 2.4})
     paid, free = make_private(noised, 8.0), make_private(open_plan, 8.0)
     assert paid.agreement.privacy.census_noise == 2.4 and guarantee.problems(paid) == []
-    assert planner.forecast(paid).whole > planner.forecast(free).whole
-    with pytest.raises(ValidationErrors, match="spent on the census"):
+    assert planner.forecast(paid).total_ratio > planner.forecast(free).total_ratio
+    with pytest.raises(ValidationErrors, match="private fingerprints spend the whole epsilon"):
         make_private(open_plan.change({"privacy.census_noise": 0.1}), 8.0)
 
 
@@ -285,8 +283,11 @@ def test_trained_weights_keep_a_network_that_was_set_by_hand():
 def test_weights_that_do_not_learn_get_no_noise_in_the_search_either():
     open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
     half = open_plan.change({"training.trained": "decoder"})
-    (build, *_), (whole, *_) = (list(candidate_configurations(p, grid_candidates(p))) for p in (half, open_plan))
-    assert build.learning == build.network.trained_parameters("decoder") < whole.learning == whole.network.parameters
+    (decoder, *_), (everything, *_) = (
+        list(candidate_configurations(plan, grid_candidates(plan))) for plan in (half, open_plan)
+    )
+    assert decoder.trained_parameters == decoder.network.trained_parameters("decoder") < everything.trained_parameters
+    assert everything.trained_parameters == everything.network.parameters
     made = make_private(half, 8.0)
     why = next(r.why for r in made.reasons if r.field == "local.network.features")
     assert f", {made.local.network.trained_parameters('decoder')} of which train and get noise" in why
@@ -300,8 +301,9 @@ def test_sites_take_as_many_steps_as_each_other():
 
 @pytest.mark.parametrize("epsilon", [1e-3, 8.0, 70.0])
 def test_every_epsilon_that_is_ruled_out_was_looked_at(epsilon):
-    found = list(larger(epsilon))
-    assert found == sorted(found) and found[-1] == 100 and all(b <= 2 * a for a, b in itertools.pairwise(found))
+    epsilons = list(larger_epsilons(epsilon))
+    assert epsilons == sorted(epsilons) and epsilons[-1] == 100
+    assert all(b <= 2 * a for a, b in itertools.pairwise(epsilons))
 
 
 def test_an_open_plan_becomes_private_and_hand_settings_have_the_last_word():
@@ -312,26 +314,31 @@ def test_an_open_plan_becomes_private_and_hand_settings_have_the_last_word():
     assert fewer.agreement.privacy.sampling_rate == 0.5 and guarantee.problems(fewer) == []
     adaptive = api.change(made, None, {"privacy.mechanism": "adp"})
     assert adaptive.agreement.privacy.mechanism == "adp" and guarantee.problems(adaptive) == []
-    told = planner.forecast(adaptive)
+    expected = planner.forecast(adaptive)
     z, share = adaptive.agreement.privacy.noise_multiplier, adaptive.agreement.privacy.quantile_share
-    assert told.sites["alpha"].ratio == pytest.approx(
-        step_ratio(z / math.sqrt(1 - share), adaptive.local.network.parameters, told.sites["alpha"].expected)
+    assert expected.sites["alpha"].ratio == pytest.approx(
+        step_ratio(z / math.sqrt(1 - share), adaptive.local.network.parameters, expected.sites["alpha"].expected)
     )
 
 
-def test_a_plan_without_single_patients_gradients_foretells_nothing():
+def test_a_plan_without_single_patients_gradients_has_no_forecast():
     open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
     assert planner.forecast(open_plan) is None and planner.suggestions(open_plan) == ()
-    whole = api.change(open_plan, None, {"privacy.mechanism": "feddp", "privacy.noise_multiplier": 1.0})
-    assert planner.forecast(whole) is None
+    feddp = api.change(open_plan, None, {"privacy.mechanism": "feddp", "privacy.noise_multiplier": 1.0})
+    assert planner.forecast(feddp) is None
 
 
-def _question(data) -> SearchProblem:
+def _problem(data) -> SearchProblem:
     open_plan = planner.make(data, Budget(hours=0.5, speed=SPEED))
     return SearchProblem.of(open_plan, 8.0, 1e-5, grid_candidates(open_plan, data))
 
 
-def _event(found):
+def _event(candidate):
     from autofed.privacy.events import PrivacyEvent
 
-    return PrivacyEvent(mechanism="", steps=found.taken, noise_multiplier=found.noise, sampling_rate=found.rate)
+    return PrivacyEvent(
+        mechanism="",
+        steps=candidate.scheduled_steps,
+        noise_multiplier=candidate.noise_multiplier,
+        sampling_rate=candidate.sampling_rate,
+    )

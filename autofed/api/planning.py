@@ -18,7 +18,7 @@ from autofed.fingerprints import private as private_fingerprints
 from autofed.fingerprints.private import PrivateFingerprint
 from autofed.parallel import Progress, silent
 from autofed.planner import PRESETS, check_memory, follow, make, make_private, with_grade
-from autofed.planner.private_fingerprint import complete
+from autofed.planner.private_fingerprint import to_fingerprint
 from autofed.plans import Budget, Device, Plan, Speed
 
 
@@ -62,7 +62,7 @@ def private_fingerprint(
     noised = _counted_under_noise(options, open_dataset(site), processes=options.processes, progress=options.progress)
     if options.speed:
         budget = Budget(device=_device_here(options.device))
-        noised = noised.with_speed(_measured_speed(complete(noised), budget))
+        noised = noised.with_speed(_measured_speed(to_fingerprint(noised), budget))
     if output is not None:
         noised.save(Path(output))
     return noised
@@ -365,7 +365,7 @@ def _merged(found: Sequence[Fingerprint | PrivateFingerprint], prior: PathLike |
         "--prior", ["it helps noised fingerprints, and these are not; leave it out"] if prior and opened else []
     )
     return (
-        complete(private_fingerprints.merge(noised), plans.load(prior) if prior else None, str(prior))
+        to_fingerprint(private_fingerprints.merge(noised), plans.load(prior) if prior else None, str(prior))
         if noised
         else merge(opened)
     )

@@ -106,7 +106,7 @@ def _show_forecast(made: Any, every: bool) -> None:
                f"whether a given patient was used can be told with a success rate of at most {rate} %, where guessing "
                "gives 50 %")  # fmt: skip
     typer.echo(f"expected learning: {EXPECTED_LEARNING[expected.grade]}; over all steps the noise is "
-               f"{expected.whole:.2g} times as strong as the patients' signal")  # fmt: skip
+               f"{expected.total_ratio:.2g} times as strong as the patients' signal")  # fmt: skip
     for suggestion in suggestions(made):
         typer.echo(f"  {suggestion}")
 

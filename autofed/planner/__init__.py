@@ -13,18 +13,19 @@ from autofed.data import Declaration
 from autofed.data.labels import Labels
 from autofed.errors import ValidationErrors, raise_if_any
 from autofed.fingerprints import Fingerprint
-from autofed.planner import learning, private_fingerprint
-from autofed.planner.annotations import annotated_at
+from autofed.planner import private_fingerprint
+from autofed.planner.algorithm import algorithm_settings, passes_per_step
+from autofed.planner.annotations import partial_annotations
 from autofed.planner.checks import data_problems, structure_problems
 from autofed.planner.following import follow
 from autofed.planner.forecast import EXPECTED_LEARNING, Forecast, SiteForecast, forecast
-from autofed.planner.grids import Grid, full_resolution, low_resolution, preferred
-from autofed.planner.hours import SMALLEST_BATCH, size
+from autofed.planner.grids import Grid, full_resolution, low_resolution, preferred_configuration
+from autofed.planner.hours import SMALLEST_BATCH, network_size
 from autofed.planner.intensities import intensity
 from autofed.planner.presets import PRESETS, PresetRules
 from autofed.planner.private import GRADED, make_private, with_grade
-from autofed.planner.reasons import Reasons, short
-from autofed.planner.schedules import TrainingLength, communication_rounds, fault_settings, training
+from autofed.planner.reasons import Reasons, format_axes
+from autofed.planner.schedules import TrainingLength, communication_rounds, fault_settings, training_recipe
 from autofed.planner.suggestions import suggestions
 from autofed.planner.topology import NetworkTask, Topology, batch_for_memory, memory_needed, patch_for_memory
 from autofed.plans import (
@@ -64,41 +65,40 @@ def make(
     *,
     even_if_hopeless: bool = False,
 ) -> Plan:
-    """The plan for the data described by a (merged) fingerprint, within a budget; by an `algorithm` if one is named.
+    """The plan for the data described by a (merged) fingerprint, within a budget; for an `algorithm` if one is named.
 
     With an epsilon in the budget it is private (`make_private`). `ValidationErrors` if there is nothing to learn from,
-    or if the budget asks for what cannot be planned.
+    or if nothing can be planned within the budget.
     """
     budget = budget or Budget()
-    made = _open(fingerprint, budget, algorithm)
+    plan = _plan_without_privacy(fingerprint, budget, algorithm)
     if budget.epsilon is None:
-        return made
-    return make_private(made, budget.epsilon, budget.delta, fingerprint=fingerprint, even_if_hopeless=even_if_hopeless)
+        return plan
+    return make_private(plan, budget.epsilon, budget.delta, fingerprint=fingerprint, even_if_hopeless=even_if_hopeless)
 
 
-def _open(fingerprint: Fingerprint, budget: Budget, algorithm: str | None) -> Plan:
-    """The plan without a promise."""
+def _plan_without_privacy(fingerprint: Fingerprint, budget: Budget, algorithm: str | None) -> Plan:
     raise_if_any("the plan", [*data_problems(fingerprint, budget), *structure_problems(fingerprint)])
     reasons, preset = Reasons(), PRESETS[budget.preset]
     declaration, sites = fingerprint.declaration, tuple(fingerprint.sites)
     task = _task(declaration, preset, reasons)
-    full = full_resolution(fingerprint, reasons)
-    grid, batch_dice = _configuration(full, task, budget, reasons)
-    found = patch_for_memory(grid, task, budget.memory_gb)
-    _say_geometry(grid, found, budget, reasons)
-    labelled = sum(site.labelled for site in fingerprint.sites.values())
-    batch = batch_for_memory(found, grid, labelled, task, budget.memory_gb)
-    passes = learning.passes(AlgorithmSettings(name=algorithm or "fedavg"), sites, budget)
-    chosen = size(task, found, batch, passes, budget, reasons)
-    rounds, per_round = communication_rounds(chosen.steps, len(sites), reasons)
-    length = TrainingLength(per_round, chosen.steps * len(sites))
-    recipe = training(found, chosen, length, batch_dice, declaration.dimension, budget, reasons)
-    network = task.network(found, chosen.base)
-    recipe = _precise_enough(recipe, network, reasons)
-    _say_memory(network, recipe, budget, reasons)
+    full_grid = full_resolution(fingerprint, reasons)
+    grid, batch_dice = _grid_and_batch_dice(full_grid, task, budget, reasons)
+    topology = patch_for_memory(grid, task, budget.memory_gb)
+    _add_geometry_reasons(grid, topology, budget, reasons)
+    labelled_cases = sum(site.labelled for site in fingerprint.sites.values())
+    batch = batch_for_memory(topology, grid, labelled_cases, task, budget.memory_gb)
+    passes = passes_per_step(AlgorithmSettings(name=algorithm or "fedavg"), sites, budget)
+    size = network_size(task, topology, batch, passes, budget, reasons)
+    rounds, per_round = communication_rounds(size.steps, len(sites), reasons)
+    length = TrainingLength(per_round, size.steps * len(sites))
+    recipe = training_recipe(topology, size, length, batch_dice, declaration.dimension, budget, reasons)
+    network = task.network(topology, size.base_features)
+    recipe = _with_safe_precision(recipe, network, reasons)
+    _add_memory_reason(network, recipe, budget, reasons)
     normalisation = intensity(fingerprint, reasons)
-    annotated = annotated_at(fingerprint, reasons)
-    reasons.say("agreement.privacy.mechanism", "none", "no epsilon was asked for: nothing is promised")
+    annotated = partial_annotations(fingerprint, reasons)
+    reasons.record("agreement.privacy.mechanism", "none", "no epsilon was asked for: nothing is promised")
     private_fingerprint.add_noise_reasons(fingerprint, reasons)
     return Plan(
         budget=budget,
@@ -108,7 +108,7 @@ def _open(fingerprint: Fingerprint, budget: Budget, algorithm: str | None) -> Pl
             regions_class_order=declaration.regions_class_order,
             dimension=declaration.dimension,
             patients={name: site.patients for name, site in fingerprint.sites.items()},
-            algorithm=learning.algorithm(algorithm, len(sites), reasons),
+            algorithm=algorithm_settings(algorithm, len(sites), reasons),
             training=rounds,
             privacy=Privacy(census_noise=fingerprint.noise.multiplier if fingerprint.noise else None),
             faults=fault_settings(len(sites), reasons),
@@ -121,17 +121,17 @@ def _open(fingerprint: Fingerprint, budget: Budget, algorithm: str | None) -> Pl
 
 
 def _task(declaration: Declaration, preset: PresetRules, reasons: Reasons) -> NetworkTask:
-    """What the network takes and gives; its outputs are told where they are not one for each entry of `labels`."""
+    """Inputs and outputs of the network, with a reason where outputs are not one for each entry of `labels`."""
     labels, entries = Labels.of(declaration), len(declaration.labels)
     if labels.channels != entries:
         kind = "one for each region, since regions overlap" if labels.is_regions else "none for ignore"
         why = f"{kind}; memory is counted for all {entries} entries of `labels` (nnU-Net)"
-        reasons.say("local.network.classes", labels.channels, why)
+        reasons.record("local.network.classes", labels.channels, why)
     return NetworkTask(len(declaration.channels), labels.channels, preset, entries - labels.channels)
 
 
 def check_memory(plan: Plan) -> None:
-    """`ValidationErrors` if a plan, changed by hand, needs more memory than its budget has, with what would fit."""
+    """`ValidationErrors` if a plan that was changed by hand needs more memory than its budget has."""
     training, network, budget = plan.local.training, plan.local.network, plan.budget
     per_patch = memory_needed(network, training.patch_size, 1, PRESETS[budget.preset])
     # nnU-Net rounds a batch above the smallest to the nearest whole number: half a patch more than fits is in order
@@ -140,72 +140,72 @@ def check_memory(plan: Plan) -> None:
         raise ValidationErrors(
             "the plan",
             [
-                f"{training.batch_size} patches of {short(training.patch_size)} with {network.features[0]} features in "
-                f"the first stage need about {needed:.2g} GB, the budget has {budget.memory_gb:g}; expected a smaller "
-                "training.batch_size, training.patch_size or network.features, or a larger --memory"
+                f"{training.batch_size} patches of {format_axes(training.patch_size)} with {network.features[0]} "
+                f"features in the first stage need about {needed:.2g} GB, the budget has {budget.memory_gb:g}; "
+                "expected a smaller training.batch_size, training.patch_size or network.features, or a larger --memory"
             ],
         )
 
 
-def _configuration(full: Grid, task: NetworkTask, budget: Budget, reasons: Reasons) -> tuple[Grid, bool]:
+def _grid_and_batch_dice(full_grid: Grid, task: NetworkTask, budget: Budget, reasons: Reasons) -> tuple[Grid, bool]:
     """The grid to learn on, and whether Dice is taken over the batch: in 2d, or if a patch sees little (nnU-Net)."""
-    chosen, why = preferred(full)
+    configuration, why = preferred_configuration(full_grid)
     if budget.configuration != "auto":
-        chosen, why = budget.configuration, f"asked for; by itself the plan takes {chosen} ({why})"
+        configuration, why = budget.configuration, f"asked for; by itself the plan takes {configuration} ({why})"
     where = "local.geometry.configuration"
-    if chosen == "2d":
-        reasons.say(where, "2d", why)
-        return replace(full, configuration="2d"), True
-    coarse = _coarse(full, task, budget, wanted=chosen == "3d_lowres")
-    if chosen == "3d_fullres":
-        hint = f"; 3d_lowres would be {short(coarse.spacing_mm)} mm" if coarse else ""
-        reasons.say(where, "3d_fullres", why + hint)
-        return full, coarse is not None
-    if coarse is None:
-        found = "3d_lowres was asked for, but a patch at full resolution sees a quarter of the median case or more"
-        raise ValidationErrors("the plan", [f"{found}; expected --configuration 3d_fullres"])
-    reasons.say(where, "3d_lowres", why)
+    if configuration == "2d":
+        reasons.record(where, "2d", why)
+        return replace(full_grid, configuration="2d"), True
+    coarse_grid = _low_resolution(full_grid, task, budget, required=configuration == "3d_lowres")
+    if configuration == "3d_fullres":
+        hint = f"; 3d_lowres would be {format_axes(coarse_grid.spacing_mm)} mm" if coarse_grid else ""
+        reasons.record(where, "3d_fullres", why + hint)
+        return full_grid, coarse_grid is not None
+    if coarse_grid is None:
+        problem = "3d_lowres was asked for, but a patch at full resolution sees a quarter of the median case or more"
+        raise ValidationErrors("the plan", [f"{problem}; expected --configuration 3d_fullres"])
+    reasons.record(where, "3d_lowres", why)
     why = "coarser, until a patch sees a quarter of a case"
-    reasons.say("local.geometry.spacing_mm", short(coarse.spacing_mm), why)
-    return coarse, False
+    reasons.record("local.geometry.spacing_mm", format_axes(coarse_grid.spacing_mm), why)
+    return coarse_grid, False
 
 
-def _coarse(full: Grid, task: NetworkTask, budget: Budget, wanted: bool) -> Grid | None:
+def _low_resolution(full_grid: Grid, task: NetworkTask, budget: Budget, required: bool) -> Grid | None:
     try:
-        return low_resolution(full, lambda grid: patch_for_memory(grid, task, budget.memory_gb).patch)
+        return low_resolution(full_grid, lambda grid: patch_for_memory(grid, task, budget.memory_gb).patch)
     except ValidationErrors:
-        if wanted:
+        if required:
             raise
-        return None  # it would only have been mentioned
+        return None  # it would only have been mentioned in a reason
 
 
-def _say_geometry(grid: Grid, found: Topology, budget: Budget, reasons: Reasons) -> None:
+def _add_geometry_reasons(grid: Grid, topology: Topology, budget: Budget, reasons: Reasons) -> None:
     shape = _geometry(grid).median_shape
-    reasons.say("local.geometry.median_shape", shape, "median size of the cases on that grid")
-    reasons.say(
+    reasons.record("local.geometry.median_shape", shape, "median size of the cases on that grid")
+    reasons.record(
         "local.training.patch_size",
-        found.patch,
+        topology.patch,
         f"the largest patch of the median image {shape[-grid.axes :]} that fits {budget.memory_gb:g} GB "
-        f"({budget.preset}), a multiple of {found.divisor}",
+        f"({budget.preset}), a multiple of {topology.divisor}",
     )
-    reasons.say("local.network.strides", found.strides, "pool the finest axes while edges stay at 4 or more")
+    reasons.record("local.network.strides", topology.strides, "pool the finest axes while edges stay at 4 or more")
 
 
-def _precise_enough(recipe: Training, network: Network, reasons: Reasons) -> Training:
-    """In float32 where bfloat16 is not to be trusted."""
+def _with_safe_precision(recipe: Training, network: Network, reasons: Reasons) -> Training:
+    """The recipe in float32 where bfloat16 is not reliable."""
     if recipe.precision != "bfloat16" or not network.is_thin(recipe.patch_size):
         return recipe
-    reasons.say(
+    reasons.record(
         "local.training.precision", "float32", "a stage is two voxels deep: bfloat16 can be wrong there on a CPU"
     )
     return recipe.model_copy(update={"precision": "float32"})
 
 
-def _say_memory(network: Network, recipe: Training, budget: Budget, reasons: Reasons) -> None:
+def _add_memory_reason(network: Network, recipe: Training, budget: Budget, reasons: Reasons) -> None:
     if "cpu" in budget.devices:
         needed = training_bytes(network, recipe.patch_size, recipe.batch_size, recipe.precision) / 1e9
         why = f"what a step takes in {recipe.precision} on a CPU, told from the layers, beside the process itself"
-        reasons.say("local.network", f"{needed:.2g} GB", why)
+        reasons.record("local.network", f"{needed:.2g} GB", why)
 
 
 def _geometry(grid: Grid) -> TargetGrid:

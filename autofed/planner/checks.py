@@ -1,4 +1,4 @@
-"""What no plan can be made of."""
+"""Why no plan can be made for a fingerprint and a budget."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from autofed.plans import Budget
 
 
 def data_problems(fingerprint: Fingerprint, budget: Budget) -> list[str]:
-    """Why the sites' data cannot be learned from, or not in this budget."""
+    """Why the sites' data cannot be learned from, or not within this budget."""
     problems = [] if fingerprint.sites else ["the fingerprint names no site; merge those that the sites handed over"]
     if budget.delta is not None and budget.epsilon is None:
         problems.append("a delta belongs to an epsilon; write both, such as --epsilon 8 --delta 1e-5")
@@ -23,7 +23,7 @@ def data_problems(fingerprint: Fingerprint, budget: Budget) -> list[str]:
 
 
 def structure_problems(fingerprint: Fingerprint) -> list[str]:
-    """Which structures nobody could learn, since no site annotated them or no case shows them."""
+    """Structures that cannot be learned, since no site annotated them or no case has them."""
     problems = []
     for name in Labels.of(fingerprint.declaration).names:
         if fingerprint.sites and all(name not in (s.annotated or (name,)) for s in fingerprint.sites.values()):

@@ -15,13 +15,14 @@ from autofed.planner.topology import NetworkTask, Topology, patch_for_memory
 from autofed.plans import Network, Plan, TargetGrid, Trained
 
 FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0)
-"""So many times the spacing of the finest axes; axes that are as coarse already stay."""
+"""Multiples of the spacing of the finest axes; axes that are as coarse already stay."""
 
 FEWEST_ACROSS = 6
-"""A structure keeps this many voxels across: below, the estimate of what a coarse outline costs does not hold."""
+"""A structure keeps this many voxels across: below, the estimate of the Dice that a coarse outline costs fails."""
 
 ASSUMED_SHARE = 0.125
-"""Of the shortest edge of the median case: how wide a structure is taken to be where fingerprints were noised."""
+"""Width that structures are assumed to have under private fingerprints, as a share of the median case's shortest edge.
+"""
 
 SHORTEST_EDGE = 8
 """In 2D a deepest stage with a shorter edge is left out: it holds most of the parameters, each of which gets noise."""
@@ -29,54 +30,56 @@ SHORTEST_EDGE = 8
 
 @dataclass(frozen=True)
 class GridCandidate:
-    """A grid with the patch and the pooling for it; `lost` is the share of Dice that its coarser outline costs.
+    """A grid with its patch and pooling; `outline_loss` is the Dice that its coarser outlines are predicted to cost.
 
-    `trained` says which weights learn. `own` is the network itself where it may be no other.
+    `factor` is its spacing over the plan's, `trained` says which weights learn. `fixed_network` is the network itself
+    where no other is allowed.
     """
 
     factor: float
     geometry: TargetGrid
-    shape: Topology
-    lost: float
+    topology: Topology
+    outline_loss: float
     task: NetworkTask
     trained: Trained = "all"
-    own: Network | None = None
+    fixed_network: Network | None = None
 
     def network(self, width: int) -> Network:
-        """The network on this grid, with so many features in its first stage."""
-        return self.own or self.task.network(self.shape, width)
+        """The network on this grid, with `width` features in its first stage."""
+        return self.fixed_network or self.task.network(self.topology, width)
 
 
 def unchanged_grid(plan: Plan) -> GridCandidate:
     """The plan's own grid and network."""
     training, network = plan.local.training, plan.local.network
-    shape = Topology(training.patch_size, network.kernels, network.strides)
-    return GridCandidate(1.0, plan.local.geometry, shape, 0.0, network_task_of(plan), training.trained, network)
+    topology = Topology(training.patch_size, network.kernels, network.strides)
+    return GridCandidate(1.0, plan.local.geometry, topology, 0.0, network_task_of(plan), training.trained, network)
 
 
 def grid_candidates(plan: Plan, fingerprint: Fingerprint | None = None) -> Iterator[GridCandidate]:
-    """The plan's own grid and, where the fingerprint tells how large the structures are, coarser ones."""
-    whole = unchanged_grid(plan)
-    own = replace(whole, shape=_shallow(whole.shape), own=None)
-    yield own
-    across = _voxels_across(plan, fingerprint) if fingerprint else None
+    """The plan's own grid and, where the fingerprint says how large the structures are, coarser ones."""
+    unchanged = unchanged_grid(plan)
+    finest = replace(unchanged, topology=_without_tiny_stages(unchanged.topology), fixed_network=None)
+    yield finest
+    width = _structure_width(plan, fingerprint) if fingerprint else None
     if fingerprint and fingerprint.noise:  # a count of voxels would cost noise
-        across = ASSUMED_SHARE * min(plan.local.geometry.median_shape[-plan.local.axes :])
-    for factor in FACTORS[1:] if across else ():
-        found = _coarser(plan, factor)
-        if found and across and across >= factor * FEWEST_ACROSS:
-            geometry, shape = found
-            yield replace(own, factor=factor, geometry=geometry, shape=shape, lost=(factor - 1) / across)
+        width = ASSUMED_SHARE * min(plan.local.geometry.median_shape[-plan.local.axes :])
+    for factor in FACTORS[1:] if width else ():
+        coarser = _coarser(plan, factor)
+        if coarser and width and width >= factor * FEWEST_ACROSS:
+            geometry, topology = coarser
+            loss = (factor - 1) / width
+            yield replace(finest, factor=factor, geometry=geometry, topology=topology, outline_loss=loss)
 
 
 def network_task_of(plan: Plan) -> NetworkTask:
-    """What a plan's network takes and gives."""
+    """The inputs and outputs of a plan's network."""
     network, entries = plan.local.network, len(plan.agreement.labels)
     return NetworkTask(network.in_channels, network.classes, PRESETS[plan.budget.preset], entries - network.classes)
 
 
 def _coarser(plan: Plan, factor: float) -> tuple[TargetGrid, Topology] | None:
-    """The grid of so many times the spacing, with nnU-Net's patch and pooling for it; None if it is too small."""
+    """The grid of `factor` times the spacing, with nnU-Net's patch and pooling for it; None if it is too small."""
     geometry = plan.local.geometry
     axes = range(3 - plan.local.axes, 3)
     coarsest = factor * min(geometry.spacing_mm[axis] for axis in axes)
@@ -85,28 +88,28 @@ def _coarser(plan: Plan, factor: float) -> tuple[TargetGrid, Topology] | None:
     z, y, x = (n * old / new for n, old, new in zip(geometry.median_shape, geometry.spacing_mm, spacing, strict=True))
     grid = Grid(geometry.configuration, geometry.transpose, spacing, (z, y, x))
     try:
-        found = patch_for_memory(grid, network_task_of(plan), plan.budget.memory_gb)
+        topology = patch_for_memory(grid, network_task_of(plan), plan.budget.memory_gb)
     except ValidationErrors:
         return None
     size = tuple(max(1, round(n)) for n in (z, y, x))
-    return geometry.model_copy(update={"spacing_mm": spacing, "median_shape": size}), _shallow(found)
+    return geometry.model_copy(update={"spacing_mm": spacing, "median_shape": size}), _without_tiny_stages(topology)
 
 
-def _shallow(shape: Topology) -> Topology:
+def _without_tiny_stages(topology: Topology) -> Topology:
     """In 2D without the stages whose edges are very short; volumes need them to tell apart what looks alike."""
-    while len(shape.patch) == 2 and len(shape.strides) > 2 and _shortest_edge(shape) < SHORTEST_EDGE:
-        shape = Topology(shape.patch, shape.kernels[:-1], shape.strides[:-1])
-    return shape
+    while len(topology.patch) == 2 and len(topology.strides) > 2 and _shortest_edge(topology) < SHORTEST_EDGE:
+        topology = Topology(topology.patch, topology.kernels[:-1], topology.strides[:-1])
+    return topology
 
 
-def _shortest_edge(shape: Topology) -> float:
-    return min(edge / step for edge, step in zip(shape.patch, shape.divisor, strict=True))
+def _shortest_edge(topology: Topology) -> float:
+    return min(edge / step for edge, step in zip(topology.patch, topology.divisor, strict=True))
 
 
-def _voxels_across(plan: Plan, fingerprint: Fingerprint) -> float | None:
-    """How many voxels of the plan's grid a piece of a structure is wide: the harmonic mean over structures.
+def _structure_width(plan: Plan, fingerprint: Fingerprint) -> float | None:
+    """Width of a connected component of a structure in voxels of the plan's grid: the harmonic mean over structures.
 
-    As if each were a ball (a disk in 2D). A surface that is off by e moves the Dice of a ball of width D by 3 e / D,
+    Each is taken for a ball (a disk in 2D). A surface that is off by e moves the Dice of a ball of width D by 3 e / D,
     and a grid that is f times coarser puts it off by about (f - 1) / 3 voxels of the finer one.
     """
     spacing = plan.local.geometry.spacing_mm

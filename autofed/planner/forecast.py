@@ -1,4 +1,4 @@
-"""What a private plan is worth, told beforehand: how long its noise is beside what patients can say."""
+"""How much a private plan can be expected to learn: the ratio of its noise to the signal of its patients."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ from autofed.privacy.dpsgd import DPSGD
 Grade = Literal["sound", "strained", "hopeless"]
 
 SOUND, STRAINED = 0.7, 2.0
-"""Up to these values of `Forecast.whole` a plan has that grade (docs/decisions/0012)."""
-
+"""A plan has that grade up to these values of `Forecast.total_ratio` (docs/decisions/0012)."""
 
 EXPECTED_LEARNING: Mapping[Grade, str] = MappingProxyType(
     {"sound": "good", "strained": "limited", "hopeless": "hardly any"}
 )
-"""A grade in words that nobody takes for the strength of the guarantee."""
+"""A grade in words that cannot be mistaken for the strength of the guarantee."""
 
 
 class SiteForecast(Record):
     """One site: its patients (n), those expected in a step (q n), its noise multiplier, and the epsilon that it spends.
 
-    `ratio` is the length of the noise in the mean gradient of a step over C, the most that patients can make of it.
+    `ratio` is the noise-to-signal ratio of a step: the length of the noise in its mean gradient over the bound C.
     """
 
     patients: Positive
@@ -42,57 +41,57 @@ class SiteForecast(Record):
 
 
 class Forecast(Record):
-    """Noise over signal, and the grade that follows from it.
+    """The noise-to-signal ratios of a plan, and the grade that follows from them.
 
-    `ratio` is that of a step after averaging over sites (of the worst one where each learns alone), `whole` that of all
-    steps together (`total_noise_ratio`).
+    `ratio` is that of a step after averaging over sites (of the worst one where each learns alone), `total_ratio` that
+    of all steps together (`total_noise_ratio`).
     """
 
     grade: Grade
     ratio: float = Field(gt=0)
-    whole: float = Field(gt=0)
+    total_ratio: float = Field(gt=0)
     sites: dict[str, SiteForecast]
 
 
 def forecast(plan: Plan) -> Forecast | None:
-    """The forecast for a plan; None where no single patient's gradient is bounded, so that nothing can be foretold."""
+    """The forecast for a plan; None where the mechanism does not bound single patients' gradients."""
     stated = plan.agreement.privacy
     if not stated.by_patient or stated.sampling_rate is None or stated.delta is None:
         return None
     sites = {site: _site(plan, site, patients) for site, patients in plan.agreement.patients.items()}
     ratios = {name: site.ratio for name, site in sites.items()}
-    ratio = averaged(ratios, plan.agreement.site_weights) if averages(plan) else max(ratios.values())
-    whole = total_noise_ratio(ratio, trained(plan), steps_of(plan))
-    return Forecast(grade=grade(whole), ratio=ratio, whole=whole, sites=sites)
+    ratio = averaged_ratio(ratios, plan.agreement.site_weights) if averages_updates(plan) else max(ratios.values())
+    total_ratio = total_noise_ratio(ratio, trained_parameters(plan), total_steps(plan))
+    return Forecast(grade=grade(total_ratio), ratio=ratio, total_ratio=total_ratio, sites=sites)
 
 
-def grade(whole: float) -> Grade:
-    """Of a ratio of noise to signal over a whole training."""
-    return "sound" if whole <= SOUND else "strained" if whole <= STRAINED else "hopeless"
+def grade(total_ratio: float) -> Grade:
+    """The grade of a training with this noise-to-signal ratio over all its steps."""
+    return "sound" if total_ratio <= SOUND else "strained" if total_ratio <= STRAINED else "hopeless"
 
 
-def step_ratio(noise: float, parameters: int, expected: float) -> float:
-    """Length of the noise in the mean of a step over the bound C: z sqrt(d) / (q n)."""
-    return noise * math.sqrt(parameters) / expected
+def step_ratio(noise_multiplier: float, parameters: int, expected: float) -> float:
+    """Length of the noise in the mean gradient of a step over the bound C: z sqrt(d) / (q n)."""
+    return noise_multiplier * math.sqrt(parameters) / expected
 
 
-def averaged(ratios: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """The ratio of the weighted mean over sites, whose noises are independent and whose signal is one."""
+def averaged_ratio(ratios: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """The ratio of the weighted mean over sites, whose noises are independent and whose signal is the same."""
     total = math.fsum(weights.values())
     return math.sqrt(math.fsum((weights[site] / total * ratio) ** 2 for site, ratio in ratios.items()))
 
 
-def averages(plan: Plan) -> bool:
+def averages_updates(plan: Plan) -> bool:
     """Whether the sites' updates are averaged, and their noise with them."""
     return algorithms.stated(plan.agreement.algorithm.name).shares_weights()
 
 
-def trained(plan: Plan) -> int:
+def trained_parameters(plan: Plan) -> int:
     """The parameters that learn, and so get noise."""
     return plan.local.network.trained_parameters(plan.local.training.trained)
 
 
-def steps_of(plan: Plan) -> int:
+def total_steps(plan: Plan) -> int:
     """The steps of the site that takes most."""
     return plan.agreement.training.rounds * max(plan.steps_at(site) for site in plan.agreement.patients)
 
@@ -105,5 +104,5 @@ def _site(plan: Plan, site: str, patients: int) -> SiteForecast:
         expected=mechanism.expected,
         noise_multiplier=mechanism.noise_multiplier,
         epsilon=guarantee.spent(plan, plan.steps_at(site)),
-        ratio=step_ratio(mechanism.gradient_noise, trained(plan), mechanism.expected),
+        ratio=step_ratio(mechanism.gradient_noise, trained_parameters(plan), mechanism.expected),
     )

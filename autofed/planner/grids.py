@@ -9,7 +9,7 @@ import numpy as np
 
 from autofed.data.images import PICTURE_SLICE_MM
 from autofed.fingerprints import Fingerprint, values
-from autofed.planner.reasons import Reasons, short
+from autofed.planner.reasons import Reasons, format_axes
 from autofed.plans import ANISOTROPY, Configuration
 
 FLAT_SLICES = 8.0
@@ -91,13 +91,13 @@ def full_resolution(fingerprint: Fingerprint, reasons: Reasons) -> Grid:
     order = (0, 1, 2) if flat else transposition(spacing)
     moved = (spacing[order[0]], spacing[order[1]], spacing[order[2]])
     shape = median_shape(fingerprint, order, moved)
-    reasons.say("local.geometry.spacing_mm", short(moved), _spacing_reason(fingerprint, order, moved))
+    reasons.record("local.geometry.spacing_mm", format_axes(moved), _spacing_reason(fingerprint, order, moved))
     first = "the one slice of a picture comes first" if flat else "the axis with the largest spacing comes first"
-    reasons.say("local.geometry.transpose", order, first)
+    reasons.record("local.geometry.transpose", order, first)
     return Grid("2d" if flat else "3d_fullres", order, moved, shape)
 
 
-def preferred(grid: Grid) -> tuple[Configuration, str]:
+def preferred_configuration(grid: Grid) -> tuple[Configuration, str]:
     """2d for pictures and for volumes whose slices are too thick or too few to learn across, else 3d_fullres.
 
     nnU-Net trains all and picks by cross-validation, which a federation cannot afford. The thresholds are this

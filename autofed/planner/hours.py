@@ -10,7 +10,7 @@ from autofed.planner.reasons import Reasons
 from autofed.planner.topology import NetworkTask, Topology
 from autofed.plans import Budget, Network, Shape
 
-NARROWER = (32, 24, 16, 12, 8)
+NETWORK_WIDTHS = (32, 24, 16, 12, 8)
 """Widths of the first stage, tried from the left until enough steps fit into the hours."""
 
 FULL_TRAINING = 250_000
@@ -27,58 +27,65 @@ USEFUL_SHARE = 0.8
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """What was chosen: features of the first stage, patches in a batch, steps of each site."""
+    """Size of network and training: features of the first stage, patches in a batch, steps of each site."""
 
-    base: int
+    base_features: int
     batch: int
     steps: int
 
 
-def size(
-    task: NetworkTask, found: Topology, batch: int, passes: Mapping[str, float], budget: Budget, reasons: Reasons
+def network_size(
+    task: NetworkTask, topology: Topology, batch: int, passes: Mapping[str, float], budget: Budget, reasons: Reasons
 ) -> NetworkSize:
     """The widest network that gets enough steps in the hours; nnU-Net's own width and steps where no hours are given.
 
-    `batch` is what memory allows, `passes` what a step computes at each site (`learning.passes`). A batch is made
-    smaller before the network is made narrower.
+    The batch is made smaller before the network is made narrower.
+
+    Args:
+        task: Inputs, outputs and preset of the network.
+        topology: Patch, kernels and strides.
+        batch: Patches that the memory allows.
+        passes: What a step computes at each site, in passes over the batch (`passes_per_step`).
+        budget: Its hours and speeds.
+        reasons: Get a line for width and batch.
     """
     cap = f"memory and {task.preset.dataset_share:.0%} of the voxels of all sites' labelled cases allow {batch}"
     if budget.hours is None:
-        reasons.say("local.network.features", BASE_FEATURES, "no hours were given: nnU-Net's full width")
-        reasons.say("local.training.batch_size", batch, cap)
+        reasons.record("local.network.features", BASE_FEATURES, "no hours were given: nnU-Net's full width")
+        reasons.record("local.training.batch_size", batch, cap)
         return NetworkSize(BASE_FEATURES, batch, FULL_TRAINING // len(passes))
-    for base, smaller in _candidates(batch):
-        seconds = budget.seconds_per_step(task.network(found, base), found.patch, smaller, passes)
-        steps = _steps(budget, seconds)
+    for base_features, smaller_batch in _widths_and_batches(batch):
+        seconds = budget.seconds_per_step(task.network(topology, base_features), topology.patch, smaller_batch, passes)
+        steps = _steps_in_hours(budget, seconds)
         if steps >= ENOUGH_STEPS:
             break
     steps = min(steps, FULL_TRAINING // len(passes))
-    reasons.say("local.network.features", base, _width_reason(steps, seconds, budget))
-    halved = "; smaller here, so that enough steps fit the hours" if smaller < batch else ""
-    reasons.say("local.training.batch_size", smaller, cap + halved)
-    return NetworkSize(base, smaller, max(1, steps))
+    reasons.record("local.network.features", base_features, _width_reason(steps, seconds, budget))
+    halved = "; smaller here, so that enough steps fit the hours" if smaller_batch < batch else ""
+    reasons.record("local.training.batch_size", smaller_batch, cap + halved)
+    return NetworkSize(base_features, smaller_batch, max(1, steps))
 
 
 def fitting_steps(network: Network, patch: Shape, batch: int, passes: Mapping[str, float], budget: Budget) -> int:
-    """How many steps of each site with a given network fit the hours, one at least; nnU-Net's where none are given."""
+    """Steps of each site that fit the hours with a given network, at least one; nnU-Net's where no hours are given."""
     full = FULL_TRAINING // len(passes)
     if budget.hours is None:
         return full
-    return max(1, min(full, _steps(budget, budget.seconds_per_step(network, patch, batch, passes))))
+    return max(1, min(full, _steps_in_hours(budget, budget.seconds_per_step(network, patch, batch, passes))))
 
 
-def _steps(budget: Budget, seconds: float) -> int:
+def _steps_in_hours(budget: Budget, seconds: float) -> int:
     return int((budget.hours or 0) * 3600 * USEFUL_SHARE / seconds)
 
 
-def _candidates(batch: int) -> Iterator[tuple[int, int]]:
-    """Width first, then batch: a smaller batch costs less quality than a narrower network."""
-    for base in NARROWER:
-        smaller = batch
-        while smaller > SMALLEST_BATCH:
-            yield base, smaller
-            smaller = max(SMALLEST_BATCH, smaller // 2)
-        yield base, smaller
+def _widths_and_batches(batch: int) -> Iterator[tuple[int, int]]:
+    """Wide networks first, each with ever smaller batches: those cost less quality than a narrower network."""
+    for base_features in NETWORK_WIDTHS:
+        smaller_batch = batch
+        while smaller_batch > SMALLEST_BATCH:
+            yield base_features, smaller_batch
+            smaller_batch = max(SMALLEST_BATCH, smaller_batch // 2)
+        yield base_features, smaller_batch
 
 
 def _width_reason(steps: int, seconds: float, budget: Budget) -> str:
@@ -90,4 +97,4 @@ def _width_reason(steps: int, seconds: float, budget: Budget) -> str:
         )
     if steps < ENOUGH_STEPS:
         return f"{fits}; even the narrowest network gets fewer than the {ENOUGH_STEPS} wished for: give more hours"
-    return f"{fits}; of the first stages {NARROWER} the widest that leaves a site {ENOUGH_STEPS} steps"
+    return f"{fits}; of the first stages {NETWORK_WIDTHS} the widest that leaves a site {ENOUGH_STEPS} steps"

@@ -24,11 +24,11 @@ def intensity(fingerprint: Fingerprint, reasons: Reasons) -> Intensity:
         channel = statistics(sums, "ct" if is_ct(name) else scheme(name))
         channels.append(channel)
         why = "clipped and scaled by the federation's foreground" if is_ct(name) else "by the channel's name, per image"
-        reasons.say(f"local.intensity.channels.{name}", channel.scheme, why)
+        reasons.record(f"local.intensity.channels.{name}", channel.scheme, why)
     ratio = float(np.median(values(fingerprint.crop_ratio)))
     inside = ratio < MASK_BELOW and any(c.scheme == "zscore" for c in channels)
     why = f"cropping to what is not zero keeps {ratio:.0%} of an image; z-scores use only that part below 75 %"
-    reasons.say("local.intensity.inside_mask", inside, why)
+    reasons.record("local.intensity.inside_mask", inside, why)
     return Intensity(channels=tuple(channels), inside_mask=inside)
 
 

@@ -1,4 +1,4 @@
-"""What nnU-Net's planners take as given: which network, for how much memory, and how large it may grow there."""
+"""The presets of nnU-Net's planners: kind of network, reference memory, and how large it may grow there."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The search for a private plan: grid, width, patches of a patient, sampling rate and steps, chosen together.
 
-Candidates are (grid, width, K, q); each takes as many steps T as the hours allow, and the noise that those need. The
-one of the least `predicted_loss` loss is taken. For the search noise is told by a limit theorem; the accountant decides
-between the best few, and its noise is what the plan has.
+Candidates are (grid, width, K, q); each takes as many steps T as the hours allow, with the noise that those need. The
+candidate of the least `predicted_loss` is taken. During the search a limit theorem estimates the noise; the accountant
+decides between the best few, and its noise is what the plan has.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from autofed.planner.algorithm import passes_per_step
 from autofed.planner.coarser_grids import GridCandidate
-from autofed.planner.forecast import averaged, averages, step_ratio
+from autofed.planner.forecast import averaged_ratio, averages_updates, step_ratio
 from autofed.planner.hours import USEFUL_SHARE
-from autofed.planner.learning import passes
-from autofed.planner.schedules import divided
+from autofed.planner.schedules import rounds_and_steps
 from autofed.planner.topology import memory_needed
 from autofed.planner.utility_model import predicted_loss, total_noise_ratio
 from autofed.plans import Network, Plan
@@ -31,10 +31,10 @@ PATCHES = (1, 2, 4, 8)
 """Patches of a patient for one gradient (K)."""
 
 RATES = (0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
-"""Sampling rates (q): above a half hardly anything is won by sampling."""
+"""Sampling rates (q): above a half, sampling hardly lowers the noise."""
 
 LEAST_EXPECTED = 1.0
-"""Patients of every site expected in a step; with fewer most of its steps are noise alone."""
+"""Patients of every site expected in a step; with fewer, most of its steps are noise alone."""
 
 MOST_STEPS = 8000
 """More private steps than this are not planned, however many hours there are."""
@@ -42,119 +42,130 @@ MOST_STEPS = 8000
 SECONDS_A_NORMAL = 2.6e-8
 """To draw one normal number in float64 and add it (tests/benchmarks/private_step.py, 19 million parameters)."""
 
-_NEARBY = 1.01
-"""So far apart are two looks at the accountant that tell its slope."""
+_SLOPE_FACTOR = 1.01
+"""The accountant's slope is taken between two noise multipliers of this ratio."""
 
-_JUDGED = 3
-"""So many of the best candidates are held against each other by the accountant."""
+_CALIBRATED = 3
+"""So many of the best candidates are compared by the accountant."""
 
 
 @dataclass(frozen=True)
 class CandidateConfiguration:
     """What a site may train: a grid and a network on it, K patches in a pass, and the seconds of a step.
 
-    `learning` is the number of parameters that train, and so get noise. `seconds` are those of a step in which every
-    site takes one pass for each of its patients, and what its algorithm adds; `drawing` those of its noise.
+    `trained_parameters` counts the parameters that learn, and so get noise. `seconds` are those of a step in which
+    every site takes one pass for each of its patients, and what its algorithm adds; `noise_seconds` those of its noise.
     """
 
-    choice: GridCandidate
+    grid: GridCandidate
     width: int
     patches: int
     network: Network
-    learning: int
+    trained_parameters: int
     seconds: float
-    drawing: float
+    noise_seconds: float
 
 
-def candidate_configurations(plan: Plan, choices: Iterable[GridCandidate]) -> Iterator[CandidateConfiguration]:
+def candidate_configurations(plan: Plan, grids: Iterable[GridCandidate]) -> Iterator[CandidateConfiguration]:
     """All that fit the memory of a plan, with what a step costs its algorithm on the machines of its budget."""
     budget, patients = plan.budget, plan.agreement.patients
-    here = sum(site not in budget.site_speeds for site in patients)
-    each = passes(plan.agreement.algorithm, patients, budget, private=True)
-    together = {site: each[site] * count for site, count in patients.items()}
-    timed = budget.is_measured(patients)
-    for choice in choices:
-        for width in WIDTHS if choice.own is None else choice.own.features[:1]:
-            network, patch = choice.network(width), choice.shape.patch
-            learning = network.trained_parameters(choice.trained)
-            drawing = SECONDS_A_NORMAL * learning * max(1, here)
+    local_sites = sum(site not in budget.site_speeds for site in patients)
+    passes = passes_per_step(plan.agreement.algorithm, patients, budget, private=True)
+    all_patients = {site: passes[site] * count for site, count in patients.items()}
+    is_measured = budget.is_measured(patients)
+    for grid in grids:
+        for width in WIDTHS if grid.fixed_network is None else grid.fixed_network.features[:1]:
+            network, patch = grid.network(width), grid.topology.patch
+            trained = network.trained_parameters(grid.trained)
+            noise_seconds = SECONDS_A_NORMAL * trained * max(1, local_sites)
             for patches in PATCHES:
-                if memory_needed(network, patch, patches, choice.task.preset) <= budget.memory_gb:
-                    seconds = budget.seconds_per_step(network, patch, patches, together) if timed else math.nan
-                    yield CandidateConfiguration(choice, width, patches, network, learning, seconds, drawing)
+                if memory_needed(network, patch, patches, grid.task.preset) <= budget.memory_gb:
+                    seconds = (
+                        budget.seconds_per_step(network, patch, patches, all_patients) if is_measured else math.nan
+                    )
+                    yield CandidateConfiguration(grid, width, patches, network, trained, seconds, noise_seconds)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A build with q, T and the noise multiplier z, and what is foretold of it: `ratio` is of one averaged step."""
+    """A configuration with q, T and noise multiplier z; `ratio` is the noise-to-signal ratio of an averaged step."""
 
-    build: CandidateConfiguration
-    rate: float
+    configuration: CandidateConfiguration
+    sampling_rate: float
     steps: int
-    noise: float
+    noise_multiplier: float
     ratio: float = 0.0
 
     @property
     def mechanism(self) -> DPSGD:
-        """What its training passes, and is charged by."""
-        return DPSGD(0, self.rate, self.build.patches, 1.0, self.noise, normalised=True)
+        """The privacy mechanism of its training, and what that spends."""
+        patches = self.configuration.patches
+        return DPSGD(0, self.sampling_rate, patches, 1.0, self.noise_multiplier, normalised=True)
 
     @property
     def schedule(self) -> tuple[int, int]:
         """The rounds, and the steps of every site in one: a few of the T steps may be left over."""
-        return divided(self.steps)
+        return rounds_and_steps(self.steps)
 
     @property
-    def taken(self) -> int:
+    def scheduled_steps(self) -> int:
         """The steps that the schedule has."""
         return math.prod(self.schedule)
 
-    def cost(self, noise: float, rounds: int, steps: int) -> tuple[PrivacyEvent, ...]:
-        """What so many rounds of so many steps cost a patient with a noise multiplier."""
-        return replace(self, noise=noise).mechanism.planned(rounds, steps)
+    def cost(self, noise_multiplier: float, rounds: int, steps: int) -> tuple[PrivacyEvent, ...]:
+        """The privacy events of so many rounds of so many steps, with a noise multiplier."""
+        return replace(self, noise_multiplier=noise_multiplier).mechanism.planned(rounds, steps)
 
     def noise_for(self, loss: float) -> float:
-        """The noise multiplier with which so much Dice would be foretold lost; below 0 if none does."""
-        free = replace(self, ratio=0.0).predicted_loss
-        return self.noise * (loss - free) / (self.predicted_loss - free)
+        """The noise multiplier at which the predicted loss is `loss`; not above 0 if no noise reaches it."""
+        loss_without_noise = replace(self, ratio=0.0).predicted_loss
+        return self.noise_multiplier * (loss - loss_without_noise) / (self.predicted_loss - loss_without_noise)
 
     @property
-    def whole(self) -> float:
-        """Noise over signal of all steps together (`Forecast.whole`)."""
-        return total_noise_ratio(self.ratio, self.build.learning, self.steps)
+    def total_ratio(self) -> float:
+        """The noise-to-signal ratio of all steps together (`Forecast.total_ratio`)."""
+        return total_noise_ratio(self.ratio, self.configuration.trained_parameters, self.steps)
 
     @property
     def predicted_loss(self) -> float:
         """The Dice that is likely to be lost."""
-        return predicted_loss(self.whole, self.steps, self.build.width, self.build.patches) + self.build.choice.lost
+        width, patches = self.configuration.width, self.configuration.patches
+        loss = predicted_loss(self.total_ratio, self.steps, width, patches)
+        return loss + self.configuration.grid.outline_loss
 
 
 @dataclass(frozen=True)
 class SearchProblem:
-    """What a private plan is asked for: builds to choose from, patients, a promise, and the hours.
+    """What is searched: configurations to choose from, the patients of every site, a guarantee, and the hours.
 
-    `census` is the noise multiplier of fingerprints that the promise has to pay for, too. Where the `coordinator_adds`
-    the noise it is added once to the sum over sites: to compare with, not to plan. Sites that learn each alone
-    (`averages` is false) have all of their noise. With `more` the sites have so many times the patients that the
-    builds were timed for.
+    `fingerprint_noise` is the noise multiplier of private fingerprints, whose cost counts towards the guarantee, too.
+    With `coordinator_adds_noise` the noise is added once, to the sum over sites: to compare with, not to plan. Where
+    `averages_updates` is false each site learns alone, with all of its noise. The sites have `patients_factor` times
+    the patients for whom the configurations were timed.
     """
 
-    builds: tuple[CandidateConfiguration, ...]
+    configurations: tuple[CandidateConfiguration, ...]
     patients: Mapping[str, int]
     epsilon: float
     delta: float
     hours: float | None
-    census: float | None = None
-    coordinator_adds: bool = False
-    averages: bool = True
-    more: float = 1.0
+    fingerprint_noise: float | None = None
+    coordinator_adds_noise: bool = False
+    averages_updates: bool = True
+    patients_factor: float = 1.0
 
     @classmethod
-    def of(cls, plan: Plan, epsilon: float, delta: float, choices: Iterable[GridCandidate]) -> SearchProblem:
-        """What is searched on these grids, within the plan's hours, beside what its promise already has to pay for."""
-        patients, hours, census = plan.agreement.patients, plan.budget.hours, plan.agreement.privacy.census_noise
-        ready = tuple(candidate_configurations(plan, choices))
-        return cls(ready, patients, epsilon, delta, hours, census, averages=averages(plan))
+    def of(cls, plan: Plan, epsilon: float, delta: float, grids: Iterable[GridCandidate]) -> SearchProblem:
+        """The search on these grids, within the plan's hours and with the noise of the fingerprints it rests on."""
+        return cls(
+            tuple(candidate_configurations(plan, grids)),
+            plan.agreement.patients,
+            epsilon,
+            delta,
+            plan.budget.hours,
+            plan.agreement.privacy.census_noise,
+            averages_updates=averages_updates(plan),
+        )
 
     def search(self) -> list[Candidate]:
         """All candidates, the best first; none if no step fits."""
@@ -163,69 +174,74 @@ class SearchProblem:
     def best(self) -> Candidate | None:
         """The best candidate, by the accountant; its noise is what the plan has.
 
-        The noise of the first of the best few is calibrated. Another one is better if it keeps the promise with the
-        noise at which as much would be foretold of both.
+        The noise of the first of the best few is calibrated. Another one is better if it keeps the guarantee with the
+        noise at which the predicted loss of both is the same.
         """
-        few = self.search()[:_JUDGED]
-        best = self._calibrated(few[0]) if few else None
-        for other in few[1:]:
-            if best and self._keeps(other, other.noise_for(best.predicted_loss)):
-                best = self._calibrated(other)
+        best_few = self.search()[:_CALIBRATED]
+        best = self._calibrated(best_few[0]) if best_few else None
+        for candidate in best_few[1:]:
+            if best and self._keeps_guarantee(candidate, candidate.noise_for(best.predicted_loss)):
+                best = self._calibrated(candidate)
         return best
 
     @property
     def guarantee(self) -> Guarantee:
-        """What is promised."""
-        return Guarantee(self.epsilon, self.delta, self.census)
+        """The guarantee that the plan has to keep."""
+        return Guarantee(self.epsilon, self.delta, self.fingerprint_noise)
 
-    def _keeps(self, candidate: Candidate, noise: float) -> bool:
-        return noise > 0 and self._excess(candidate, noise) < 0
+    def _keeps_guarantee(self, candidate: Candidate, noise_multiplier: float) -> bool:
+        return noise_multiplier > 0 and self._log_excess(candidate, noise_multiplier) < 0
 
     def _calibrated(self, candidate: Candidate) -> Candidate:
-        """The same with the accountant's noise. What is foretold is of all its steps, also of those left over."""
+        """The candidate with the accountant's noise. Its ratio is of all its steps, also of those left over."""
         noise = self.guarantee.least_noise(lambda z: candidate.cost(z, *candidate.schedule))
-        return replace(self._weighed(replace(candidate, noise=self._for_all_steps(candidate, noise))), noise=noise)
+        for_all_steps = replace(candidate, noise_multiplier=self._noise_for_all_steps(candidate, noise))
+        return replace(self._with_ratio(for_all_steps), noise_multiplier=noise)
 
-    def _for_all_steps(self, candidate: Candidate, noise: float) -> float:
+    def _noise_for_all_steps(self, candidate: Candidate, noise: float) -> float:
         """The noise that all steps need, from that of the schedule: by the slope of the accountant next to it."""
-        if candidate.taken == candidate.steps:
+        steps, scheduled, rate = candidate.steps, candidate.scheduled_steps, candidate.sampling_rate
+        if scheduled == steps:
             return noise
-        near = noise * self._sketched(candidate.steps, candidate.rate) / self._sketched(candidate.taken, candidate.rate)
-        here, there = (self._excess(candidate, z) for z in (near, _NEARBY * near))
-        return near * _NEARBY ** (here / (here - there))
+        near = noise * self._estimated_noise(steps, rate) / self._estimated_noise(scheduled, rate)
+        here, there = (self._log_excess(candidate, z) for z in (near, _SLOPE_FACTOR * near))
+        return near * float(_SLOPE_FACTOR ** (here / (here - there)))
 
-    def _excess(self, candidate: Candidate, noise: float) -> float:
-        """The logarithm of what all steps spend over what is promised."""
-        return math.log(max(self.guarantee.spent(candidate.cost(noise, 1, candidate.steps)), 1e-12) / self.epsilon)
+    def _log_excess(self, candidate: Candidate, noise_multiplier: float) -> float:
+        """The logarithm of the epsilon that all steps spend over the epsilon of the guarantee."""
+        spent = self.guarantee.spent(candidate.cost(noise_multiplier, 1, candidate.steps))
+        return math.log(max(spent, 1e-12) / self.epsilon)
 
-    def _sketched(self, steps: int, rate: float) -> float:
-        """About the noise for so many steps."""
-        whole = accounting.inverse_square(self.epsilon, self.delta) - (self.census**-2 if self.census else 0)
-        return accounting.sketched_noise(steps, rate, whole)
+    def _estimated_noise(self, steps: int, sampling_rate: float) -> float:
+        """About the noise multiplier for so many steps."""
+        before = float(self.fingerprint_noise**-2) if self.fingerprint_noise else 0
+        remaining = accounting.inverse_square(self.epsilon, self.delta) - before
+        return accounting.sketched_noise(steps, sampling_rate, remaining)
 
     def _candidates(self) -> Iterator[Candidate]:
-        fewest = self.more * min(self.patients.values())
-        for build in self.builds:
+        fewest = self.patients_factor * min(self.patients.values())
+        for configuration in self.configurations:
             for rate in (rate for rate in RATES if rate * fewest >= LEAST_EXPECTED):
-                steps = self._steps(build, rate)
-                noise = self._sketched(steps, rate) if steps else math.inf
+                steps = self._steps_in_hours(configuration, rate)
+                noise = self._estimated_noise(steps, rate) if steps else math.inf
                 if math.isfinite(noise):
-                    yield self._weighed(Candidate(build, rate, steps, noise))
+                    yield self._with_ratio(Candidate(configuration, rate, steps, noise))
 
-    def _weighed(self, candidate: Candidate) -> Candidate:
-        """With its ratio of noise to signal."""
-        learning, rate = candidate.build.learning, candidate.rate
+    def _with_ratio(self, candidate: Candidate) -> Candidate:
+        """The candidate with its noise-to-signal ratio."""
+        noise, trained = candidate.noise_multiplier, candidate.configuration.trained_parameters
         ratios = {
-            site: step_ratio(candidate.noise, learning, rate * self.more * n) for site, n in self.patients.items()
+            site: step_ratio(noise, trained, candidate.sampling_rate * self.patients_factor * patients)
+            for site, patients in self.patients.items()
         }
-        ratio = averaged(ratios, self.patients) if self.averages else max(ratios.values())
-        if self.coordinator_adds:  # the noise of one site instead of the sum of all
+        ratio = averaged_ratio(ratios, self.patients) if self.averages_updates else max(ratios.values())
+        if self.coordinator_adds_noise:  # the noise of one site instead of the sum of all
             ratio /= math.sqrt(len(self.patients))
         return replace(candidate, ratio=ratio)
 
-    def _steps(self, build: CandidateConfiguration, rate: float) -> int:
-        """As many as the hours allow."""
+    def _steps_in_hours(self, configuration: CandidateConfiguration, sampling_rate: float) -> int:
+        """As many steps as the hours allow."""
         if self.hours is None:
             return MOST_STEPS
-        seconds = rate * self.more * build.seconds + build.drawing
+        seconds = sampling_rate * self.patients_factor * configuration.seconds + configuration.noise_seconds
         return min(MOST_STEPS, int(self.hours * 3600 * USEFUL_SHARE / seconds))

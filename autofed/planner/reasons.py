@@ -1,4 +1,4 @@
-"""One line per decision: what was set, to what, and why."""
+"""The reasons of a plan: for each decision the field, its value, and why."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ class Reasons:
     def __init__(self) -> None:
         self._lines: dict[str, Reason] = {}
 
-    def say(self, field: str, value: object, why: str, code: Code = "planned") -> None:
-        """Note a decision; `field` is the full path in the plan. A later word on a field replaces an earlier one."""
+    def record(self, field: str, value: object, why: str, code: Code = "planned") -> None:
+        """Record a decision; `field` is the full path in the plan. A later reason of a field replaces an earlier."""
         self._lines[field] = Reason(field=field, value=str(value), why=why, code=code)
 
-    def add(self, field: str, why: str, *, instead: bool = False) -> None:
-        """Add to why a field is what it is, or say something else `instead`; nothing if nothing was said of it."""
+    def amend(self, field: str, why: str, *, instead: bool = False) -> None:
+        """Add to the reason of a field, or replace it if `instead`; no effect for a field without a reason."""
         if line := self._lines.get(field):
             self._lines[field] = line.model_copy(update={"why": why if instead else f"{line.why}; {why}"})
 
     @property
     def lines(self) -> tuple[Reason, ...]:
-        """All that was said."""
+        """All reasons."""
         return tuple(self._lines.values())
 
 
-def short(numbers: Sequence[float]) -> str:
-    """Sizes or spacings as a person writes them: 1 x 0.78 x 0.78."""
+def format_axes(numbers: Sequence[float]) -> str:
+    """Sizes or spacings of all axes as a person writes them: 1 x 0.78 x 0.78."""
     return " x ".join(f"{n:g}" for n in numbers)

@@ -11,7 +11,7 @@ import numpy as np
 from autofed.errors import ValidationErrors
 from autofed.planner.grids import Grid
 from autofed.planner.presets import BASE_FEATURES, MOST_FEATURES, PresetRules
-from autofed.planner.reasons import short
+from autofed.planner.reasons import format_axes
 from autofed.plans import Network
 
 SMALLEST_EDGE = 4
@@ -38,37 +38,38 @@ class Topology:
 
 @dataclass(frozen=True)
 class NetworkTask:
-    """What the network takes and gives, and of which kind it is: all that its size depends on beside the topology.
+    """Inputs, outputs and preset of a network: all that its size depends on besides the topology.
 
-    `unseen` entries of `labels` are no output of the network, but nnU-Net counts them in its stand-in for memory.
+    nnU-Net's memory proxy also counts entries of `labels` for which the network has no output: `labels_without_output`.
     """
 
     channels: int
     classes: int
     preset: PresetRules
-    unseen: int = 0
+    labels_without_output: int = 0
 
-    def memory_proxy(self, shape: Topology) -> int:
-        """Of one patch, at full width; see `memory_proxy`."""
-        return memory_proxy(self.network(shape), shape.patch) + self.unseen * math.prod(shape.patch)
+    def memory_proxy(self, topology: Topology) -> int:
+        """The `memory_proxy` of one patch, at full width."""
+        unused_outputs = self.labels_without_output * math.prod(topology.patch)
+        return memory_proxy(self.network(topology), topology.patch) + unused_outputs
 
-    def network(self, shape: Topology, base: int = BASE_FEATURES) -> Network:
-        """The network of a topology, with `base` features in its first stage."""
-        stages = len(shape.strides)
+    def network(self, topology: Topology, base_features: int = BASE_FEATURES) -> Network:
+        """The network of a topology, with `base_features` features in its first stage."""
+        stages = len(topology.strides)
         per_stage = BLOCKS[self.preset.kind]
         blocks = tuple(per_stage[min(stage, len(per_stage) - 1)] for stage in range(stages)) if per_stage else ()
         return Network(
             kind=self.preset.kind,
             in_channels=self.channels,
             classes=self.classes,
-            features=features(stages, len(shape.patch), base),
-            kernels=shape.kernels,
-            strides=shape.strides,
+            features=features(stages, len(topology.patch), base_features),
+            kernels=topology.kernels,
+            strides=topology.strides,
             blocks=blocks,
         )
 
 
-def topology(spacing_mm: Sequence[float], patch: Sequence[float]) -> Topology:
+def topology_for_patch(spacing_mm: Sequence[float], patch: Sequence[float]) -> Topology:
     """Pool the finest axes while they are long enough; a kernel becomes 3 once its axis is among the finest."""
     spacing, size = list(spacing_mm), list(patch)
     kernel = [1] * len(size)
@@ -82,8 +83,8 @@ def topology(spacing_mm: Sequence[float], patch: Sequence[float]) -> Topology:
         size = [math.ceil(s / 2) if axis in pooled else s for axis, s in enumerate(size)]
     kernels.append((3,) * len(size))
     divisor = [math.prod(s) for s in zip(*strides, strict=True)]
-    padded = tuple(math.ceil(p / d) * d for p, d in zip(patch, divisor, strict=True))
-    return Topology(padded, tuple(kernels), tuple(strides))
+    padded_patch = tuple(math.ceil(p / d) * d for p, d in zip(patch, divisor, strict=True))
+    return Topology(padded_patch, tuple(kernels), tuple(strides))
 
 
 def _axes_to_pool(spacing: Sequence[float], size: Sequence[float]) -> list[int]:
@@ -102,10 +103,10 @@ def features(stages: int, dimension: int, base: int = BASE_FEATURES) -> tuple[in
 
 
 def memory_proxy(network: Network, patch: Sequence[int]) -> int:
-    """Output elements of all convolutions for one patch, lower heads not counted: nnU-Net's stand-in for memory."""
+    """Output elements of all convolutions for one patch, lower heads not counted: nnU-Net's proxy of memory."""
     voxels = network.stage_voxels(tuple(patch))
-    counted = [c for c in network.convolutions() if c.role != "pooled" and (not c.is_head or c.stage == 0)]
-    return sum(c.channels_out * voxels[c.stage] for c in counted)
+    convolutions = [c for c in network.convolutions() if c.role != "pooled" and (not c.is_head or c.stage == 0)]
+    return sum(c.channels_out * voxels[c.stage] for c in convolutions)
 
 
 def first_patch(spacing_mm: Sequence[float], shape: Sequence[float]) -> list[float]:
@@ -121,33 +122,35 @@ def patch_for_memory(grid: Grid, task: NetworkTask, memory_gb: float) -> Topolog
     `ValidationErrors` if the cases are too small for any network, or the memory for the smallest one.
     """
     preset, spacing, shape = task.preset, grid.patch_spacing_mm, grid.patch_median
-    found = topology(spacing, first_patch(spacing, shape))
-    if len(found.strides) < 2:
-        raise ValidationErrors("the plan", [_too_small(shape)])
-    while not _fits(found, task, memory_gb):
-        smaller = _shrink(found, spacing, shape)
+    topology = topology_for_patch(spacing, first_patch(spacing, shape))
+    if len(topology.strides) < 2:
+        raise ValidationErrors("the plan", [_too_small_problem(shape)])
+    while not _fits(topology, task, memory_gb):
+        smaller = _shrink(topology, spacing, shape)
         if smaller is None:
-            raise ValidationErrors("the plan", [_too_little(found, task, preset.least_batch[grid.axes], memory_gb)])
-        found = smaller
-    return found
+            raise ValidationErrors(
+                "the plan", [_memory_problem(topology, task, preset.least_batch[grid.axes], memory_gb)]
+            )
+        topology = smaller
+    return topology
 
 
-def _fits(found: Topology, task: NetworkTask, memory_gb: float) -> bool:
-    dimension = len(found.patch)
-    per_patch = task.memory_proxy(found) / task.preset.batch[dimension]
+def _fits(topology: Topology, task: NetworkTask, memory_gb: float) -> bool:
+    dimension = len(topology.patch)
+    per_patch = task.memory_proxy(topology) / task.preset.batch[dimension]
     return per_patch * task.preset.least_batch[dimension] <= task.preset.allowed(dimension, memory_gb)
 
 
-def batch_for_memory(found: Topology, grid: Grid, cases: int, task: NetworkTask, memory_gb: float) -> int:
+def batch_for_memory(topology: Topology, grid: Grid, cases: int, task: NetworkTask, memory_gb: float) -> int:
     """As many patches as fill the memory, but no more than a share of the voxels of all labelled cases; two at least.
 
     Counted on the grid's median shape, which for 3d_lowres is rounded (nnU-Net takes the product before rounding).
     """
-    dimension = len(found.patch)
+    dimension = len(topology.patch)
     allowed = task.preset.allowed(dimension, memory_gb)
-    fills = round(allowed / task.memory_proxy(found) * task.preset.batch[dimension])
+    fills = round(allowed / task.memory_proxy(topology) * task.preset.batch[dimension])
     voxels = math.prod(grid.median_shape) * cases
-    return max(2, min(fills, round(voxels * task.preset.dataset_share / math.prod(found.patch))))
+    return max(2, min(fills, round(voxels * task.preset.dataset_share / math.prod(topology.patch))))
 
 
 def memory_needed(network: Network, patch: Sequence[int], batch: int, preset: PresetRules) -> float:
@@ -157,39 +160,39 @@ def memory_needed(network: Network, patch: Sequence[int], batch: int, preset: Pr
     return share * preset.memory_gb
 
 
-def _shrink(found: Topology, spacing_mm: Sequence[float], shape: Sequence[float]) -> Topology | None:
-    """Shorten the axis that is longest beside the median image, by the divisor that it has after shortening.
+def _shrink(topology: Topology, spacing_mm: Sequence[float], shape: Sequence[float]) -> Topology | None:
+    """Shorten the axis that is longest relative to the median image, by the divisor that it has after shortening.
 
     Of equally long ones the last (nnU-Net). An axis that cannot be shortened any more leaves it to the next.
     """
-    ratios = np.asarray(found.patch) / np.asarray(shape)
+    ratios = np.asarray(topology.patch) / np.asarray(shape)
     for axis in sorted(range(len(ratios)), key=lambda a: (-ratios[a], -a)):
-        smaller = _shorten(found, axis, spacing_mm)
-        if smaller is not None and math.prod(smaller.patch) < math.prod(found.patch):
+        smaller = _shorten(topology, axis, spacing_mm)
+        if smaller is not None and math.prod(smaller.patch) < math.prod(topology.patch):
             return smaller
     return None
 
 
-def _shorten(found: Topology, axis: int, spacing_mm: Sequence[float]) -> Topology | None:
-    patch = list(found.patch)
-    tried = [*patch[:axis], patch[axis] - found.divisor[axis], *patch[axis + 1 :]]
-    if tried[axis] < 1:
+def _shorten(topology: Topology, axis: int, spacing_mm: Sequence[float]) -> Topology | None:
+    patch = list(topology.patch)
+    shortened = [*patch[:axis], patch[axis] - topology.divisor[axis], *patch[axis + 1 :]]
+    if shortened[axis] < 1:
         return None
-    patch[axis] -= topology(spacing_mm, tried).divisor[axis]
-    smaller = topology(spacing_mm, patch)
+    patch[axis] -= topology_for_patch(spacing_mm, shortened).divisor[axis]
+    smaller = topology_for_patch(spacing_mm, patch)
     return smaller if len(smaller.strides) > 1 else None
 
 
-def _too_small(shape: Sequence[float]) -> str:
+def _too_small_problem(shape: Sequence[float]) -> str:
     return (
-        f"the median image ({short(shape)}) is too small for a network that halves it even once; "
+        f"the median image ({format_axes(shape)}) is too small for a network that halves it even once; "
         f"expected an axis of at least {3 * SMALLEST_EDGE} voxels among the finest"
     )
 
 
-def _too_little(found: Topology, task: NetworkTask, batch: int, memory_gb: float) -> str:
-    needed = memory_needed(task.network(found), found.patch, batch, task.preset)
+def _memory_problem(topology: Topology, task: NetworkTask, batch: int, memory_gb: float) -> str:
+    needed = memory_needed(task.network(topology), topology.patch, batch, task.preset)
     return (
-        f"{memory_gb:g} GB are too little even for {batch} of the smallest patches ({short(found.patch)}); "
+        f"{memory_gb:g} GB are too little even for {batch} of the smallest patches ({format_axes(topology.patch)}); "
         f"expected --memory {needed:.2g} or more"
     )

@@ -91,7 +91,7 @@ def _row(work: Private, run: Experiment, content: dict[str, Any]) -> tuple[str, 
     made = work.plan_of(run)
     told, private, curve = forecast(made), made.agreement.privacy, content["curve"]
     length = made.agreement.training.rounds * made.local.training.steps_per_round
-    trained = told.whole * 1.25 if told else float("nan")  # four fifths of the patients, all else the same
+    trained = told.total_ratio * 1.25 if told else float("nan")  # four fifths of the patients, all else the same
     return (
         run.federation, run.label.removeprefix("try-"), f"{made.local.network.parameters / 1e3:.0f} thousand",
         str(private.patches_per_patient), str(length), f"{made.local.training.learning_rate:g}",
