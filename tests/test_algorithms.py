@@ -169,7 +169,7 @@ def test_a_slip_of_the_pen_is_an_error(body, said):
 
 def test_what_an_algorithm_may_well_have():
     body = {
-        "personalised": True, "preset": "resenc-m", "share": 0.5, "train": FedAvg.train, "_rule": 3, "LIMIT_": None,
+        "personalised": True, "preset": "resenc-m", "share": 0.5, "train": FedAvg.local, "_rule": 3, "LIMIT_": None,
         "half": property(lambda self: self.share / 2), "__annotations__": {"share": float, "LIMIT_": int},
     }  # fmt: skip
     kind = dataclass(frozen=True)(type("Fine", (FedAvg,), body))

@@ -13,7 +13,7 @@ import pytest
 
 from autofed import algorithms, privacy
 from autofed.algorithms import RunSetup
-from autofed.federation import checkpoints, metrics
+from autofed.federation import checkpoints, metrics, server_optimiser
 from autofed.federation import rounds as loop
 from autofed.federation.aggregation import Aggregator
 from autofed.federation.transports.in_process import InProcess
@@ -104,10 +104,12 @@ def test_sites_that_learn_nothing_change_nothing(ground, name, rule):
         memory=lambda: None,
         remember=lambda groups: None,
         mean_effective_steps=lambda mu: 1.0,
-        fit=lambda weights, **_: LocalResult(dict(weights), np.zeros(1, np.float32), reach=1.0),
+        fit=lambda weights, **_: LocalResult(dict(weights), np.zeros(1, np.float32), effective_steps=1.0),
     )
     releases = [Response("r", 1, s, chosen.local(idle, Request("r", 1, "train", state.shared))) for s in SITES]
-    after = Aggregator.of(plan, SITES).merge(chosen, state, releases)
+    aggregator = Aggregator.of(plan, SITES)
+    merged = chosen.merge(state, releases, aggregator.average)
+    after = server_optimiser.step(aggregator.server, state, merged)
     assert after.round == 1 and same_arrays(dict(after.shared["weights"]), weights)
 
 

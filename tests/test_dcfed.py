@@ -183,7 +183,7 @@ def test_no_byte_depends_on_the_model_that_was_trained_without_the_mechanism(gro
     first = memories(tmp_path / "one", SITE_ONLY)
     assert set(first) == set(CASES)
     with monkeypatch.context() as patch:
-        patch.setattr(SiteContext, "fit_apart", apart)
+        patch.setattr(SiteContext, "fit_unreleased", apart)
         assert private_bytes(ground, tmp_path / "two", ear) == expected
     second = memories(tmp_path / "two", SITE_ONLY)
     assert not any(same_arrays(first[site]["weights"], second[site]["weights"]) for site in second)
@@ -193,17 +193,17 @@ def test_what_goes_wrong_in_the_model_apart_is_for_the_sites_log_alone(ground, t
     expected = private_bytes(ground, tmp_path / "one", ear)
     (tmp_path / "two" / "sites" / "bravo" / "site.log").mkdir(parents=True)  # a log that cannot be written either
     with monkeypatch.context() as patch:
-        patch.setattr(SiteContext, "_fit", failing_without_mechanism(SiteContext._fit))
+        patch.setattr(client, "fit", failing_without_mechanism(client.fit))
         assert private_bytes(ground, tmp_path / "two", ear) == expected
     assert "the disk is full" in (tmp_path / "two" / "sites" / "alpha" / "site.log").read_text()
     assert not any("past" in group for found in memories(tmp_path / "one", SITE_ONLY).values() for group in found)
 
 
 def failing_without_mechanism(fit):
-    def half(self, weights, mechanism, *terms, **options):
+    def half(weights, store, local, mechanism, *schedule, **options):
         if not mechanism.private:
-            full_disk(self)
-        return fit(self, weights, mechanism, *terms, **options)
+            full_disk(mechanism)
+        return fit(weights, store, local, mechanism, *schedule, **options)
 
     return half
 

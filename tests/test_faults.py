@@ -9,7 +9,7 @@ import pytest
 from autofed.data.labels import Labels
 from autofed.errors import ValidationErrors
 from autofed.federation import checkpoints, metrics
-from autofed.federation.screening import screen_responses
+from autofed.federation.screening import Responses, screen_responses
 from autofed.federation.transports.in_process import InProcess
 from autofed.messages import Failure, Request, Response, from_bytes, to_bytes
 from autofed.privacy import ADAPTATION
@@ -95,9 +95,8 @@ def test_an_update_far_longer_than_those_of_the_other_sites_does_not_count():
         s: to_bytes(Response("r", 1, s, {"update": {"w": np.full(9, v, np.float32)}})) for s, v in lengths.items()
     }
     labels = Labels.declared({"background": 0, "tumour": 1})
-    found = screen_responses(answers, tuple(answers), request, {"update": "weights"}, labels)
-    found = found.without_outliers({"update": "weights"})
-    assert [release.site for release in found.releases] == ["alpha", "bravo", "delta"]
+    found = screen_responses(Responses.none_from(answers), answers, request, {"update": "weights"}, labels)
+    assert [response.site for response in found.accepted] == ["alpha", "bravo", "delta"]
     assert found.left_out == {"charlie": "answered with a update 333 times as long as is usual among the sites"}
 
 
@@ -107,8 +106,9 @@ def test_an_update_far_longer_than_those_of_the_other_sites_does_not_count():
 ])  # fmt: skip
 def test_scores_that_are_none_do_not_count(arrays):
     request, labels = Request("r", 1, "validate"), Labels.declared({"background": 0, "tumour": 1})
-    found = screen_responses({"alpha": to_bytes(Response("r", 1, "alpha", arrays))}, ("alpha",), request, {}, labels)
-    assert found.releases == () and "answered with" in found.left_out["alpha"]
+    replies = {"alpha": to_bytes(Response("r", 1, "alpha", arrays))}
+    found = screen_responses(Responses.none_from(replies), replies, request, {}, labels)
+    assert found.accepted == () and "answered with" in found.left_out["alpha"]
 
 
 def test_a_site_far_from_the_others_does_not_slip_in_when_it_is_asked_again(ground, tmp_path):
@@ -117,12 +117,12 @@ def test_a_site_far_from_the_others_does_not_slip_in_when_it_is_asked_again(grou
     request = Request("r", 1, "train", {"weights": {"w": np.zeros(9, np.float32)}})
     bytes_of = lambda s, v: to_bytes(Response("r", 1, s, {"update": {"w": np.full(9, v, np.float32)}}))  # noqa: E731
     sites = ("a", "b", "c", "far")
-    first = screen_responses({"b": bytes_of("b", 0.01), "c": bytes_of("c", 0.01)}, sites, request, like, labels)
-    again = screen_responses(
-        {"a": bytes_of("a", 0.01), "far": bytes_of("far", 5.0)}, tuple(first.left_out), request, like, labels
-    )
-    found = first.merged_with(again).without_outliers(like)
-    assert [release.site for release in found.releases] == ["a", "b", "c"] and set(found.left_out) == {"far"}
+    replies = {"b": bytes_of("b", 0.01), "c": bytes_of("c", 0.01)}
+    first = screen_responses(Responses.none_from(sites), replies, request, like, labels)
+    assert [response.site for response in first.accepted] == ["b", "c"] and set(first.left_out) == {"a", "far"}
+    replies = {"a": bytes_of("a", 0.01), "far": bytes_of("far", 5.0)}
+    found = screen_responses(first, replies, request, like, labels)
+    assert [response.site for response in found.accepted] == ["a", "b", "c"] and set(found.left_out) == {"far"}
 
 
 def test_the_round_is_that_of_the_others_alone(ground, tmp_path):

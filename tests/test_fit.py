@@ -183,7 +183,7 @@ def test_the_correction_is_added_after_the_clip_to_every_step(lone_site):
     terms = GradientTerms(correction=ones)
     found = fit(start, lone_site[1], made, _Push(2, norm=0.0), at_full_rate(3), terms=terms)
     assert all(np.allclose(found.weights[n] - start[n], -0.01 * 3 * 2.0, atol=1e-5) for n in start)
-    assert found.reach == pytest.approx(0.03)
+    assert found.effective_steps == pytest.approx(0.03)
 
 
 def test_the_proximal_term_pulls_back_to_the_start_by_the_way_so_far(lone_site):
@@ -194,7 +194,7 @@ def test_the_proximal_term_pulls_back_to_the_start_by_the_way_so_far(lone_site):
     way = {mu: np.sqrt(sum(((f.weights[n] - start[n]) ** 2).sum() for n in start)) for mu, f in fits.items()}
     assert way[0.0] == pytest.approx(0.5, rel=1e-3)
     assert way[4.0] == pytest.approx(0.1 * sum(0.6**k for k in range(5)), rel=1e-3)
-    assert {mu: f.reach for mu, f in fits.items()} == pytest.approx(way, rel=1e-3)
+    assert {mu: f.effective_steps for mu, f in fits.items()} == pytest.approx(way, rel=1e-3)
 
 
 def test_two_halves_with_the_momentum_carried_over_are_the_whole(lone_site):

@@ -7,22 +7,25 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 
+import autofed.federation.site
 from autofed.algorithms import RunSetup, make
 from autofed.errors import ValidationErrors
 from autofed.federation.site import Site
 from autofed.messages import Failure, Request, Response, from_bytes, to_bytes
+from autofed.messages.error_feedback import ErrorFeedbackBuffer
 from autofed.privacy import accounting, guarantee
 from autofed.privacy.ledger import PrivacyLedger
 from autofed.training.network import build, weights_of
 from tests import small_federation
 from tests.small_federation import private, site_of
 
+COMPUTED = (ErrorFeedbackBuffer, "release", "before")
 POINTS = {
-    "before the charge": ("_charge", "before"),
-    "after the charge": ("_charge", "after"),
-    "after computing": ("_compute", "after"),
-    "before storing": ("_store", "before"),
-    "after storing": ("_store", "after"),
+    "before the charge": (Site, "_charge", "before"),
+    "after the charge": (Site, "_charge", "after"),
+    "after computing": COMPUTED,
+    "before storing": (autofed.federation.site, "write_bytes", "before"),
+    "after storing": (autofed.federation.site, "write_bytes", "after"),
 }
 
 
@@ -53,17 +56,19 @@ class Killed(BaseException):
     """Like kill -9: nothing in the site catches it."""
 
 
-def cut(monkeypatch, method, when, seen):
-    whole = getattr(Site, method)
+def cut(monkeypatch, owner, function, when, seen):
+    """Have a function die; of what is written only the response counts."""
+    whole = getattr(owner, function)
 
-    def dying(self, *arguments):
-        if when == "before":
-            seen.append(arguments)
-            raise Killed
-        seen.append((*arguments, whole(self, *arguments)))
+    def dying(*arguments):
+        if function == "write_bytes" and arguments[0].parent.name != "releases":
+            return whole(*arguments)
+        seen.append(arguments)
+        if when == "after":
+            whole(*arguments)
         raise Killed
 
-    monkeypatch.setattr(Site, method, dying)
+    monkeypatch.setattr(owner, function, dying)
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -75,7 +80,7 @@ def test_an_answer_that_was_cut_off_is_charged_once_and_keeps_its_noise(ground, 
     assert charges(tmp_path) == (0 if point == "before the charge" else 1)
     again = site_in(tmp_path, ground).answer(question(ground))
     assert isinstance(from_bytes(again), Response) and charges(tmp_path) == 1
-    if POINTS[point][0] == "_store":  # what would have been sent is what is sent
+    if POINTS[point][1] == "write_bytes":  # what would have been sent is what is sent
         assert seen[0][1] == again
     assert site_in(tmp_path, ground).answer(question(ground)) == again
     assert charges(tmp_path) == 1
@@ -84,7 +89,7 @@ def test_an_answer_that_was_cut_off_is_charged_once_and_keeps_its_noise(ground, 
 
 def test_a_charged_round_whose_noise_is_lost_is_refused(ground, tmp_path, monkeypatch):
     with monkeypatch.context() as during, pytest.raises(Killed):
-        cut(during, "_compute", "after", [])
+        cut(during, *COMPUTED, [])
         site_in(tmp_path, ground).answer(question(ground))
     for secret in (tmp_path / "site" / "secrets").iterdir():
         secret.unlink()
@@ -96,7 +101,7 @@ def test_a_charged_round_whose_noise_is_lost_is_refused(ground, tmp_path, monkey
 def test_a_secret_serves_one_request_alone(ground, tmp_path, monkeypatch):
     """Who has a site cut off after its charge may not have the same noise tried on other content."""
     with monkeypatch.context() as during, pytest.raises(Killed):
-        cut(during, "_compute", "after", [])
+        cut(during, *COMPUTED, [])
         site_in(tmp_path, ground).answer(question(ground))
     others = {n: a + 1 for n, a in from_bytes(question(ground)).shared["weights"].items()}
     found = from_bytes(site_in(tmp_path, ground).answer(question(ground, weights=others)))

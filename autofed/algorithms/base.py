@@ -107,7 +107,7 @@ class ClientContext(Protocol):
         ...
 
     def mean_effective_steps(self, proximal: float = 0.0) -> float:
-        """How far the steps of this round reach (`LocalResult.reach`), on average over the sites, by patients."""
+        """The `LocalResult.effective_steps` of this round on average over the sites, weighted by patients."""
         ...
 
     def memory(self) -> ArrayGroups | None:

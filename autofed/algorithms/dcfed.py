@@ -116,13 +116,13 @@ class DCFed(Algorithm):
         weight, asks = float(course["weight"][0]), bool(course["asks"][0])
         own = site.memory() or {"weights": site.start()}
         act = LearningRateCycle(*course["act"].tolist())
-        fitted = site.fit(own["weights"], agreed=agreed, weight=weight, act=act)
-        past, model = _past(own, act), site.averaged(fitted.weights)
+        result = site.fit(own["weights"], agreed=agreed, weight=weight, act=act)
+        past, model = _past(own, act), site.averaged(result.weights)
         shelf = {request.round: model, **past} if request.round in self._snapshots(act) else past
-        site.remember({"weights": fitted.weights, **{f"{_PAST}{round}": kept for round, kept in shelf.items()}})
+        site.remember({"weights": result.weights, **{f"{_PAST}{round}": kept for round, kept in shelf.items()}})
         answers = site.label([model, *past.values()], self.dropout_passes) if asks else {}
         site.fit_unreleased(agreed, weight, act)
-        return {PREDICTIONS: answers, "metrics": {"loss": fitted.losses}}
+        return {PREDICTIONS: answers, "metrics": {"loss": result.losses}}
 
     def misfits(self, arrays: ArrayGroups, shared: ArrayGroups) -> list[str]:
         """An answer holds every public image on its own grid, or nothing if nothing was asked."""

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from autofed.algorithms import Algorithm, AverageGroup, ClientContext, RunSetup
-from autofed.messages import ArrayGroups, Arrays, Request, Response, ServerState
-
-if TYPE_CHECKING:
-    from autofed.training.fit import LocalResult
+from autofed.messages import ArrayGroups, Request, Response, ServerState
 
 
 @dataclass(frozen=True)
@@ -24,12 +20,8 @@ class FedAvg(Algorithm):
     def local(self, site: ClientContext, request: Request) -> ArrayGroups:
         """The update: weights after local training less weights before."""
         before = request.shared["weights"]
-        fitted = self.train(site, before)
-        return {"update": fitted.update(before), "metrics": {"loss": fitted.losses}}
-
-    def train(self, site: ClientContext, weights: Arrays) -> LocalResult:
-        """The site's training, from these weights."""
-        return site.fit(weights)
+        result = site.fit(before)
+        return {"update": result.update(before), "metrics": {"loss": result.losses}}
 
     def merge(self, state: ServerState, releases: Sequence[Response], average: AverageGroup) -> ServerState:
         """w <- w + average of the updates."""

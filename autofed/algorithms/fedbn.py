@@ -24,6 +24,6 @@ class FedBN(FedAvg):
         """The update of the common model to the site's own."""
         common = request.shared["weights"]
         own = (site.memory() or {"weights": common})["weights"]
-        fitted = site.fit({name: own[name] if name in site.normalisation else common[name] for name in common})
-        site.remember({"weights": fitted.weights})
-        return {"update": fitted.update(common), "metrics": {"loss": fitted.losses}}
+        result = site.fit({name: own[name] if name in site.normalisation else common[name] for name in common})
+        site.remember({"weights": result.weights})
+        return {"update": result.update(common), "metrics": {"loss": result.losses}}

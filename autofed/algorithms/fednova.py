@@ -29,7 +29,7 @@ class FedNova(FedProx):
     def local(self, site: ClientContext, request: Request) -> ArrayGroups:
         """The update, scaled by the average way over the site's own."""
         before = request.shared["weights"]
-        fitted = self.train(site, before)
-        scale = np.float32(site.mean_effective_steps(self.mu) / fitted.reach)
-        update = {name: scale * array for name, array in fitted.update(before).items()}
-        return {"update": update, "metrics": {"loss": fitted.losses}}
+        result = site.fit(before, proximal=self.mu)
+        scale = np.float32(site.mean_effective_steps(self.mu) / result.effective_steps)
+        update = {name: scale * array for name, array in result.update(before).items()}
+        return {"update": update, "metrics": {"loss": result.losses}}

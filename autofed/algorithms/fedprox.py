@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from autofed.algorithms import ClientContext
 from autofed.algorithms.fedavg import FedAvg
-from autofed.messages import Arrays
-
-if TYPE_CHECKING:
-    from autofed.training.fit import LocalResult
+from autofed.messages import ArrayGroups, Request
 
 
 @dataclass(frozen=True)
@@ -22,6 +18,8 @@ class FedProx(FedAvg):
 
     mu: float = 0.01
 
-    def train(self, site: ClientContext, weights: Arrays) -> LocalResult:
-        """A training that is pulled back to where it started."""
-        return site.fit(weights, proximal=self.mu)
+    def local(self, site: ClientContext, request: Request) -> ArrayGroups:
+        """The update of a training that is pulled back to where it started."""
+        before = request.shared["weights"]
+        result = site.fit(before, proximal=self.mu)
+        return {"update": result.update(before), "metrics": {"loss": result.losses}}

@@ -23,9 +23,9 @@ class LocalOnly(Algorithm):
 
     def local(self, site: ClientContext, request: Request) -> ArrayGroups:
         """Go on from the site's own weights of the last round."""
-        fitted = site.fit((site.memory() or {"weights": request.shared["start"]})["weights"])
-        site.remember({"weights": fitted.weights})
-        return {"metrics": {"loss": fitted.losses}}
+        result = site.fit((site.memory() or {"weights": request.shared["start"]})["weights"])
+        site.remember({"weights": result.weights})
+        return {"metrics": {"loss": result.losses}}
 
     def merge(self, state: ServerState, releases: Sequence[Response], average: AverageGroup) -> ServerState:
         """Nothing to merge: there is no common model. A site that missed its first round still needs the start."""

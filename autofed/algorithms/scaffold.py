@@ -31,11 +31,11 @@ class Scaffold(Algorithm):
         """The update, and by how much c_i changed: c_i <- c_i - c + (w_global - w) / (learning rates times steps)."""
         before, common = request.shared["weights"], request.shared["control"]
         own = (site.memory() or {"control": _zeros(before)})["control"]
-        fitted = site.fit(before, correction={name: common[name] - own[name] for name in before})
-        update, way = fitted.update(before), np.float32(fitted.reach)
+        result = site.fit(before, correction={name: common[name] - own[name] for name in before})
+        update, way = result.update(before), np.float32(result.effective_steps)
         change = {name: -common[name] - update[name] / way for name in before}
         site.remember({"control": {name: own[name] + change[name] for name in before}})
-        return {"update": update, "control": change, "metrics": {"loss": fitted.losses}}
+        return {"update": update, "control": change, "metrics": {"loss": result.losses}}
 
     def merge(self, state: ServerState, releases: Sequence[Response], average: AverageGroup) -> ServerState:
         """w <- w + average of the updates; c <- c + the same of the changes, of the sites that answered."""

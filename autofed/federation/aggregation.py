@@ -1,4 +1,4 @@
-"""What the coordinator makes of a round's answers: the average by the plan's rule and weights, and its own step."""
+"""How the coordinator averages a round's responses: the plan's rule, the sites' weights, and its own step after it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ from typing import Self
 
 import numpy as np
 
-from autofed.algorithms import Algorithm
-from autofed.federation import server_optimiser
 from autofed.federation.aggregation_rules import AggregationRule, rule_of
-from autofed.messages import Response, ServerState
+from autofed.messages import Response
 from autofed.plans import Plan, ServerSettings
 
 
 @dataclass(frozen=True)
 class Aggregator:
-    """How the answers of a training's sites become one state.
+    """How the responses of a training's sites are averaged.
 
-    `rule` averages them, `site_weights` are the sites' weights in it, and `server_optimiser` is the step that the
-    coordinator then takes along the way to the average.
+    `rule` averages them, `site_weights` are the sites' weights in it, and `server` is the step that the coordinator
+    then takes towards the average (`server_optimiser.step`).
     """
 
     rule: AggregationRule
@@ -33,10 +31,6 @@ class Aggregator:
         agreement, weights = plan.agreement, plan.agreement.site_weights
         return cls(rule_of(agreement.average), {site: weights.get(site, 1.0) for site in sites}, agreement.server)
 
-    def average(self, releases: Sequence[Response], group: str) -> dict[str, np.ndarray]:
+    def average(self, responses: Sequence[Response], group: str) -> dict[str, np.ndarray]:
         """The average over sites of one named group of arrays."""
-        return self.rule.average({release.site: release.arrays[group] for release in releases}, self.site_weights)
-
-    def merge(self, algorithm: Algorithm, state: ServerState, releases: Sequence[Response]) -> ServerState:
-        """The state after a round: what the algorithm makes of the releases, and the coordinator's step towards it."""
-        return server_optimiser.step(self.server, state, algorithm.merge(state, releases, self.average))
+        return self.rule.average({response.site: response.arrays[group] for response in responses}, self.site_weights)

@@ -62,7 +62,7 @@ class SiteContext:
         self._round, self._since = request.round, request.since
         self._mechanism = mechanism
         self._charged_steps = site.steps
-        self._kept: dict[str, Arrays] = {}
+        self._remembered: dict[str, Arrays] = {}
 
     @property
     def name(self) -> str:
@@ -93,17 +93,25 @@ class SiteContext:
         if not self._charged_steps:
             raise RuntimeError("the steps that this round was charged for have been taken")
         self._charged_steps = 0
-        keeps = self._site.plan.local.training.keep_momentum and not self._site.algorithm.resets_momentum
-        fitted = self._fit(
+        keeps_momentum = self._site.plan.local.training.keep_momentum and not self._site.algorithm.resets_momentum
+        site, private = self._site, self._mechanism.private
+        result = fit(
             weights,
+            site.store,
+            site.plan.local,
             self._mechanism,
-            GradientTerms(proximal, correction, self._beside(agreed or {}, weight)),
-            momentum=(self.memory() or {}).get("momentum") if keeps else None,
-            act=None if self._mechanism.private else act,  # rate, noise and number of steps were planned together
+            self._schedule(None if private else act),  # rate, noise and number of steps were planned together
+            terms=GradientTerms(proximal, correction, self._auxiliary(agreed or {}, weight)),
+            momentum=(self.memory() or {}).get("momentum") if keeps_momentum else None,
+            labels=self._labels,
+            compute=site.compute,
         )
-        if keeps:
-            self.remember({"momentum": fitted.momentum})
-        return self._without_losses(fitted) if self._mechanism.private else fitted
+        if keeps_momentum:
+            self.remember({"momentum": result.momentum})
+        if not private:
+            return result
+        self._log_losses(result.losses)
+        return replace(result, losses=np.zeros(0, np.float32))
 
     def label(self, members: Sequence[Arrays], passes: int = 0) -> dict[str, np.ndarray]:
         """What an ensemble and its mirrored views say of every public image; `ArithmeticError` if it is no number.
@@ -128,21 +136,24 @@ class SiteContext:
             return
         try:
             before = own.recall(own.latest(self._since)) or {"weights": self.start()}
-            fitted = self._fit(
+            result = fit(
                 before["weights"],
+                site.store,
+                site.plan.local,
                 NoPrivacy(site.plan.local.training.batch_size, site.plan.batches_at(self.name)),
-                GradientTerms(auxiliary=self._beside(agreed, weight)),
+                self._schedule(act),
+                terms=GradientTerms(auxiliary=self._auxiliary(agreed, weight)),
                 momentum=before.get("momentum"),
-                act=act,
-                is_counted=False,
+                labels=self._labels,
+                compute=Compute(site.compute.device, site.compute.loader),  # `on_step` counts the steps of `fit` alone
             )
-            kept = {"momentum": fitted.momentum} if site.plan.local.training.keep_momentum else {}
-            own.keep(self._round, {"weights": fitted.weights, **kept}, self._since, site.plan.agreement.training)
+            momentum = {"momentum": result.momentum} if site.plan.local.training.keep_momentum else {}
+            own.keep(self._round, {"weights": result.weights, **momentum}, self._since, site.plan.agreement.training)
         except Exception as error:
             with contextlib.suppress(OSError):  # a full disk takes no log either
                 site.log(self._request, error)
 
-    def _beside(self, agreed: LabelMaps, weight: float) -> AuxiliaryLoss | None:
+    def _auxiliary(self, agreed: LabelMaps, weight: float) -> AuxiliaryLoss | None:
         """What is learned from public images in this round, if there is anything."""
         public = self._site.public
         if not weight or not public or not agreed:
@@ -152,53 +163,38 @@ class SiteContext:
         clip = plan.agreement.privacy.clip if private else None  # patients' gradients are no longer than that
         return AuxiliaryLoss(store, public.labels, weight, plan.batches_at(self.name), clip) if store.patients else None
 
-    def _fit(
-        self,
-        weights: Arrays,
-        mechanism: Mechanism,
-        terms: GradientTerms,
-        *,
-        momentum: Arrays | None,
-        act: LearningRateCycle | None,
-        is_counted: bool = True,
-    ) -> LocalResult:
-        """The steps of this round, by the plan's rates; nobody is told of steps that are not counted."""
+    def _schedule(self, act: LearningRateCycle | None) -> Schedule:
+        """The steps of this round, by the plan's learning rates."""
         site, before = self._site, self._round - 1
-        schedule = Schedule(
+        return Schedule(
             site.steps,
             lambda done: _rate(site.plan.agreement.training, before + done, act),
             (site.plan.local.training.seed, _number(site.stream), self._round),
         )
-        return fit(
-            weights,
-            site.store,
-            site.plan.local,
-            mechanism,
-            schedule,
-            terms=terms,
-            momentum=momentum,
-            labels=Labels.of(site.plan.agreement).with_annotated(site.store.annotated),
-            compute=site.compute if is_counted else Compute(site.compute.device, site.compute.loader),
-        )
 
-    def _without_losses(self, fitted: LocalResult) -> LocalResult:
+    @property
+    def _labels(self) -> Labels:
+        """What the values of the site's own label maps mean."""
+        return Labels.of(self._site.plan.agreement).with_annotated(self._site.store.annotated)
+
+    def _log_losses(self, losses: np.ndarray) -> None:
         """Losses are of patients: the site may look at its own, and nothing that an algorithm makes can hold them."""
         path = self._site.folder / "losses.json"
-        known = read_json(path) if path.is_file() else {}
-        mean = round(float(fitted.losses.mean()), 6) if len(fitted.losses) else None
-        write_json(path, {**known, str(self._round): mean})
-        return replace(fitted, losses=np.zeros(0, np.float32))
+        means = read_json(path) if path.is_file() else {}
+        mean = round(float(losses.mean()), 6) if len(losses) else None
+        write_json(path, {**means, str(self._round): mean})
 
     def mean_effective_steps(self, proximal: float = 0.0) -> float:
         """How far the steps of all sites reach in this round, on average; a site that is not in the plan is alone."""
         site, plan = self._site, self._site.plan
         weights = plan.agreement.site_weights if site.name in plan.agreement.patients else {site.name: 1.0}
-        ways = {
-            name: self._reach(plan.steps_at(name) if len(weights) > 1 else site.steps, proximal) for name in weights
+        effective = {
+            name: self._effective_steps(plan.steps_at(name) if len(weights) > 1 else site.steps, proximal)
+            for name in weights
         }
-        return sum(weights[name] * way for name, way in ways.items()) / sum(weights.values())
+        return sum(weights[name] * steps for name, steps in effective.items()) / sum(weights.values())
 
-    def _reach(self, steps: int, proximal: float) -> float:
+    def _effective_steps(self, steps: int, proximal: float) -> float:
         training, before = self._site.plan.local.training, self._round - 1
         schedule = self._site.plan.agreement.training
         rates = [training.learning_rate * schedule.rate_at(before + step / steps) for step in range(steps)]
@@ -215,8 +211,8 @@ class SiteContext:
 
     def remember(self, groups: ArrayGroups) -> None:
         """Keep groups of arrays on the site's disk, beside what it keeps of this round already."""
-        self._kept |= groups
-        self._site.memory.keep(self._round, self._kept, self._since, self._site.plan.agreement.training)
+        self._remembered |= groups
+        self._site.memory.keep(self._round, self._remembered, self._since, self._site.plan.agreement.training)
 
 
 @dataclass(frozen=True)

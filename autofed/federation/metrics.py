@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,18 +23,15 @@ SiteMetrics = Mapping[str, Mapping[str, Any]]
 
 
 class TrafficMeter:
-    """A transport that counts what it carries: the `traffic` in bytes, "down" to each site and "up" from it."""
+    """The `traffic` of a round in bytes: "down" to each site and "up" from it."""
 
-    def __init__(self, transport: Callable[[Mapping[str, bytes]], Mapping[str, bytes]]):
-        self._transport = transport
+    def __init__(self) -> None:
         self.traffic: dict[str, Counter[str]] = {"down": Counter(), "up": Counter()}
 
-    def __call__(self, requests: Mapping[str, bytes]) -> Mapping[str, bytes]:
-        """Carry them, and count."""
-        answers = self._transport(requests)
-        for way, messages in (("down", requests), ("up", answers)):
-            self.traffic[way].update({site: len(data) for site, data in messages.items()})
-        return answers
+    def count(self, requests: Mapping[str, bytes], replies: Mapping[str, bytes]) -> None:
+        """Add the bytes of requests and of what came back, by site."""
+        for direction, messages in (("down", requests), ("up", replies)):
+            self.traffic[direction].update({site: len(data) for site, data in messages.items()})
 
 
 def append_line(folder: Path, line: Mapping[str, Any]) -> None:

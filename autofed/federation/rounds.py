@@ -15,7 +15,7 @@ from autofed import privacy
 from autofed.algorithms import NOTES, Algorithm
 from autofed.data.labels import Labels
 from autofed.errors import ValidationErrors
-from autofed.federation import checkpoints, metrics
+from autofed.federation import checkpoints, metrics, server_optimiser
 from autofed.federation.aggregation import Aggregator
 from autofed.federation.model_selection import best_round, moving_average
 from autofed.federation.screening import Responses, screen_responses
@@ -51,104 +51,127 @@ class RunContext:
     sites: Sequence[str]
     holds_out: bool = False
 
-    def ask(self, question: str, round: int, sent: Broadcast, since: Mapping[str, int]) -> Responses:
-        """The answers that count; while they are fewer than the plan's least number, the other sites are asked again.
-
-        `since` is the last round in which each site's answer was merged. `ValidationErrors` says what was wrong at
-        every site if there are too few after as many attempts as the plan allows.
-        """
-        faults, answers = self.plan.agreement.faults, Responses((), dict.fromkeys(self.sites, ""))
-        least = min(faults.least_sites, len(self.sites))
-        for _ in range(faults.attempts):
-            answers = answers.merged_with(self._ask_once(question, round, sent, since, tuple(answers.left_out)))
-            answers = answers.without_outliers(_released(self, question))
-            for site, why in answers.left_out.items():
-                _log.warning("round %d (%s) without the site %s: it %s", round, question, site, why)
-            if len(answers.releases) >= least:
-                return answers
-        found = f"{len(answers.releases)} of {len(self.sites)} sites answered in {faults.attempts} attempts"
-        raise ValidationErrors(f"round {round}", [f"{found}; the plan wants {least}", *_named(answers.left_out)])
-
-    def _ask_once(
-        self, question: str, round: int, sent: Broadcast, since: Mapping[str, int], sites: Sequence[str]
+    def ask(
+        self, task: str, round: int, broadcast: Broadcast, since: Mapping[str, int], meter: metrics.TrafficMeter
     ) -> Responses:
-        request = Request(self.run, round, question, sent.whole)
-        ages = {since.get(site, 0) for site in sites}
-        data = {s: to_bytes(sent.request(self.run, round, question, s)) for s in ages}
-        answers = dict(self.transport({site: data[since.get(site, 0)] for site in sites}))
-        again = {s: since.get(s, 0) for s, answer in answers.items() if s in sites and is_state_lost(answer)}
-        whole = {s: to_bytes(sent.request(self.run, round, question, r, anew=True)) for s, r in again.items()}
-        answers |= self.transport(whole) if whole else {}
-        adapts = privacy.find_mechanism(self.plan).adapts if question == TRAIN else {}
-        checks = (self.algorithm.misfits,) if question == TRAIN else ()
-        labels = Labels.of(self.plan.agreement)
-        return screen_responses(answers, sites, request, _released(self, question), labels, adapts, *checks)
+        """The responses that count; while they are too few, the other sites are asked again.
+
+        Args:
+            task: What the sites are to do (`site.TASKS`).
+            round: In which round.
+            broadcast: The common state for the sites.
+            since: The last round in which each site's response was merged.
+            meter: Counts the bytes that travel.
+
+        Raises:
+            ValidationErrors: What was wrong at every site, if fewer than the plan's least number of sites responded in
+                as many attempts as it allows.
+        """
+        faults, responses = self.plan.agreement.faults, Responses.none_from(self.sites)
+        least = min(faults.least_sites, len(self.sites))
+        is_training, labels = task == TRAIN, Labels.of(self.plan.agreement)
+        released = self.algorithm.released if is_training else {}
+        adapts = privacy.find_mechanism(self.plan).adapts if is_training else {}
+        checks = (self.algorithm.misfits,) if is_training else ()
+        whole = Request(self.run, round, task, broadcast.whole)
+        for _ in range(faults.attempts):
+            last_merged = {site: since.get(site, 0) for site in responses.left_out}
+            requests = self._requests(task, round, broadcast, last_merged)
+            replies = dict(self.transport(requests))
+            meter.count(requests, replies)
+            lost = {site: last_merged[site] for site in requests if site in replies and is_state_lost(replies[site])}
+            if lost:
+                requests = self._requests(task, round, broadcast, lost, anew=True)
+                again = self.transport(requests)
+                meter.count(requests, again)
+                replies |= again
+            responses = screen_responses(responses, replies, whole, released, labels, adapts, *checks)
+            for site, why in responses.left_out.items():
+                _log.warning("round %d (%s) without the site %s: it %s", round, task, site, why)
+            if len(responses.accepted) >= least:
+                return responses
+        found = f"{len(responses.accepted)} of {len(self.sites)} sites answered in {faults.attempts} attempts"
+        raise ValidationErrors(f"round {round}", [f"{found}; the plan wants {least}", *_named(responses.left_out)])
+
+    def _requests(
+        self, task: str, round: int, broadcast: Broadcast, since: Mapping[str, int], *, anew: bool = False
+    ) -> dict[str, bytes]:
+        """The request to each site, given the last round in which its response was merged; equal ones share memory."""
+        by_age = {
+            age: to_bytes(broadcast.request(self.run, round, task, age, anew=anew)) for age in set(since.values())
+        }
+        return {site: by_age[age] for site, age in since.items()}
 
 
-def _released(course: RunContext, question: str) -> Mapping[str, str]:
-    return course.algorithm.released if question == TRAIN else {}
-
-
-def run_rounds(course: RunContext, state: ServerState) -> ServerState:
+def run_rounds(context: RunContext, state: ServerState) -> ServerState:
     """Rounds from `state` until the plan's last; the state after each is saved in folder/round_<r>/.
 
     A site that fails is named, left out of the round, and asked again in the next. `ValidationErrors` if too few sites
     answer; the rounds before are saved.
     """
-    with metrics.MetricsBoard(course.folder) as board:
+    with metrics.MetricsBoard(context.folder) as board:
         if state.round:
-            _finish(course, state, board)  # a run that was cut off may have left its last round unscored
-        while state.round < course.plan.agreement.training.rounds:
-            state = _round(course, state)
-            _finish(course, state, board)
+            _finish(context, state, board)  # a run that was cut off may have left its last round unscored
+        while state.round < context.plan.agreement.training.rounds:
+            state = _round(context, state)
+            _finish(context, state, board)
     return state
 
 
-def _round(course: RunContext, state: ServerState) -> ServerState:
-    """Have the sites train, and save what they come to. From here on the round is what it is, whoever asks again."""
-    begin, meter = time.monotonic(), metrics.TrafficMeter(course.transport)
-    sent = make_broadcast(state, course.algorithm.released.values(), course.plan.agreement.wire)
-    answers = replace(course, transport=meter).ask(TRAIN, state.round + 1, sent, _answered(state))
-    state = _merge(course, state, answers.releases)
-    state = replace(state, kept=sent.keep(state.kept))
-    line = {"round": state.round, "seconds": time.monotonic() - begin, "sites": _losses(answers.releases),
+def _round(context: RunContext, state: ServerState) -> ServerState:
+    """Have the sites train, and save the merged state. From here on the round is what it is, whoever asks again."""
+    begin, meter, aggregator = time.monotonic(), metrics.TrafficMeter(), context.aggregator
+    broadcast = make_broadcast(state, context.algorithm.released.values(), context.plan.agreement.wire)
+    last_merged = _last_merged(state)
+    responses = context.ask(TRAIN, state.round + 1, broadcast, last_merged, meter)
+    merged = context.algorithm.merge(state, responses.accepted, aggregator.average)
+    merged = server_optimiser.step(aggregator.server, state, merged)
+    last_merged |= dict.fromkeys((response.site for response in responses.accepted), merged.round)
+    answered = {site: np.array([round]) for site, round in last_merged.items()}
+    shared = {**merged.shared, **_adaptation_history(state, responses.accepted, aggregator)}
+    kept = {**merged.kept, **_moving_average(context.plan, state, merged), _ANSWERED: answered}
+    line = {"round": merged.round, "seconds": time.monotonic() - begin, "sites": _losses(responses.accepted),
             "bytes": meter.traffic}  # fmt: skip
-    line = metrics.with_notes(line, state.kept.get(NOTES, {}))
-    checkpoints.save(
-        course.folder, state, course.plan, {**line, **({"left_out": answers.left_out} if answers.left_out else {})}
-    )
+    line = metrics.with_notes(line, kept.get(NOTES, {}))
+    line |= {"left_out": responses.left_out} if responses.left_out else {}
+    state = replace(merged, shared=shared, kept=broadcast.keep(kept))
+    checkpoints.save(context.folder, state, context.plan, line)
     return state
 
 
-def _finish(course: RunContext, state: ServerState, board: metrics.MetricsBoard) -> None:
+def _finish(context: RunContext, state: ServerState, board: metrics.MetricsBoard) -> None:
     """Score a saved round if the plan wants it, note what is known of it, and keep its model if it is the best."""
-    if metrics.last_round(course.folder) < state.round:
-        begin, line = time.monotonic(), checkpoints.line(course.folder, state.round)
-        validates = course.holds_out and course.plan.agreement.training.validates(state.round)
-        said = _with_scores(line["sites"], _validate(course, state) if validates else ())
+    if metrics.last_round(context.folder) < state.round:
+        begin, line = time.monotonic(), checkpoints.line(context.folder, state.round)
+        validates = context.holds_out and context.plan.agreement.training.validates(state.round)
+        said = _with_scores(line["sites"], _validate(context, state) if validates else ())
         line |= {"sites": said, "seconds": round(line["seconds"] + time.monotonic() - begin, 2)}
-        metrics.append_line(course.folder, line)
-        _log.info(metrics.in_words(course.folder, course.plan.agreement.training.rounds))
+        metrics.append_line(context.folder, line)
+        _log.info(metrics.in_words(context.folder, context.plan.agreement.training.rounds))
         board.show(state.round, line["seconds"], said)
-    _keep_best(course, state)
+    _keep_best(context, state)
 
 
-def verify(course: RunContext, state: ServerState) -> Sequence[Response]:
+def verify(context: RunContext, state: ServerState) -> Sequence[Response]:
     """What the sites say of the final model on whole held-out cases; see `answers.verify`."""
-    return _ask_to_score(course, VERIFY, state, checkpoints.best_weights(course.folder) or checkpoints.model_of(state))
+    return _ask_to_score(
+        context, VERIFY, state, checkpoints.best_weights(context.folder) or checkpoints.model_of(state)
+    )
 
 
-def _validate(course: RunContext, state: ServerState) -> Sequence[Response]:
-    return _ask_to_score(course, VALIDATE, state, checkpoints.model_of(state))
+def _validate(context: RunContext, state: ServerState) -> Sequence[Response]:
+    return _ask_to_score(context, VALIDATE, state, checkpoints.model_of(state))
 
 
-def _ask_to_score(course: RunContext, question: str, state: ServerState, model: Arrays) -> Sequence[Response]:
+def _ask_to_score(context: RunContext, task: str, state: ServerState, model: Arrays) -> Sequence[Response]:
     """Have the common model scored, or, where there is none or every site has its own, each site's own."""
-    shared = {"weights": model} if model and not course.algorithm.personalised else {}
-    return course.ask(question, state.round, Broadcast(shared, shared), _answered(state)).releases
+    shared = {"weights": model} if model and not context.algorithm.personalised else {}
+    broadcast, meter = Broadcast(shared, shared), metrics.TrafficMeter()
+    return context.ask(task, state.round, broadcast, _last_merged(state), meter).accepted
 
 
-def _answered(state: ServerState) -> dict[str, int]:
+def _last_merged(state: ServerState) -> dict[str, int]:
+    """The last round in which each site's response was merged."""
     return {site: int(round[0]) for site, round in state.kept.get(_ANSWERED, {}).items()}
 
 
@@ -171,36 +194,26 @@ def _with_scores(said: Mapping[str, Any], scores: Sequence[Response]) -> dict[st
     return said
 
 
-def _keep_best(course: RunContext, state: ServerState) -> None:
+def _keep_best(context: RunContext, state: ServerState) -> None:
     """Keep the model of this round if no other scored as well; where sites have their own, each keeps its own best."""
-    model = {} if course.algorithm.personalised else checkpoints.model_of(state)
-    found = best_round(metrics.scores(course.folder)) if model else None
+    model = {} if context.algorithm.personalised else checkpoints.model_of(state)
+    found = best_round(metrics.scores(context.folder)) if model else None
     if found and found.round == state.round:
-        checkpoints.save_best(course.folder, model, found)
+        checkpoints.save_best(context.folder, model, found)
 
 
-def _merge(course: RunContext, state: ServerState, releases: Sequence[Response]) -> ServerState:
-    merged = course.aggregator.merge(course.algorithm, state, releases)
-    shared = _with_history(merged.shared, state.shared, releases, course.aggregator)
-    answered = {**state.kept.get(_ANSWERED, {}), **{r.site: np.array([merged.round]) for r in releases}}
-    return replace(merged, shared=shared, kept={**_with_mean(course, state, merged), _ANSWERED: answered})
-
-
-def _with_mean(course: RunContext, before: ServerState, merged: ServerState) -> ArrayGroups:
-    """What the coordinator keeps, with the moving average of the common weights if the plan wants one."""
-    ema = course.plan.agreement.training.ema
+def _moving_average(plan: Plan, before: ServerState, merged: ServerState) -> ArrayGroups:
+    """The moving average of the common weights, if the plan has one."""
+    ema = plan.agreement.training.ema
     if not ema or "weights" not in merged.shared:
-        return merged.kept
-    past = before.kept.get("mean")
-    return {**merged.kept, "mean": moving_average(past, merged.shared["weights"], ema, merged.round)}
+        return {}
+    return {"mean": moving_average(before.kept.get("mean"), merged.shared["weights"], ema, merged.round)}
 
 
-def _with_history(
-    shared: ArrayGroups, before: ArrayGroups, releases: Sequence[Response], aggregator: Aggregator
-) -> ArrayGroups:
-    """`shared` with the averaged adaptation groups of all rounds so far, if the sites' mechanism releases any."""
-    if not all(ADAPTATION in release.arrays for release in releases):
-        return shared
-    past, now = before.get(ADAPTATION, {}), aggregator.average(releases, ADAPTATION)
+def _adaptation_history(before: ServerState, responses: Sequence[Response], aggregator: Aggregator) -> ArrayGroups:
+    """The averaged adaptation groups of all rounds so far, if the sites' mechanism releases any."""
+    if not all(ADAPTATION in response.arrays for response in responses):
+        return {}
+    past, now = before.shared.get(ADAPTATION, {}), aggregator.average(responses, ADAPTATION)
     stacked = {name: np.concatenate([*([past[name]] if name in past else []), now[name][None]]) for name in now}
-    return {**shared, ADAPTATION: stacked}
+    return {ADAPTATION: stacked}

@@ -19,7 +19,7 @@ from autofed.errors import ValidationErrors, raise_if_any
 from autofed.federation.client import ClientMemory, SiteContext, validate, verify
 from autofed.files import write_bytes
 from autofed.inference.postprocessing import RULES
-from autofed.messages import ArrayGroups, Failure, Request, Response, from_bytes, to_bytes
+from autofed.messages import Failure, Request, Response, from_bytes, to_bytes
 from autofed.messages.error_feedback import STATE_LOST, ErrorFeedbackBuffer, StateLost
 from autofed.plans import Plan
 from autofed.preprocessing import PublicImages, Store
@@ -127,44 +127,50 @@ class Site:
         raise_if_any(name, [problem for ledger in self.ledgers for problem in _other_census(plan, ledger)])
         self.noise_seed = noise_seed
         self.mechanism = privacy.find_mechanism(plan, len(self.store.patients))
-        self.shelf = ErrorFeedbackBuffer(self.folder / "wire", self.algorithm.released, plan.agreement.wire)
+        self.error_feedback = ErrorFeedbackBuffer(self.folder / "wire", self.algorithm.released, plan.agreement.wire)
 
     def answer(self, data: bytes) -> bytes:
-        """The one door. A release is charged before it is computed, protected, stored, and only then sent."""
+        """The release boundary: all that leaves a site is returned here.
+
+        An update is charged before it is computed, then protected, stored, and only then sent.
+        """
         request = Request(self.run, 0, "")
         try:
             request = self._read(data)
-            with self._alone():
-                return self._answer(request, self._release_path(request, data))
-        except Exception as error:  # whatever went wrong inside, only a code may cross the door
+            path = self._response_path(request, data)
+            with self._lock():
+                if path.is_file():
+                    self._forget_noise_keys(request)
+                    return path.read_bytes()
+                request = self.error_feedback.received(request)  # first: a site that lost its state gets a new request
+                self._refuse_repeated_or_past(request)
+                mechanism = self._output_mechanism(request)
+                noise_key = self._noise_key(request) if mechanism.private else b""
+                self._charge(request, mechanism)
+                mechanism = mechanism.with_key(noise_key)
+                if request.question == TRAIN:
+                    arrays = self.algorithm.local(SiteContext(self, request, cast(Mechanism, mechanism)), request)
+                else:
+                    arrays = (validate if request.question == VALIDATE else verify)(self, request)
+                arrays = {group: arrays[group] for group in arrays if group not in self._withheld(mechanism)}
+                arrays, precisions = self.error_feedback.release(request, mechanism.release(arrays))
+                response = to_bytes(Response(self.run, request.round, self.name, arrays, precisions=precisions))
+                write_bytes(path, response)
+                self._forget_earlier_responses(path)
+                self._forget_noise_keys(request)
+                return response
+        except Exception as error:  # whatever went wrong inside, only a code may leave the site
             with contextlib.suppress(OSError):  # a full disk takes no log either
                 self.log(request, error)
             return to_bytes(Failure(request.run, request.round, self.name, _code(error)))
 
-    def _answer(self, request: Request, path: Path) -> bytes:
-        if path.is_file():
-            self._forget_secrets(request)
-            return path.read_bytes()
-        request = self.shelf.received(request)  # first: who has forgotten is asked with other content
-        self._refuse_repeated_or_past(request)
-        guard = self._guard(request)
-        secret = self._secret(request) if guard.private else b""
-        self._charge(request, guard)
-        guard = guard.with_key(secret)
-        draft = self._compute(request, guard)
-        arrays, precisions = self.shelf.release(request, guard.release(draft))
-        release = to_bytes(Response(self.run, request.round, self.name, arrays, precisions=precisions))
-        self._store(path, release)
-        self._forget_secrets(request)
-        return release
-
-    def _alone(self) -> FileLock:
-        """One answer at a time: another process that is asked the same waits, and finds the answer of this one."""
+    def _lock(self) -> FileLock:
+        """One request at a time: another process with the same request waits, and finds the response of this one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / "lock")
 
-    def _guard(self, request: Request) -> OutputMechanism:
-        """What the answer to this question passes; it depends on the plan and on what was released before."""
+    def _output_mechanism(self, request: Request) -> OutputMechanism:
+        """What the response to this request passes; it depends on the plan and on what was released before."""
         if request.question != TRAIN:
             scores = privacy.score_mechanism(self.plan, len(RULES))
             if scores is None:
@@ -172,40 +178,37 @@ class Site:
             return scores
         return privacy.adapted_mechanism(self.mechanism, request.shared.get(ADAPTATION, {}), request.round)
 
-    def _secret(self, request: Request) -> bytes:
-        """The secret of this answer: a new one, or that of the one that was cut off. It serves one request alone."""
+    def _withheld(self, mechanism: OutputMechanism) -> Collection[str]:
+        """The groups that do not leave although the mechanism has protection for them (`is_dp_postprocessing`)."""
+        return {algorithms.PREDICTIONS} if mechanism.private and not self.algorithm.is_dp_postprocessing else set()
+
+    def _noise_key(self, request: Request) -> bytes:
+        """The noise key of this response: a new one, or that of one that was cut off. It serves one request alone."""
         if self.noise_seed is not None:
-            known = f"{self.noise_seed}/{self.name}/{_release_name(request)}"
-            return hashlib.sha256(known.encode()).digest()
-        path, content = self._secret_path(request), hashlib.sha256(to_bytes(request)).digest()
+            seed = f"{self.noise_seed}/{self.name}/{_response_name(request)}"
+            return hashlib.sha256(seed.encode()).digest()
+        path, content = self._noise_key_path(request), hashlib.sha256(to_bytes(request)).digest()
         if path.is_file():
-            secret, asked = path.read_bytes()[:NOISE_KEY_BYTES], path.read_bytes()[NOISE_KEY_BYTES:]
-            if asked != content:
+            noise_key, charged_content = path.read_bytes()[:NOISE_KEY_BYTES], path.read_bytes()[NOISE_KEY_BYTES:]
+            if charged_content != content:
                 raise _Spent(f"round {request.round} was charged for another request")
-            return secret
+            return noise_key
         if any(ledger.is_charged(request.run, request.round, request.question) for ledger in self.ledgers):
             raise _Spent(f"round {request.round} was charged, but its noise is not in {path} any more")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.parent.chmod(0o700)
-        secret = secrets.token_bytes(NOISE_KEY_BYTES)
-        write_bytes(path, secret + content)
-        return secret
+        noise_key = secrets.token_bytes(NOISE_KEY_BYTES)
+        write_bytes(path, noise_key + content)
+        return noise_key
 
-    def _forget_secrets(self, request: Request) -> None:
-        """An answer is stored: its secret, and those of earlier ones, would only tell what its noise was."""
-        for path in self._secret_path(request).parent.glob("round_*.bin"):
-            if path.name <= self._secret_path(request).name:
+    def _forget_noise_keys(self, request: Request) -> None:
+        """A response is stored: its noise key, and those of earlier ones, would only tell what its noise was."""
+        for path in self._noise_key_path(request).parent.glob("round_*.bin"):
+            if path.name <= self._noise_key_path(request).name:
                 path.unlink(missing_ok=True)
 
-    def _secret_path(self, request: Request) -> Path:
-        return self.folder / "secrets" / f"{_release_name(request)}.bin"
-
-    def _compute(self, request: Request, guard: OutputMechanism) -> ArrayGroups:
-        if request.question == TRAIN:
-            draft = self.algorithm.local(SiteContext(self, request, cast(Mechanism, guard)), request)
-            kept = guard.private and not self.algorithm.is_dp_postprocessing
-            return {group: found for group, found in draft.items() if not (kept and group == algorithms.PREDICTIONS)}
-        return validate(self, request) if request.question == VALIDATE else verify(self, request)
+    def _noise_key_path(self, request: Request) -> Path:
+        return self.folder / "secrets" / f"{_response_name(request)}.bin"
 
     def _read(self, data: bytes) -> Request:
         message = from_bytes(data)
@@ -217,8 +220,12 @@ class Site:
             raise _BadRequest(f"found an answer of round {message.since} to go on from in round {message.round}")
         if message.question not in QUESTIONS:
             raise _BadRequest(f"found the question {message.question!r}, expected one of {', '.join(QUESTIONS)}")
-        shares = message.question == VERIFY and self.plan.agreement.privacy.score_noise is not None
-        if message.question != TRAIN and not shares and not self.plan.agreement.training.validates(message.round):
+        shares_scores = message.question == VERIFY and self.plan.agreement.privacy.score_noise is not None
+        if (
+            message.question != TRAIN
+            and not shares_scores
+            and not self.plan.agreement.training.validates(message.round)
+        ):
             raise _BadRequest(f"found {message.question!r} of round {message.round}, which the plan does not score")
         if message.question == VERIFY and message.round != self.plan.agreement.training.rounds:
             raise _BadRequest(f"found {VERIFY!r} of round {message.round}, which is not the last")
@@ -230,32 +237,31 @@ class Site:
     def _refuse_repeated_or_past(self, request: Request) -> None:
         """A round is answered once: not with other content under the same name, nor after a later round."""
         stored = sorted(p.name for p in self.folder.glob("releases/round_*.bin"))
-        if stored and stored[-1] >= _release_name(request):
+        if stored and stored[-1] >= _response_name(request):
             raise _BadRequest(f"round {request.round} comes after {stored[-1]} was answered, or with other content")
 
-    def _charge(self, request: Request, guard: OutputMechanism) -> None:
-        charge = LedgerEntry(
+    def _charge(self, request: Request, mechanism: OutputMechanism) -> None:
+        entry = LedgerEntry(
             run=request.run,
             round=request.round,
             question=request.question,
             agreement=self.plan.agreement.digest(),
-            events=guard.cost(self.steps if request.question == TRAIN else 0),
-            seeded=guard.private and self.noise_seed is not None,
+            events=mechanism.cost(self.steps if request.question == TRAIN else 0),
+            seeded=mechanism.private and self.noise_seed is not None,
             case_is_patient=all(cases == (patient,) for patient, cases in self.store.patients.items()),
         )
         try:
             for ledger in self.ledgers:
-                ledger.charge(charge)
+                ledger.charge(entry)
         except ValidationErrors as error:
             raise _NotAffordable(str(error)) from None
 
-    def _release_path(self, request: Request, data: bytes) -> Path:
-        name = f"{_release_name(request)}_{hashlib.sha256(data).hexdigest()[:16]}.bin"
+    def _response_path(self, request: Request, data: bytes) -> Path:
+        name = f"{_response_name(request)}_{hashlib.sha256(data).hexdigest()[:16]}.bin"
         return self.folder / "releases" / name
 
-    def _store(self, path: Path, release: bytes) -> None:
-        """Keep this release; those of earlier rounds will not be asked for again."""
-        write_bytes(path, release)
+    def _forget_earlier_responses(self, path: Path) -> None:
+        """Remove the responses of earlier rounds than this one's, which will not be asked for again."""
         for old in path.parent.glob("round_*.bin"):
             if _round_of(old.name) < _round_of(path.name):
                 old.unlink()
@@ -342,7 +348,7 @@ def _code(error: Exception) -> str:
     return "failed"
 
 
-def _release_name(request: Request) -> str:
+def _response_name(request: Request) -> str:
     """Sorts by round, and is the same for whatever claims to be the same question."""
     return f"round_{request.round:05d}_{QUESTIONS.index(request.question)}_{request.question}"
 

@@ -53,7 +53,7 @@ class LocalResult:
 
     weights: dict[str, np.ndarray]
     losses: np.ndarray
-    reach: float
+    effective_steps: float
     momentum: dict[str, np.ndarray] = field(default_factory=dict)
 
     def update(self, before: Arrays) -> dict[str, np.ndarray]:
@@ -133,7 +133,7 @@ def fit(
     parameters = list(learner.named.values())
     optimiser = _optimiser(learner.named, local, momentum or {})
     feed = batches.stream if compute.loader is None else compute.loader.stream
-    added = _Added(learner, terms, local.training, feed, schedule)
+    additions = _additions(learner, terms, local.training, feed, schedule)
     draws = islice(mechanism.sampler(list(store.patients), seed), schedule.steps)
     rates = [local.training.learning_rate * schedule.rate(step / schedule.steps) for step in range(schedule.steps)]
     losses: list[float] = []
@@ -141,8 +141,11 @@ def fit(
         _set_rate(optimiser, rates[step])
         of_step: list[float] = []
         gradients = (learner.gradient(group, of_step) for group in groups)
-        _apply(parameters, mechanism.step(gradients, parameters), local.training.gradient_clip)
-        added.add()
+        for parameter, gradient in zip(parameters, mechanism.step(gradients, parameters), strict=True):
+            parameter.grad = gradient.detach()
+        nn.utils.clip_grad_norm_(parameters, local.training.gradient_clip)
+        for addition in additions:
+            addition.add()
         optimiser.step()
         losses += [float(np.mean(of_step))] if of_step else []  # an empty draw has no loss
         compute.on_step()
@@ -210,23 +213,16 @@ class Learner:
         return float(value.detach()), found
 
 
-class _Added:
-    """What is added to every gradient and depends on no patient (`GradientTerms`), one after the other."""
-
-    def __init__(
-        self, learner: Learner, terms: GradientTerms, training: Training, feed: PatchStream, schedule: Schedule
-    ):
-        self._pull = _GradientCorrection(learner.named, terms.proximal, terms.correction or {})
-        auxiliary = terms.auxiliary
-        self._auxiliary = (
-            _AuxiliaryGradient(learner, auxiliary, training, feed, schedule) if auxiliary and auxiliary.weight else None
-        )
-
-    def add(self) -> None:
-        """Add it to the parameters' gradients."""
-        self._pull.add()
-        if self._auxiliary:
-            self._auxiliary.add()
+def _additions(
+    learner: Learner, terms: GradientTerms, training: Training, feed: PatchStream, schedule: Schedule
+) -> list[_GradientCorrection | _AuxiliaryGradient]:
+    """What is added to every gradient and depends on no patient (`GradientTerms`), in this order."""
+    additions: list[_GradientCorrection | _AuxiliaryGradient] = []
+    if terms.proximal or terms.correction:
+        additions.append(_GradientCorrection(learner.named, terms.proximal, terms.correction or {}))
+    if terms.auxiliary and terms.auxiliary.weight:
+        additions.append(_AuxiliaryGradient(learner, terms.auxiliary, training, feed, schedule))
+    return additions
 
 
 class _GradientCorrection:
@@ -295,9 +291,3 @@ def _momentum(optimiser: torch.optim.Optimizer, named: Mapping[str, nn.Parameter
 def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
     for group in optimiser.param_groups:
         group["lr"] = rate
-
-
-def _apply(parameters: list[nn.Parameter], gradient: list[torch.Tensor], clip: float) -> None:
-    for parameter, part in zip(parameters, gradient, strict=True):
-        parameter.grad = part.detach()
-    nn.utils.clip_grad_norm_(parameters, clip)
