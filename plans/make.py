@@ -20,10 +20,10 @@ from autofed.plans import Budget
 GALLERY = Path(__file__).parent
 TASKS = ("dermoscopy", "breast-ultrasound", "histology", "kidney-ct-simulated", "brain-mri", "hippocampus")
 CPU_HOURS = {"hippocampus": 0.2, "dermoscopy": 0.35}
-"""As the benchmarks plan them; one hour elsewhere."""
+"""Hours of the CPU plans, as in the benchmarks; one hour for all other tasks."""
 
 EPSILON = 8.0
-"""Of the private plans."""
+"""Epsilon of the private plans."""
 
 
 def main() -> None:
@@ -31,7 +31,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--task", action="append", choices=TASKS)
-    parser.add_argument("--private", action="store_true", help="only the private plans, from what is there")
+    parser.add_argument(
+        "--private", action="store_true", help="only the private plans, from the fingerprints and plans that are there"
+    )
     args = parser.parse_args()
     for task in args.task or TASKS:
         make_private(GALLERY / task) if args.private else make_task(args.data / task, GALLERY / task)
@@ -51,11 +53,11 @@ def make_task(data: Path, folder: Path) -> None:
 
 def make_private(folder: Path) -> None:
     """The private plan for the CPU plan's budget, or why there is none."""
-    found = Fingerprint.load(folder / "fingerprint.json")
+    fingerprint = Fingerprint.load(folder / "fingerprint.json")
     budget = plans.load(folder / "plan-cpu.json").budget.model_copy(update={"epsilon": EPSILON})
     plan, refusal = folder / "plan-private.json", folder / "refusal.json"
     try:
-        planner.make(found, budget).save(plan)
+        planner.make(fingerprint, budget).save(plan)
         refusal.unlink(missing_ok=True)
     except ValidationErrors as error:
         write_json(refusal, {"budget": budget.model_dump(mode="json"), "problems": error.problems})

@@ -1,4 +1,4 @@
-"""Fingerprints and plans that tests start from, made from numbers and not from files."""
+"""Fingerprints and plans that tests start from, made from numbers instead of files."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def small_plan(
 ) -> Plan:
     """A plan whose network is small enough to train inside a test: 4 features, one step a round, three rounds."""
     spacing_mm = (999.0, 1.0, 1.0) if shape[0] == 1 else (1.0, 1.0, 1.0)
-    described = fingerprint(shape, spacing_mm, cases, channels, labels, sites, order=order)
-    made = make(described, Budget(hours=0.01, speed=SPEED))
-    stages = len(made.local.network.features)
-    chosen = {
+    data = fingerprint(shape, spacing_mm, cases, channels, labels, sites, order=order)
+    plan = make(data, Budget(hours=0.01, speed=SPEED))
+    stages = len(plan.local.network.features)
+    changes = {
         "network.features": [4] * stages,
         "training.batch_size": 2,
         "training.steps_per_round": 1,
@@ -59,9 +59,9 @@ def small_plan(
         "keep_momentum": False,
         **settings,
     }
-    return made.change(chosen)
+    return plan.change(changes)
 
 
 def reason(plan: Plan, field: str) -> str:
-    """Why a field of a plan is what it is, as it was said last."""
+    """The last reason for the value of a field of a plan."""
     return next(reason.why for reason in reversed(plan.reasons) if reason.field == field)

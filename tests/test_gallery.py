@@ -18,23 +18,23 @@ TASKS = ("dermoscopy", "breast-ultrasound", "histology", "kidney-ct-simulated", 
 @pytest.mark.parametrize("name", ["plan.json", "plan-cpu.json"])
 def test_the_plan_is_made_again_from_its_fingerprint(task, name):
     stored = plans.load(GALLERY / task / name)
-    found = Fingerprint.load(GALLERY / task / "fingerprint.json")
-    assert planner.make(found, stored.budget) == stored
+    fingerprint = Fingerprint.load(GALLERY / task / "fingerprint.json")
+    assert planner.make(fingerprint, stored.budget) == stored
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_private_plan_or_its_refusal_is_made_again(task):
     plan, refusal = GALLERY / task / "plan-private.json", GALLERY / task / "refusal.json"
-    found = Fingerprint.load(GALLERY / task / "fingerprint.json")
+    fingerprint = Fingerprint.load(GALLERY / task / "fingerprint.json")
     assert plan.is_file() != refusal.is_file()
     if plan.is_file():
         stored = plans.load(plan)
-        assert stored.budget.epsilon == 8 and planner.make(found, stored.budget) == stored
+        assert stored.budget.epsilon == 8 and planner.make(fingerprint, stored.budget) == stored
         assert planner.forecast(stored).grade != "hopeless"
     else:
         stored = read_json(refusal)
         with pytest.raises(ValidationErrors) as error:
-            planner.make(found, Budget.parse(stored["budget"], str(refusal)))
+            planner.make(fingerprint, Budget.parse(stored["budget"], str(refusal)))
         assert error.value.problems == tuple(stored["problems"]) and "hardly anything would be learned" in str(
             error.value
         )

@@ -22,7 +22,7 @@ from tests.plans_made import SPEED, fingerprint, reason, small_plan
 PLAIN = NetworkTask(1, 2, PRESETS["plain"])
 
 
-def plan(shape, spacing=(1.0, 1.0, 1.0), cases=20, channels=("MRI",), labels=2, sites=("all",), **budget):
+def make_plan(shape, spacing=(1.0, 1.0, 1.0), cases=20, channels=("MRI",), labels=2, sites=("all",), **budget):
     return planner.make(fingerprint(shape, spacing, cases, channels, labels, sites), Budget(**budget))
 
 
@@ -35,25 +35,25 @@ def grid(spacing, shape, configuration="3d_fullres"):
 
 def test_hippocampus_as_nnunet_plans_it():
     """nnU-Net issue 148: 1 mm, median 36 x 50 x 35, 260 cases, 3 labels with background."""
-    made = plan((36, 50, 35), cases=260)
-    assert made.local.training.patch_size == (40, 56, 40)
-    assert made.local.training.batch_size == 9
-    assert made.local.network.divisor == (8, 8, 8)
-    assert made.local.network.features == (32, 64, 128, 256)
+    plan = make_plan((36, 50, 35), cases=260)
+    assert plan.local.training.patch_size == (40, 56, 40)
+    assert plan.local.training.batch_size == 9
+    assert plan.local.network.divisor == (8, 8, 8)
+    assert plan.local.network.features == (32, 64, 128, 256)
 
 
 def test_ct_as_nnunet_plans_it():
     """nnU-Net issue 1838: 1.0 x 0.787 x 0.787 mm, 388 x 512 x 512."""
-    made = plan((388, 512, 512), (1.0, 0.787, 0.787), 100, labels=1)
-    assert made.local.training.patch_size == (112, 160, 128)
-    assert made.local.training.batch_size == 2
+    plan = make_plan((388, 512, 512), (1.0, 0.787, 0.787), 100, labels=1)
+    assert plan.local.training.patch_size == (112, 160, 128)
+    assert plan.local.training.batch_size == 2
 
 
 def test_large_pictures_as_nnunet_plans_them():
     """nnU-Net issue 2251: RGB pictures of 2848 x 4288."""
-    made = plan((1, 2848, 4288), (999.0, 1.0, 1.0), 100, ("R", "G", "B"), 1)
-    assert made.local.training.patch_size == (1024, 1536)
-    assert made.local.training.batch_size == 2
+    plan = make_plan((1, 2848, 4288), (999.0, 1.0, 1.0), 100, ("R", "G", "B"), 1)
+    assert plan.local.training.patch_size == (1024, 1536)
+    assert plan.local.training.batch_size == 2
 
 
 @pytest.mark.parametrize(
@@ -65,19 +65,19 @@ def test_large_pictures_as_nnunet_plans_them():
 )
 def test_low_resolution_grids_get_the_patches_that_nnunet_gives_them(spacing, shape, patch):
     at = grid(spacing, shape, "3d_lowres")
-    found = topology.patch_for_memory(at, PLAIN, 8)
-    assert (found.patch, topology.batch_for_memory(found, at, 100, PLAIN, 8)) == (patch, 2)
+    network_topology = topology.patch_for_memory(at, PLAIN, 8)
+    assert (network_topology.patch, topology.batch_for_memory(network_topology, at, 100, PLAIN, 8)) == (patch, 2)
 
 
 def test_slices_of_volumes_as_nnunet_plans_them_with_residual_blocks():
     """nnU-Net issue 2983: ResEncUNetPlanner, 2d, 1 mm, median 138 x 167 x 133, 1000 cases; its lowres was dropped."""
-    made = plan((138, 167, 133), cases=1000, labels=1, configuration="2d", preset="resenc-m")
-    assert made.local.training.patch_size == (192, 160)
-    assert made.local.training.batch_size == 108
-    assert made.local.network.kind == "resenc" and made.local.network.blocks[:5] == (1, 3, 4, 6, 6)
-    assert made.local.training.batch_dice
+    plan = make_plan((138, 167, 133), cases=1000, labels=1, configuration="2d", preset="resenc-m")
+    assert plan.local.training.patch_size == (192, 160)
+    assert plan.local.training.batch_size == 108
+    assert plan.local.network.kind == "resenc" and plan.local.network.blocks[:5] == (1, 3, 4, 6, 6)
+    assert plan.local.training.batch_dice
     with pytest.raises(ValidationErrors, match="3d_fullres"):
-        plan((138, 167, 133), cases=1000, labels=1, configuration="3d_lowres", preset="resenc-m")
+        make_plan((138, 167, 133), cases=1000, labels=1, configuration="3d_lowres", preset="resenc-m")
 
 
 # --- grid ----------
@@ -87,23 +87,23 @@ def test_the_half_of_a_median_size_is_kept_until_the_patch_is_padded():
     """Between 40 and 41 voxels lies 40.5, which does not fit 40; nnU-Net pads it to 48."""
     data = fingerprint((40, 48, 48))
     thick = data.axes[0].model_copy(update={"extent_mm": {"40.0": 10, "41.0": 10}})
-    made = planner.make(data.model_copy(update={"axes": (thick, *data.axes[1:])}))
-    assert made.local.geometry.median_shape == (40, 48, 48)
-    assert made.local.training.patch_size == (48, 48, 48)
+    plan = planner.make(data.model_copy(update={"axes": (thick, *data.axes[1:])}))
+    assert plan.local.geometry.median_shape == (40, 48, 48)
+    assert plan.local.training.patch_size == (48, 48, 48)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 2.0, 2.0), (1.0, 0.5, 4.0)])
 def test_the_slice_of_a_flat_volume_comes_first_whatever_its_thickness(spacing):
-    made = plan((1, 64, 96), spacing)
-    assert made.local.geometry.transpose == (0, 1, 2)
-    assert made.local.geometry.median_shape == (1, 64, 96)
-    assert len(made.local.training.patch_size) == 2
+    plan = make_plan((1, 64, 96), spacing)
+    assert plan.local.geometry.transpose == (0, 1, 2)
+    assert plan.local.geometry.median_shape == (1, 64, 96)
+    assert len(plan.local.training.patch_size) == 2
 
 
 def test_coarse_thin_axis_takes_its_tenth_percentile():
-    print_ = fingerprint((20, 256, 256), (5.0, 1.0, 1.0), 10)
-    thick = print_.axes[0].model_copy(update={"spacing_mm": {"3.0": 2, "5.0": 8}})
-    spacing = grids.target_spacing(print_.model_copy(update={"axes": (thick, *print_.axes[1:])}))
+    data = fingerprint((20, 256, 256), (5.0, 1.0, 1.0), 10)
+    thick = data.axes[0].model_copy(update={"spacing_mm": {"3.0": 2, "5.0": 8}})
+    spacing = grids.target_spacing(data.model_copy(update={"axes": (thick, *data.axes[1:])}))
     assert spacing == pytest.approx((3.0, 1.0, 1.0))
 
 
@@ -113,7 +113,7 @@ def test_coarse_axis_of_a_long_scan_keeps_the_median():
 
 def test_coarsest_axis_comes_first():
     assert grids.transposition((1.0, 1.0, 3.0)) == (2, 0, 1)
-    assert plan((64, 64, 20), (1.0, 1.0, 3.0)).local.geometry.spacing_mm == (3.0, 1.0, 1.0)
+    assert make_plan((64, 64, 20), (1.0, 1.0, 3.0)).local.geometry.spacing_mm == (3.0, 1.0, 1.0)
 
 
 # --- configuration ----------
@@ -132,9 +132,9 @@ def test_coarsest_axis_comes_first():
     ],
 )
 def test_thick_or_few_slices_are_learned_one_by_one(spacing, shape, configuration):
-    made = plan(shape, spacing)
-    assert made.local.geometry.configuration == configuration
-    assert len(made.local.training.patch_size) == made.local.axes == (2 if configuration == "2d" else 3)
+    plan = make_plan(shape, spacing)
+    assert plan.local.geometry.configuration == configuration
+    assert len(plan.local.training.patch_size) == plan.local.axes == (2 if configuration == "2d" else 3)
 
 
 @pytest.mark.parametrize(
@@ -157,27 +157,27 @@ def test_thresholds_of_thickness_and_number_hold_to_the_edge(spacing, slices, co
 
 
 def test_a_configuration_asked_for_is_taken_and_the_own_choice_told():
-    made = plan((64, 64, 64), configuration="2d")
-    assert made.local.geometry.configuration == "2d" and made.agreement.dimension == 3
-    assert "by itself the plan takes 3d_fullres" in reason(made, "local.geometry.configuration")
+    plan = make_plan((64, 64, 64), configuration="2d")
+    assert plan.local.geometry.configuration == "2d" and plan.agreement.dimension == 3
+    assert "by itself the plan takes 3d_fullres" in reason(plan, "local.geometry.configuration")
 
 
 def test_slices_lie_along_the_coarsest_axis_also_in_2d():
-    made = plan((256, 200, 20), (1.0, 1.0, 10.0))
-    assert made.local.geometry.transpose == (2, 0, 1) and made.local.geometry.median_shape == (20, 256, 200)
-    assert made.local.training.patch_size == (256, 224)
+    plan = make_plan((256, 200, 20), (1.0, 1.0, 10.0))
+    assert plan.local.geometry.transpose == (2, 0, 1) and plan.local.geometry.median_shape == (20, 256, 200)
+    assert plan.local.training.patch_size == (256, 224)
 
 
 def test_pictures_have_no_other_configuration():
     with pytest.raises(ValidationErrors, match="pictures"):
-        plan((1, 64, 64), (999.0, 1.0, 1.0), configuration="3d_fullres")
+        make_plan((1, 64, 64), (999.0, 1.0, 1.0), configuration="3d_fullres")
 
 
 def test_a_patch_that_sees_little_brings_a_low_resolution():
-    full = plan((388, 512, 512), (1.0, 0.787, 0.787), 100, labels=1)
+    full = make_plan((388, 512, 512), (1.0, 0.787, 0.787), 100, labels=1)
     assert full.local.training.batch_dice
     assert "3d_lowres would be" in reason(full, "local.geometry.configuration")
-    low = plan((388, 512, 512), (1.0, 0.787, 0.787), 100, labels=1, configuration="3d_lowres")
+    low = make_plan((388, 512, 512), (1.0, 0.787, 0.787), 100, labels=1, configuration="3d_lowres")
     geometry, training = low.local.geometry, low.local.training
     assert geometry.configuration == "3d_lowres" and not training.batch_dice
     assert all(a > b for a, b in zip(geometry.spacing_mm, (1.0, 0.787, 0.787), strict=True))
@@ -187,8 +187,8 @@ def test_a_patch_that_sees_little_brings_a_low_resolution():
 
 
 def test_the_finest_axes_are_widened_alone_while_they_are_twice_as_fine():
-    found = grids.low_resolution(grid((5.0, 1.0, 1.0), (100, 800, 800)), lambda _: (64, 256, 256))
-    assert found.spacing_mm[0] == 5.0 and 1.9 < found.spacing_mm[1] < 2.1
+    coarse = grids.low_resolution(grid((5.0, 1.0, 1.0), (100, 800, 800)), lambda _: (64, 256, 256))
+    assert coarse.spacing_mm[0] == 5.0 and 1.9 < coarse.spacing_mm[1] < 2.1
 
 
 def test_a_low_resolution_that_halves_nothing_is_dropped():
@@ -197,19 +197,19 @@ def test_a_low_resolution_that_halves_nothing_is_dropped():
 
 
 def test_a_patch_that_sees_enough_needs_no_low_resolution():
-    made = plan((36, 50, 35))
-    assert not made.local.training.batch_dice
+    plan = make_plan((36, 50, 35))
+    assert not plan.local.training.batch_dice
     with pytest.raises(ValidationErrors, match="a quarter"):
-        plan((36, 50, 35), configuration="3d_lowres")
+        make_plan((36, 50, 35), configuration="3d_lowres")
 
 
 # --- network ----------
 
 
 def test_kernel_stays_flat_while_slices_are_coarse():
-    found = topology.topology_for_patch((5.0, 1.0, 1.0), (16, 128, 128))
-    assert found.kernels[0] == (1, 3, 3) and found.kernels[-1] == (3, 3, 3)
-    assert found.strides[1] == (1, 2, 2)
+    network_topology = topology.topology_for_patch((5.0, 1.0, 1.0), (16, 128, 128))
+    assert network_topology.kernels[0] == (1, 3, 3) and network_topology.kernels[-1] == (3, 3, 3)
+    assert network_topology.strides[1] == (1, 2, 2)
 
 
 @settings(max_examples=60, deadline=None)
@@ -222,14 +222,14 @@ def test_kernel_stays_flat_while_slices_are_coarse():
 def test_every_patch_fits_its_network_and_memory(spacing, shape, memory, preset):
     task = NetworkTask(1, 3, PRESETS[preset])
     try:
-        found = topology.patch_for_memory(grid(spacing, shape), task, memory)
+        network_topology = topology.patch_for_memory(grid(spacing, shape), task, memory)
     except ValidationErrors as error:
         first = topology.topology_for_patch(spacing, topology.first_patch(spacing, shape))
         assert "too small for a network" in str(error) and len(first.strides) == 1
         return
-    edges = zip(found.patch, found.divisor, strict=True)
+    edges = zip(network_topology.patch, network_topology.divisor, strict=True)
     assert all(p % d == 0 and (p // d >= topology.SMALLEST_EDGE or d == 1) for p, d in edges)
-    assert topology.memory_needed(task.network(found), found.patch, 2, task.preset) <= memory
+    assert topology.memory_needed(task.network(network_topology), network_topology.patch, 2, task.preset) <= memory
 
 
 @pytest.mark.parametrize(
@@ -237,9 +237,12 @@ def test_every_patch_fits_its_network_and_memory(spacing, shape, memory, preset)
     [((2.0, 1.0, 1.0), (3, 512, 512), 1.0), ((2.5, 1.0, 1.0), (8, 512, 512), 0.8), ((1.0, 0.8, 0.5), (8, 512, 512), 1)],
 )
 def test_a_short_axis_does_not_keep_the_others_from_shrinking(spacing, shape, memory):
-    found = topology.patch_for_memory(grid(spacing, shape), PLAIN, memory)
-    assert topology.memory_needed(PLAIN.network(found), found.patch, 2, PLAIN.preset) <= memory
-    assert plan(shape, spacing, memory_gb=memory, configuration="3d_fullres").local.training.patch_size == found.patch
+    network_topology = topology.patch_for_memory(grid(spacing, shape), PLAIN, memory)
+    assert topology.memory_needed(PLAIN.network(network_topology), network_topology.patch, 2, PLAIN.preset) <= memory
+    assert (
+        make_plan(shape, spacing, memory_gb=memory, configuration="3d_fullres").local.training.patch_size
+        == network_topology.patch
+    )
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -251,18 +254,18 @@ def test_more_memory_and_larger_presets_see_no_less(preset):
 
 def test_images_too_small_for_any_network_are_refused():
     with pytest.raises(ValidationErrors, match="too small"):
-        plan((8, 8, 8), (1.0, 2.0, 2.0))
+        make_plan((8, 8, 8), (1.0, 2.0, 2.0))
 
 
 def test_memory_too_small_for_any_patch_is_refused_with_what_would_do():
     with pytest.raises(ValidationErrors, match="GB are too little.*--memory"):
-        plan((64, 64, 64), memory_gb=1e-4)
+        make_plan((64, 64, 64), memory_gb=1e-4)
 
 
 def test_batch_cap_counts_all_sites():
     """5 % of one site's voxels would allow less than 5 % of the federation's."""
-    few = plan((36, 50, 35), cases=60).local.training.batch_size
-    many = plan((36, 50, 35), cases=240, sites=("a", "b", "c", "d")).local.training.batch_size
+    few = make_plan((36, 50, 35), cases=60).local.training.batch_size
+    many = make_plan((36, 50, 35), cases=240, sites=("a", "b", "c", "d")).local.training.batch_size
     assert many > few
 
 
@@ -274,15 +277,15 @@ def test_cases_without_labels_do_not_count_for_the_batch():
 
 
 def test_residual_presets_put_no_cap_of_five_percent():
-    plain, residual = plan((36, 50, 35), cases=60), plan((36, 50, 35), cases=60, preset="resenc-m")
+    plain, residual = make_plan((36, 50, 35), cases=60), make_plan((36, 50, 35), cases=60, preset="resenc-m")
     assert residual.local.training.batch_size > plain.local.training.batch_size
 
 
 def test_a_patch_a_third_too_large_does_not_pass():
-    made = plan((300, 300, 300), labels=1)
-    larger = [max(made.local.training.patch_size) + 32, *made.local.training.patch_size[1:]]
+    plan = make_plan((300, 300, 300), labels=1)
+    larger = [max(plan.local.training.patch_size) + 32, *plan.local.training.patch_size[1:]]
     with pytest.raises(ValidationErrors, match="patch_size"):
-        planner.check_memory(made.change({"patch_size": larger}))
+        planner.check_memory(plan.change({"patch_size": larger}))
 
 
 @pytest.mark.parametrize(
@@ -290,10 +293,10 @@ def test_a_patch_a_third_too_large_does_not_pass():
     [({"batch_size": 400}, "batch_size"), ({"features": [320, 320, 320, 320]}, "features")],
 )
 def test_what_a_hand_set_must_fit_the_memory(change, field):
-    made = plan((36, 50, 35), cases=260)
-    planner.check_memory(made)
+    plan = make_plan((36, 50, 35), cases=260)
+    planner.check_memory(plan)
     with pytest.raises(ValidationErrors, match=field):
-        planner.check_memory(made.change(change))
+        planner.check_memory(plan.change(change))
 
 
 # --- hours ----------
@@ -302,9 +305,9 @@ def test_what_a_hand_set_must_fit_the_memory(change, field):
 def test_fewer_hours_make_a_narrower_network_and_say_why():
     widths = []
     for given_hours in (100, 0.4, 0.1):
-        made = plan((40, 56, 40), cases=100, sites=("a", "b"), hours=given_hours, speed=SPEED)
-        widths.append(made.local.network.features[0])
-        why = reason(made, "local.network.features")
+        plan = make_plan((40, 56, 40), cases=100, sites=("a", "b"), hours=given_hours, speed=SPEED)
+        widths.append(plan.local.network.features[0])
+        why = reason(plan, "local.network.features")
         assert f"{given_hours:g} h" in why and "cpu" in why
     assert widths[0] > widths[1] > widths[2]
 
@@ -313,10 +316,10 @@ def test_fewer_hours_make_a_narrower_network_and_say_why():
 @pytest.mark.parametrize("given_hours", [0.02, 0.5, 3.0])
 def test_steps_fit_the_hours(sites, given_hours):
     budget = Budget(hours=given_hours, speed=SPEED)
-    made = planner.make(fingerprint((40, 56, 40), cases=102, sites=sites), budget)
-    training = made.local.training
-    steps = made.agreement.training.rounds * training.steps_per_round * len(sites)
-    seconds = SPEED.seconds(made.local.network, training.patch_size, training.batch_size) * steps
+    plan = planner.make(fingerprint((40, 56, 40), cases=102, sites=sites), budget)
+    training = plan.local.training
+    steps = plan.agreement.training.rounds * training.steps_per_round * len(sites)
+    seconds = SPEED.seconds(plan.local.network, training.patch_size, training.batch_size) * steps
     assert 0.5 * hours.USEFUL_SHARE * given_hours * 3600 <= seconds <= given_hours * 3600
 
 
@@ -349,7 +352,7 @@ def test_hours_of_a_private_training_count_the_model_that_each_site_keeps():
     data, budget = fingerprint((1, 256, 256), cases=2000), Budget(hours=0.5, speed=SPEED)
     average, labels = (planner.make(data, budget, name) for name in ("local", "dcfed"))
     (alone, *_), (taught, *_) = (
-        list(candidate_configurations(made, grid_candidates(made))) for made in (average, labels)
+        list(candidate_configurations(plan, grid_candidates(plan))) for plan in (average, labels)
     )
     expected = 2 * (2 - DCFed().begin) + 1 / len(average.agreement.patients)
     assert taught.seconds / alone.seconds == pytest.approx(expected)
@@ -358,8 +361,8 @@ def test_hours_of_a_private_training_count_the_model_that_each_site_keeps():
 def test_the_batch_shrinks_before_the_network_narrows():
     data = fingerprint((40, 56, 40), cases=300)
     full = planner.make(data).local.training.batch_size
-    made = [planner.make(data, Budget(hours=h, speed=SPEED)) for h in (30, 6, 3, 0.7)]
-    sizes = [(m.local.network.features[0], m.local.training.batch_size) for m in made]
+    plans = [planner.make(data, Budget(hours=h, speed=SPEED)) for h in (30, 6, 3, 0.7)]
+    sizes = [(plan.local.network.features[0], plan.local.training.batch_size) for plan in plans]
     assert sizes[0] == (32, full)
     assert any(base == 32 and batch < full for base, batch in sizes)
     assert sizes[-1][0] < 32
@@ -373,9 +376,11 @@ def test_sites_on_machines_of_their_own_work_at_the_same_time_and_the_slowest_co
     both = Budget(hours=1, site_speeds={"a": SPEED, "b": SPEED})
     uneven = Budget(hours=1, site_speeds={"a": SPEED, "b": slow})
     mixed = Budget(hours=1, site_speeds={"a": SPEED}, speed=slow)
-    one = SPEED.seconds(network, (40, 56, 40), 2)
-    times = [b.seconds_per_step(network, (40, 56, 40), 2, {"a": 1, "b": 1}) / one for b in (here, both, uneven, mixed)]
-    slowest = slow.seconds(network, (40, 56, 40), 2) / one
+    one_pass = SPEED.seconds(network, (40, 56, 40), 2)
+    times = [
+        b.seconds_per_step(network, (40, 56, 40), 2, {"a": 1, "b": 1}) / one_pass for b in (here, both, uneven, mixed)
+    ]
+    slowest = slow.seconds(network, (40, 56, 40), 2) / one_pass
     assert times == pytest.approx([2, 1, slowest, slowest])
 
 
@@ -383,16 +388,16 @@ def test_one_machine_without_the_precision_makes_all_do_without():
     half = SPEED.model_copy(update={"precision": "bfloat16"})
     data = fingerprint((40, 56, 40), cases=100, sites=("a", "b"))
     for speeds, precision in (({"a": half, "b": half}, "bfloat16"), ({"a": half, "b": SPEED}, "float32")):
-        made = planner.make(data, Budget(hours=1, site_speeds=speeds))
-        assert made.local.training.precision == precision
+        plan = planner.make(data, Budget(hours=1, site_speeds=speeds))
+        assert plan.local.training.precision == precision
 
 
 @pytest.mark.parametrize("sites", [("a", "b"), tuple(f"site_{n}" for n in range(30))])
 def test_no_hours_mean_the_full_training_however_many_sites(sites):
-    made = plan((40, 56, 40), cases=300, sites=sites)
-    training = made.local.training
+    plan = make_plan((40, 56, 40), cases=300, sites=sites)
+    training = plan.local.training
     assert (training.learning_rate, training.momentum, training.mirror_axes) == (0.01, 0.99, (0, 1, 2))
-    assert "too few" not in reason(made, "local.training.momentum") + reason(made, "local.training.mirror_axes")
+    assert "too few" not in reason(plan, "local.training.momentum") + reason(plan, "local.training.mirror_axes")
 
 
 @pytest.mark.parametrize(
@@ -400,24 +405,24 @@ def test_no_hours_mean_the_full_training_however_many_sites(sites):
     [((1, 64, 64), (999.0, 1.0, 1.0), (0, 1)), ((40, 56, 40), (1.0, 1.0, 1.0), ()), ((20, 64, 64), (10.0, 1, 1), ())],
 )
 def test_a_short_training_mirrors_pictures_but_not_volumes_nor_their_slices(shape, spacing, axes):
-    made = plan(shape, spacing, hours=0.01, speed=SPEED)
-    assert made.local.training.mirror_axes == axes and made.local.training.momentum == 0.9
-    assert ("pictures" in reason(made, "local.training.mirror_axes")) == (axes == (0, 1))
+    plan = make_plan(shape, spacing, hours=0.01, speed=SPEED)
+    assert plan.local.training.mirror_axes == axes and plan.local.training.momentum == 0.9
+    assert ("pictures" in reason(plan, "local.training.mirror_axes")) == (axes == (0, 1))
 
 
 def test_hours_too_few_for_a_single_step_say_so():
-    made = plan((40, 56, 40), cases=100, hours=1e-6, speed=SPEED)
-    assert (made.agreement.training.rounds, made.local.training.steps_per_round) == (1, 1)
-    assert "not even one step" in reason(made, "local.network.features")
+    plan = make_plan((40, 56, 40), cases=100, hours=1e-6, speed=SPEED)
+    assert (plan.agreement.training.rounds, plan.local.training.steps_per_round) == (1, 1)
+    assert "not even one step" in reason(plan, "local.network.features")
 
 
 def test_hours_without_a_speed_are_refused():
     with pytest.raises(ValidationErrors, match="no speed"):
-        plan((40, 56, 40), hours=1)
+        make_plan((40, 56, 40), hours=1)
 
 
 def test_a_speed_is_the_sum_of_its_costs():
-    network = plan((40, 56, 40)).local.network
+    network = make_plan((40, 56, 40)).local.network
     elements, operations = network.work((40, 56, 40), 2)
     costs = {"step": 1, "gigaelement": 10, "teraflop": 100, "megavoxel": 1000}
     speed = Speed(**{f"seconds_per_{unit}": cost for unit, cost in costs.items()})
@@ -429,10 +434,11 @@ def test_a_speed_is_the_sum_of_its_costs():
 
 
 @pytest.mark.parametrize(
-    ("kept", "channel", "inside"), [("0.5000", "MRI", True), ("0.9000", "MRI", False), ("0.5000", "nonorm", False)]
+    ("crop_ratio", "channel", "inside"),
+    [("0.5000", "MRI", True), ("0.9000", "MRI", False), ("0.5000", "nonorm", False)],
 )
-def test_scores_are_taken_inside_the_mask_where_cropping_removes_much(kept, channel, inside):
-    data = fingerprint(channels=(channel,)).model_copy(update={"crop_ratio": {kept: 20}})
+def test_scores_are_taken_inside_the_mask_where_cropping_removes_much(crop_ratio, channel, inside):
+    data = fingerprint(channels=(channel,)).model_copy(update={"crop_ratio": {crop_ratio: 20}})
     assert planner.make(data).local.intensity.inside_mask is inside
 
 
@@ -476,13 +482,13 @@ def test_a_region_is_an_output_each_and_ignore_is_none():
 
 def test_memory_is_counted_for_every_entry_of_labels_as_nnunet_does():
     shape = topology.topology_for_patch((1.0, 1.0, 1.0), (64, 64, 64))
-    of = [
+    tasks = [
         NetworkTask(1, 4, PRESETS["plain"]),
         NetworkTask(1, 3, PRESETS["plain"], 1),
         NetworkTask(1, 3, PRESETS["plain"]),
     ]
-    whole, counted, less = (task.memory_proxy(shape) for task in of)
-    assert whole == counted == less + 64**3
+    four, three_and_ignore, three = (task.memory_proxy(shape) for task in tasks)
+    assert four == three_and_ignore == three + 64**3
 
 
 def test_a_region_that_no_case_has_is_refused_and_an_ignore_that_nobody_used_is_not():
@@ -497,8 +503,8 @@ def test_a_region_that_no_case_has_is_refused_and_an_ignore_that_nobody_used_is_
 
 
 def test_every_section_of_the_plan_has_a_reason():
-    made = plan((32, 32, 32), hours=1, speed=SPEED)
-    fields = {r.field for r in made.reasons}
+    plan = make_plan((32, 32, 32), hours=1, speed=SPEED)
+    fields = {r.field for r in plan.reasons}
     for field in (
         "local.geometry.configuration",
         "local.geometry.spacing_mm",
@@ -522,20 +528,20 @@ def test_every_section_of_the_plan_has_a_reason():
 
 
 def test_every_field_has_one_reason_and_it_is_that_of_the_plan():
-    made = plan((388, 512, 512), (1.0, 0.787, 0.787), 100, labels=1, configuration="3d_lowres")
-    made = made.change({"training.rounds": 7})
-    fields = [r.field for r in made.reasons]
+    plan = make_plan((388, 512, 512), (1.0, 0.787, 0.787), 100, labels=1, configuration="3d_lowres")
+    plan = plan.change({"training.rounds": 7})
+    fields = [r.field for r in plan.reasons]
     assert len(fields) == len(set(fields))
-    assert next(r.value for r in made.reasons if r.field.endswith("spacing_mm")).startswith("2.")
-    by_hand = next(r for r in made.reasons if r.field == "agreement.training.rounds")
+    assert next(r.value for r in plan.reasons if r.field.endswith("spacing_mm")).startswith("2.")
+    by_hand = next(r for r in plan.reasons if r.field == "agreement.training.rounds")
     assert by_hand.value == "7" and by_hand.why.startswith("set by hand, instead of ")
 
 
 def test_the_tenth_percentile_is_named_where_it_was_taken():
-    print_ = fingerprint((20, 256, 256), (5.0, 1.0, 1.0), 10)
-    thick = print_.axes[0].model_copy(update={"spacing_mm": {"3.0": 2, "5.0": 8}})
-    coarse = planner.make(print_.model_copy(update={"axes": (thick, *print_.axes[1:])}))
-    plain = plan((128, 128, 128))
+    data = fingerprint((20, 256, 256), (5.0, 1.0, 1.0), 10)
+    thick = data.axes[0].model_copy(update={"spacing_mm": {"3.0": 2, "5.0": 8}})
+    coarse = planner.make(data.model_copy(update={"axes": (thick, *data.axes[1:])}))
+    plain = make_plan((128, 128, 128))
     assert "5, is far coarser" in reason(coarse, "local.geometry.spacing_mm")
     assert "percentile" not in reason(plain, "local.geometry.spacing_mm")
 
@@ -562,22 +568,22 @@ def test_what_cannot_be_planned_is_refused_all_at_once():
 
 
 def test_sites_average_unless_another_way_is_asked_for_or_their_steps_differ():
-    made = planner.make(fingerprint())
-    assert made.agreement.algorithm.name == "fedavg"
-    assert "agreement.algorithm.name" in {reason.field for reason in made.reasons}
+    plan = planner.make(fingerprint())
+    assert plan.agreement.algorithm.name == "fedavg"
+    assert "agreement.algorithm.name" in {reason.field for reason in plan.reasons}
     assert planner.make(fingerprint(), algorithm="scaffold").agreement.algorithm.name == "scaffold"
-    uneven = made.change({"training.steps_at": {"alpha": 3}})
+    uneven = plan.change({"training.steps_at": {"alpha": 3}})
     assert uneven.agreement.algorithm.name == "fednova" and uneven.steps_at("alpha") == 3
-    both = made.change({"training.steps_at": {"alpha": 3}, "algorithm.name": "fedavg"})
+    both = plan.change({"training.steps_at": {"alpha": 3}, "algorithm.name": "fedavg"})
     assert both.agreement.algorithm.name == "fedavg"
 
 
 def test_two_voxels_deep_means_float32():
     """Where a CPU's gradients in bfloat16 are rubbish (torch 2.13), no plan asks for them."""
-    made = small_plan()
-    stages = len(made.local.network.features)
+    plan = small_plan()
+    stages = len(plan.local.network.features)
     thin = {"local.training.patch_size": [2**stages, 16, 16], "precision": "bfloat16"}
-    assert made.local.network.is_thin((2**stages, 16, 16))
+    assert plan.local.network.is_thin((2**stages, 16, 16))
     with pytest.raises(ValidationErrors, match=r"becomes two voxels deep.*write local\.training\.precision float32"):
-        made.change(thin)
-    assert made.change(thin | {"precision": "float32"}).local.training.precision == "float32"
+        plan.change(thin)
+    assert plan.change(thin | {"precision": "float32"}).local.training.precision == "float32"

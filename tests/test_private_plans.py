@@ -33,14 +33,14 @@ def budget(epsilon=8.0, hours=0.5, **options) -> Budget:
 
 
 @pytest.fixture(scope="module")
-def made() -> Plan:
+def private_plan() -> Plan:
     return planner.make(pictures(), budget())
 
 
-def test_the_plan_fixes_network_and_privacy_and_says_why(made):
-    private, reasons = made.agreement.privacy, {reason.field: reason for reason in made.reasons}
+def test_the_plan_fixes_network_and_privacy_and_says_why(private_plan):
+    private, reasons = private_plan.agreement.privacy, {reason.field: reason for reason in private_plan.reasons}
     assert private.mechanism == "dp-sgd" and private.epsilon == 8 and private.delta == 1e-5
-    assert made.agreement.training.validate_every == 0 and 0 < made.agreement.training.ema < 1
+    assert private_plan.agreement.training.validate_every == 0 and 0 < private_plan.agreement.training.ema < 1
     for field in (
         "agreement.privacy.sampling_rate", "agreement.privacy.patches_per_patient", "agreement.privacy.clip",
         "agreement.privacy.noise_multiplier", "agreement.training.rounds", "agreement.training.ema",
@@ -48,43 +48,45 @@ def test_the_plan_fixes_network_and_privacy_and_says_why(made):
         "local.training.learning_rate", "local.training.steps_per_round", "agreement.privacy",
     ):  # fmt: skip
         assert reasons[field].why, field
-    assert reasons["agreement.privacy"].value == planner.forecast(made).grade
+    assert reasons["agreement.privacy"].value == planner.forecast(private_plan).grade
 
 
-def test_the_noise_is_the_least_that_keeps_the_guarantee(made):
-    assert guarantee.problems(made) == []
-    private = made.agreement.privacy.model_copy(
-        update={"noise_multiplier": made.agreement.privacy.noise_multiplier * 0.999}
+def test_the_noise_is_the_least_that_keeps_the_guarantee(private_plan):
+    assert guarantee.problems(private_plan) == []
+    private = private_plan.agreement.privacy.model_copy(
+        update={"noise_multiplier": private_plan.agreement.privacy.noise_multiplier * 0.999}
     )
-    less_noise = made.model_copy(update={"agreement": made.agreement.model_copy(update={"privacy": private})})
+    less_noise = private_plan.model_copy(
+        update={"agreement": private_plan.agreement.model_copy(update={"privacy": private})}
+    )
     assert "spend epsilon 8.0" in guarantee.problems(less_noise)[0]
 
 
-def test_the_same_plan_is_made_again(made, tmp_path):
-    made.save(tmp_path / "plan.json")
-    assert planner.make(pictures(), plans.load(tmp_path / "plan.json").budget) == made
+def test_the_same_plan_is_made_again(private_plan, tmp_path):
+    private_plan.save(tmp_path / "plan.json")
+    assert planner.make(pictures(), plans.load(tmp_path / "plan.json").budget) == private_plan
 
 
-def test_the_hours_are_kept(made):
-    steps = made.agreement.training.rounds * made.local.training.steps_per_round
-    private = made.agreement.privacy
-    passes = {site: private.sampling_rate * n for site, n in made.agreement.patients.items()}
-    seconds = made.budget.seconds_per_step(
-        made.local.network, made.local.training.patch_size, private.patches_per_patient, passes
+def test_the_hours_are_kept(private_plan):
+    steps = private_plan.agreement.training.rounds * private_plan.local.training.steps_per_round
+    private = private_plan.agreement.privacy
+    passes = {site: private.sampling_rate * n for site, n in private_plan.agreement.patients.items()}
+    seconds = private_plan.budget.seconds_per_step(
+        private_plan.local.network, private_plan.local.training.patch_size, private.patches_per_patient, passes
     )
     assert 0.3 * 1800 < steps * seconds <= 1800
-    planner.check_memory(made)
+    planner.check_memory(private_plan)
 
 
-def test_the_forecast_is_of_the_noise_that_the_mechanism_adds(made):
-    expected, private = planner.forecast(made), made.agreement.privacy
+def test_the_forecast_is_of_the_noise_that_the_mechanism_adds(private_plan):
+    expected, private = planner.forecast(private_plan), private_plan.agreement.privacy
     site = expected.sites["alpha"]
     assert site.patients == 500 and site.expected == pytest.approx(private.sampling_rate * 500)
     assert 7.9 < site.epsilon <= 8 + 1e-6
-    parameters = made.local.network.parameters
+    parameters = private_plan.local.network.parameters
     assert site.ratio == pytest.approx(private.noise_multiplier * math.sqrt(parameters) / site.expected)
     assert expected.ratio == pytest.approx(site.ratio / math.sqrt(2)), "two equal sites"
-    steps = made.agreement.training.rounds * made.local.training.steps_per_round
+    steps = private_plan.agreement.training.rounds * private_plan.local.training.steps_per_round
     assert expected.total_ratio == pytest.approx(expected.ratio / math.sqrt(steps) * (30_000 / parameters) ** 0.25)
 
 
@@ -139,31 +141,31 @@ def test_what_is_suggested_does_help():
     assert replace(problem, patients_factor=factor).search()[0].total_ratio <= STRAINED
 
 
-def test_a_wide_network_set_by_hand_is_told_of_the_smaller_one(made):
-    stages = len(made.local.network.features)
-    wide = api.change(made, None, {"network.features": [256, 512, 512, 512][:stages]})
+def test_a_wide_network_set_by_hand_is_told_of_the_smaller_one(private_plan):
+    stages = len(private_plan.local.network.features)
+    wide = api.change(private_plan, None, {"network.features": [256, 512, 512, 512][:stages]})
     assert planner.forecast(wide).grade != "sound"
     (suggestion,) = planner.suggestions(wide)
     assert suggestion.startswith("good learning as autofed plans it by itself")
-    assert f"{made.local.network.parameters} parameters" in suggestion
+    assert f"{private_plan.local.network.parameters} parameters" in suggestion
 
 
-def test_a_sound_plan_needs_no_suggestion_and_a_strained_one_gets_some(made):
-    assert planner.forecast(made).grade == "sound" and planner.suggestions(made) == ()
+def test_a_sound_plan_needs_no_suggestion_and_a_strained_one_gets_some(private_plan):
+    assert planner.forecast(private_plan).grade == "sound" and planner.suggestions(private_plan) == ()
     strained = planner.make(pictures(100), budget())
     assert planner.forecast(strained).grade == "strained"
     assert any("patients" in suggestion for suggestion in planner.suggestions(strained))
 
 
-def test_what_a_person_set_badly_is_told_what_the_planner_would_do(made):
-    worse = api.change(made, None, {"privacy.sampling_rate": 0.004, "training.rounds": 5, "steps_per_round": 2})
+def test_what_a_person_set_badly_is_told_what_the_planner_would_do(private_plan):
+    worse = api.change(private_plan, None, {"privacy.sampling_rate": 0.004, "training.rounds": 5, "steps_per_round": 2})
     assert planner.forecast(worse).grade == "hopeless"
     assert "as autofed plans it by itself" in planner.suggestions(worse)[0]
     assert next(r.value for r in worse.reasons if r.field == "agreement.privacy") == "hopeless"
 
 
-def test_a_delta_that_gives_a_patient_away_is_refused(made):
-    assert made.agreement.privacy.delta == accounting.default_delta(500)
+def test_a_delta_that_gives_a_patient_away_is_refused(private_plan):
+    assert private_plan.agreement.privacy.delta == accounting.default_delta(500)
     with pytest.raises(ValidationErrors, match="a delta of 0.01 allows one of 100 patients"):
         planner.make(pictures(), budget(delta=0.01))
 
@@ -183,16 +185,16 @@ def test_no_hours_for_a_single_step_is_said():
 
 
 def test_a_coarser_grid_is_taken_only_where_structures_are_large_enough():
-    open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
-    large, small = (list(grid_candidates(open_plan, pictures(pixels=pixels))) for pixels in (6000, 20))
+    nonprivate_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
+    large, small = (list(grid_candidates(nonprivate_plan, pictures(pixels=pixels))) for pixels in (6000, 20))
     assert [grid.factor for grid in large][-1] == 4 and [grid.factor for grid in small] == [1]
     assert all(a.outline_loss < b.outline_loss for a, b in itertools.pairwise(large))
     width = math.sqrt(4 * 6000 / math.pi)
     assert large[-1].outline_loss == pytest.approx(3 / width) and width / 4 > FEWEST_ACROSS
-    assert [grid.factor for grid in grid_candidates(open_plan)] == [1], "nothing says how large structures are"
+    assert [grid.factor for grid in grid_candidates(nonprivate_plan)] == [1], "nothing says how large structures are"
 
 
-def test_grid_patch_and_pooling_of_a_coarser_plan_fit_together(made):
+def test_grid_patch_and_pooling_of_a_coarser_plan_fit_together(private_plan):
     coarse = next(
         c
         for c in grid_candidates(planner.make(pictures(), Budget(hours=0.5, speed=SPEED)), pictures())
@@ -211,7 +213,7 @@ def test_all_that_is_searched_fits_memory_and_draws_somebody():
     assert min(c.predicted_loss for c in problem.search()) == problem.search()[0].predicted_loss
 
 
-def test_the_accountant_has_the_last_word(made):
+def test_the_accountant_has_the_last_word(private_plan):
     problem = _problem(pictures())
     best = problem.best()
     events = [_event(best)]
@@ -222,25 +224,25 @@ def test_the_accountant_has_the_last_word(made):
         best.scheduled_steps, best.sampling_rate, accounting.inverse_square(8, 1e-5)), rel=0.1)  # fmt: skip
 
 
-def test_what_is_searched_costs_what_the_plan_will_be_charged(made):
+def test_what_is_searched_costs_what_the_plan_will_be_charged(private_plan):
     """One object states the cost: the mechanism of the candidate is that of the plan."""
     from autofed import privacy
 
     best = _problem(pictures()).best()
-    steps = made.local.training.steps_per_round
-    assert best.schedule == (made.agreement.training.rounds, steps)
-    assert best.cost(best.noise_multiplier, *best.schedule) == guarantee.to_charge(made, steps)
-    assert replace(best.mechanism, patients=500) == privacy.find_mechanism(made, 500)
+    steps = private_plan.local.training.steps_per_round
+    assert best.schedule == (private_plan.agreement.training.rounds, steps)
+    assert best.cost(best.noise_multiplier, *best.schedule) == guarantee.to_charge(private_plan, steps)
+    assert replace(best.mechanism, patients=500) == privacy.find_mechanism(private_plan, 500)
 
 
 def test_noise_is_calibrated_once_on_the_way_to_a_plan(monkeypatch):
-    """Of the best few that are held against each other, too."""
+    """Also when the best few are compared."""
     calls, calibrate = [], accounting.calibrate
     monkeypatch.setattr(accounting, "calibrate", lambda *args: calls.append(args) or calibrate(*args))
-    made = planner.make(pictures(), budget())
+    private_plan = planner.make(pictures(), budget())
     assert len(calls) == 1
-    assert guarantee.settled(made, None, None, noise_is_given=False) == _problem(pictures()).guarantee.fields(
-        made.agreement.privacy.noise_multiplier
+    assert guarantee.settled(private_plan, None, None, noise_is_given=False) == _problem(pictures()).guarantee.fields(
+        private_plan.agreement.privacy.noise_multiplier
     )
 
 
@@ -248,55 +250,58 @@ def test_noise_is_calibrated_once_on_the_way_to_a_plan(monkeypatch):
 def test_the_best_of_the_few_is_the_best_by_the_accountant(cases, hours, epsilon):
     """Each of them calibrated, which a search need not do."""
     data = pictures(cases)
-    open_plan = planner.make(data, Budget(hours=hours, speed=SPEED))
-    problem = SearchProblem.of(open_plan, epsilon, 1e-5, grid_candidates(open_plan, data))
+    nonprivate_plan = planner.make(data, Budget(hours=hours, speed=SPEED))
+    problem = SearchProblem.of(nonprivate_plan, epsilon, 1e-5, grid_candidates(nonprivate_plan, data))
     best_few = [problem._calibrated(candidate) for candidate in problem.search()[:3]]
     assert problem.best() == min(best_few, key=lambda candidate: candidate.predicted_loss)
 
 
 def test_private_fingerprints_are_paid_from_the_guarantee():
-    open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
-    noised = open_plan.change({"privacy.census_noise": 2.4})
-    paid, free = make_private(noised, 8.0), make_private(open_plan, 8.0)
+    nonprivate_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
+    noised = nonprivate_plan.change({"privacy.census_noise": 2.4})
+    paid, free = make_private(noised, 8.0), make_private(nonprivate_plan, 8.0)
     assert paid.agreement.privacy.census_noise == 2.4 and guarantee.problems(paid) == []
     assert planner.forecast(paid).total_ratio > planner.forecast(free).total_ratio
     with pytest.raises(ValidationErrors, match="private fingerprints spend the whole epsilon"):
-        make_private(open_plan.change({"privacy.census_noise": 0.1}), 8.0)
+        make_private(nonprivate_plan.change({"privacy.census_noise": 0.1}), 8.0)
 
 
 def test_trained_weights_keep_grid_and_network():
-    open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
-    kept = make_private(open_plan, 8.0, keep_network=True, even_if_hopeless=True)
-    assert kept.local.network == open_plan.local.network and kept.local.geometry == open_plan.local.geometry
-    followed = planner.follow(pictures(), open_plan, "RUN", budget(), even_if_hopeless=True)
-    assert followed.agreement.privacy.promises and followed.local.network == open_plan.local.network
+    nonprivate_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
+    plan = make_private(nonprivate_plan, 8.0, keep_network=True, even_if_hopeless=True)
+    assert plan.local.network == nonprivate_plan.local.network and plan.local.geometry == nonprivate_plan.local.geometry
+    followed = planner.follow(pictures(), nonprivate_plan, "RUN", budget(), even_if_hopeless=True)
+    assert followed.agreement.privacy.promises and followed.local.network == nonprivate_plan.local.network
 
 
 def test_trained_weights_keep_a_network_that_was_set_by_hand():
-    open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
-    by_hand = [8, 12, *open_plan.local.network.features[2:]]
-    open_plan = open_plan.change({"network.features": by_hand, "deep_supervision": False})
-    kept = make_private(open_plan, 8.0, keep_network=True, even_if_hopeless=True)
-    assert kept.local.network == open_plan.local.network
+    nonprivate_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
+    by_hand = [8, 12, *nonprivate_plan.local.network.features[2:]]
+    nonprivate_plan = nonprivate_plan.change({"network.features": by_hand, "deep_supervision": False})
+    plan = make_private(nonprivate_plan, 8.0, keep_network=True, even_if_hopeless=True)
+    assert plan.local.network == nonprivate_plan.local.network
 
 
 def test_weights_that_do_not_learn_get_no_noise_in_the_search_either():
-    open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
-    half = open_plan.change({"training.trained": "decoder"})
+    nonprivate_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
+    half = nonprivate_plan.change({"training.trained": "decoder"})
     (decoder, *_), (everything, *_) = (
-        list(candidate_configurations(plan, grid_candidates(plan))) for plan in (half, open_plan)
+        list(candidate_configurations(plan, grid_candidates(plan))) for plan in (half, nonprivate_plan)
     )
     assert decoder.trained_parameters == decoder.network.trained_parameters("decoder") < everything.trained_parameters
     assert everything.trained_parameters == everything.network.parameters
-    made = make_private(half, 8.0)
-    why = next(r.why for r in made.reasons if r.field == "local.network.features")
-    assert f", {made.local.network.trained_parameters('decoder')} of which train and get noise" in why
+    private_plan = make_private(half, 8.0)
+    why = next(r.why for r in private_plan.reasons if r.field == "local.network.features")
+    assert f", {private_plan.local.network.trained_parameters('decoder')} of which train and get noise" in why
 
 
 def test_sites_take_as_many_steps_as_each_other():
-    open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED)).change({"steps_at": {"alpha": 2000}})
-    made = make_private(open_plan, 8.0)
-    assert made.agreement.training.steps_at == {} and made.steps_at("alpha") == made.local.training.steps_per_round
+    nonprivate_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED)).change({"steps_at": {"alpha": 2000}})
+    private_plan = make_private(nonprivate_plan, 8.0)
+    assert (
+        private_plan.agreement.training.steps_at == {}
+        and private_plan.steps_at("alpha") == private_plan.local.training.steps_per_round
+    )
 
 
 @pytest.mark.parametrize("epsilon", [1e-3, 8.0, 70.0])
@@ -307,12 +312,12 @@ def test_every_epsilon_that_is_ruled_out_was_looked_at(epsilon):
 
 
 def test_an_open_plan_becomes_private_and_hand_settings_have_the_last_word():
-    open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
-    made = api.change(open_plan, None, {}, epsilon=8)
-    assert made.agreement.privacy.mechanism == "dp-sgd" and guarantee.problems(made) == []
-    fewer = api.change(made, None, {"privacy.sampling_rate": 0.5})
+    nonprivate_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
+    private_plan = api.change(nonprivate_plan, None, {}, epsilon=8)
+    assert private_plan.agreement.privacy.mechanism == "dp-sgd" and guarantee.problems(private_plan) == []
+    fewer = api.change(private_plan, None, {"privacy.sampling_rate": 0.5})
     assert fewer.agreement.privacy.sampling_rate == 0.5 and guarantee.problems(fewer) == []
-    adaptive = api.change(made, None, {"privacy.mechanism": "adp"})
+    adaptive = api.change(private_plan, None, {"privacy.mechanism": "adp"})
     assert adaptive.agreement.privacy.mechanism == "adp" and guarantee.problems(adaptive) == []
     expected = planner.forecast(adaptive)
     z, share = adaptive.agreement.privacy.noise_multiplier, adaptive.agreement.privacy.quantile_share
@@ -322,15 +327,15 @@ def test_an_open_plan_becomes_private_and_hand_settings_have_the_last_word():
 
 
 def test_a_plan_without_single_patients_gradients_has_no_forecast():
-    open_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
-    assert planner.forecast(open_plan) is None and planner.suggestions(open_plan) == ()
-    feddp = api.change(open_plan, None, {"privacy.mechanism": "feddp", "privacy.noise_multiplier": 1.0})
+    nonprivate_plan = planner.make(pictures(), Budget(hours=0.5, speed=SPEED))
+    assert planner.forecast(nonprivate_plan) is None and planner.suggestions(nonprivate_plan) == ()
+    feddp = api.change(nonprivate_plan, None, {"privacy.mechanism": "feddp", "privacy.noise_multiplier": 1.0})
     assert planner.forecast(feddp) is None
 
 
 def _problem(data) -> SearchProblem:
-    open_plan = planner.make(data, Budget(hours=0.5, speed=SPEED))
-    return SearchProblem.of(open_plan, 8.0, 1e-5, grid_candidates(open_plan, data))
+    nonprivate_plan = planner.make(data, Budget(hours=0.5, speed=SPEED))
+    return SearchProblem.of(nonprivate_plan, 8.0, 1e-5, grid_candidates(nonprivate_plan, data))
 
 
 def _event(candidate):

@@ -1,4 +1,4 @@
-"""On which grid to learn: target spacing, order of the axes, and which of the configurations."""
+"""The grid to train on: target spacing, order of the axes, and configuration."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from autofed.planner.reasons import Reasons, format_axes
 from autofed.plans import ANISOTROPY, Configuration
 
 FLAT_SLICES = 8.0
-"""Slices this many times farther apart than pixels share too little for a kernel of three slices to gain from."""
+"""Slices this many times farther apart than pixels have too little in common for a kernel of three slices."""
 
 FEWEST_SLICES = 8
-"""A 3D network halves an axis only if it has so many voxels (nnU-Net's smallest edge of 4, twice)."""
+"""A 3D network pools an axis only if it has this many voxels (nnU-Net's smallest edge of 4, twice)."""
 
 LOW_RESOLUTION_STEP = 1.03
 LOW_RESOLUTION_SHARE = 0.25
@@ -34,7 +34,7 @@ class Grid:
 
     @property
     def axes(self) -> int:
-        """Of how many axes patches have an edge: two where learning goes slice by slice."""
+        """The number of axes of a patch: two where the network takes single slices."""
         return 2 if self.configuration == "2d" else 3
 
     @property
@@ -85,16 +85,18 @@ def median_shape(
 
 
 def full_resolution(fingerprint: Fingerprint, reasons: Reasons) -> Grid:
-    """The grid at the target spacing, in the configuration that the rule below prefers."""
+    """The grid at the target spacing: 2d for pictures, 3d_fullres for volumes."""
     spacing = target_spacing(fingerprint)
     flat = fingerprint.declaration.dimension == 2
     order = (0, 1, 2) if flat else transposition(spacing)
-    moved = (spacing[order[0]], spacing[order[1]], spacing[order[2]])
-    shape = median_shape(fingerprint, order, moved)
-    reasons.record("local.geometry.spacing_mm", format_axes(moved), _spacing_reason(fingerprint, order, moved))
+    ordered_mm = (spacing[order[0]], spacing[order[1]], spacing[order[2]])
+    shape = median_shape(fingerprint, order, ordered_mm)
+    reasons.record(
+        "local.geometry.spacing_mm", format_axes(ordered_mm), _spacing_reason(fingerprint, order, ordered_mm)
+    )
     first = "the one slice of a picture comes first" if flat else "the axis with the largest spacing comes first"
     reasons.record("local.geometry.transpose", order, first)
-    return Grid("2d" if flat else "3d_fullres", order, moved, shape)
+    return Grid("2d" if flat else "3d_fullres", order, ordered_mm, shape)
 
 
 def preferred_configuration(grid: Grid) -> tuple[Configuration, str]:
@@ -115,7 +117,7 @@ def preferred_configuration(grid: Grid) -> tuple[Configuration, str]:
 
 
 def low_resolution(full: Grid, patch_of: Callable[[Grid], Sequence[int]]) -> Grid | None:
-    """The coarser grid on which a patch holds a quarter of the median case; None where there is no need of one.
+    """The coarser grid on which a patch holds a quarter of the median case; None where none is needed.
 
     Source: nnU-Net 2.8.1, the 3d_lowres configuration: widen the spacing by 3 % at a time, the finest axes alone while
     they are more than twice finer; not worth it unless it halves the number of voxels.

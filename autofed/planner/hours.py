@@ -47,7 +47,7 @@ def network_size(
         batch: Patches that the memory allows.
         passes: What a step computes at each site, in passes over the batch (`passes_per_step`).
         budget: Its hours and speeds.
-        reasons: Get a line for width and batch.
+        reasons: Where the reasons for width and batch are recorded.
     """
     cap = f"memory and {task.preset.dataset_share:.0%} of the voxels of all sites' labelled cases allow {batch}"
     if budget.hours is None:

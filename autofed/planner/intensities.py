@@ -18,7 +18,7 @@ MASK_BELOW = 0.75
 
 
 def intensity(fingerprint: Fingerprint, reasons: Reasons) -> Intensity:
-    """The scheme of every channel with its numbers, and whether z-scores leave out what is zero."""
+    """Scheme and statistics of every channel, and whether z-scores leave out voxels that are zero."""
     channels = []
     for name, sums in zip(fingerprint.declaration.channels, fingerprint.channels, strict=True):
         channel = statistics(sums, "ct" if is_ct(name) else scheme(name))
@@ -33,9 +33,9 @@ def intensity(fingerprint: Fingerprint, reasons: Reasons) -> Intensity:
 
 
 def scheme(channel: str) -> Scheme:
-    """Names that nnU-Net knows stand for themselves, in any case; all others for a z-score per image."""
-    known = {"rescale_to_0_1", "rgb_to_0_1", "nonorm"}
-    return cast("Scheme", channel.lower()) if channel.lower() in known else "zscore"
+    """nnU-Net's scheme of that name, in upper or lower case; for all other names a z-score per image."""
+    schemes = {"rescale_to_0_1", "rgb_to_0_1", "nonorm"}
+    return cast("Scheme", channel.lower()) if channel.lower() in schemes else "zscore"
 
 
 def statistics(sums: ChannelSums, scheme: Scheme | Literal["ct"]) -> Channel:

@@ -82,11 +82,11 @@ class Prior:
         return geometry.spacing_mm[at] * geometry.median_shape[at]
 
     def inside_mask(self) -> bool:
-        """Whether z-scores leave out what is zero."""
+        """Whether z-scores leave out voxels that are zero."""
         return self.plan is not None and self.plan.local.intensity.inside_mask
 
     def ct(self, channel: int) -> Channel:
-        """The numbers of a CT channel."""
+        """The statistics of a CT channel."""
         return self.plan.local.intensity.channels[channel] if self.plan else DEFAULT_CT
 
 
@@ -213,7 +213,7 @@ def _released_or_prior(
         prior_value: What the prior says.
         axis: Its name in the source.
         prior: Named in the source.
-        sources: Get one more.
+        sources: The list that the source is appended to.
     """
     if not released.error:
         sources.append(Source(f"{axis}: declared as a fact of the protocol"))

@@ -82,7 +82,7 @@ def training_recipe(
         batch_dice: Whether Dice is taken over the batch.
         dimension: Of the data: 2 for pictures, 3 for volumes.
         budget: Its precision is that of the training.
-        reasons: Get a line for each decision.
+        reasons: Where the decisions are recorded.
     """
     rate, momentum = (0.1, 0.9) if length.is_short else (0.01, 0.99)
     axes = len(topology.patch)
