@@ -283,7 +283,7 @@ def test_answers_leave_only_if_the_algorithm_says_what_made_them(ground, tmp_pat
         return {**honest(self, site, request), "answers": {"of": np.arange(300, dtype=np.uint8)}}
 
     monkeypatch.setattr(FedAvg, "local", telling)
-    monkeypatch.setattr(FedAvg, "answers_as_trained", stated, raising=False)
+    monkeypatch.setattr(FedAvg, "is_dp_postprocessing", stated, raising=False)
     train((private(ground[0], "dp-sgd"), ground[1]), tmp_path, "fedavg", transport=ear, **SEEDED)
     assert {frozenset(from_bytes(data).arrays) for data in ear.up} == {frozenset({"update", *["answers"] * stated})}
 
@@ -292,7 +292,7 @@ def test_an_algorithm_that_does_not_say_so_cannot_be_private(ground, monkeypatch
     plan, _ = labelled((with_algorithm(private(ground[0], "dp-sgd"), "dcfed"), ground[1]))
     chosen = algorithms.make(plan.agreement.algorithm)
     assert privacy_problems(plan, chosen) == []
-    monkeypatch.setattr(DCFed, "answers_as_trained", False)
+    monkeypatch.setattr(DCFed, "is_dp_postprocessing", False)
     assert "dcfed releases answers" in privacy_problems(plan, chosen)[0]
 
 
