@@ -53,7 +53,7 @@ class Attempts:
         try:
             return call(*args, **keywords)
         except ValidationErrors as error:
-            self.problems += named(error, self.about)
+            self.problems += prefixed_problems(error, self.about)
             return cast("R", None)
 
 
@@ -76,6 +76,6 @@ def collect_errors(about: str, calls: Iterable[Callable[[], R]]) -> list[R]:
         return [attempt(call) for call in calls]
 
 
-def named(error: ValidationErrors, about: str = "") -> list[str]:
+def prefixed_problems(error: ValidationErrors, about: str = "") -> list[str]:
     """Its problems as parts of a larger list, each with what it is about, unless the list is about the same."""
     return list(error.problems) if error.about == about else [f"{error.about}: {p}" for p in error.problems]

@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from autofed.errors import ValidationErrors, named
+from autofed.errors import ValidationErrors, prefixed_problems
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -95,7 +95,7 @@ def _here(
         try:
             take(i, function(item))
         except ValidationErrors as error:
-            problems += named(error)
+            problems += prefixed_problems(error)
         progress(stage, i + 1, len(work))
     return problems
 
@@ -125,7 +125,7 @@ def _spread(
                     try:
                         take(i, future.result())
                     except ValidationErrors as error:
-                        problems[i] = named(error)
+                        problems[i] = prefixed_problems(error)
                     finished += 1
                     progress(stage, finished, len(work))
         except BrokenProcessPool:

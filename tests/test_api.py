@@ -453,7 +453,7 @@ def test_a_private_plan_for_a_machine_that_is_not_here(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     site = make_site(tmp_path / "alpha", cases=8)
     made = autofed.plan([site], device="cuda", epsilon=8, even_if_hopeless=True)
-    assert made.agreement.privacy.promises and made.budget.hours is None and made.budget.speed is None
+    assert made.agreement.privacy.is_private and made.budget.hours is None and made.budget.speed is None
 
 
 def test_nothing_to_plan():

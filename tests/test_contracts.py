@@ -53,7 +53,7 @@ def combinations():
 
 def generous(plan):
     """Its promise also covers what a patient gives to the steps of all sites, as where all data are in one place."""
-    return plan.change({"privacy.epsilon": 99.0}) if plan.agreement.privacy.promises else plan
+    return plan.change({"privacy.epsilon": 99.0}) if plan.agreement.privacy.is_private else plan
 
 
 EVERY = [(name, mechanism, "float32") for name, mechanism in combinations()]

@@ -39,7 +39,7 @@ def test_what_weights_depend_on_is_the_references_and_all_else_the_sites():
     same = {"steps_per_round": plan.local.training.steps_per_round}
     training = reference.local.training.model_copy(update=same)
     assert plan.local == reference.local.model_copy(update={"training": training})
-    assert plan.local.preparation_digest() == reference.local.preparation_digest()
+    assert plan.local.preprocessing_digest() == reference.local.preprocessing_digest()
     assert plan.inference == reference.inference and plan.inference.overlap == 0.25
     assert plan.agreement.patients == {"alpha": 10, "bravo": 10, "echo": 10}
     assert plan.agreement.faults.least_sites == 2

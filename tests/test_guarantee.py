@@ -140,7 +140,7 @@ def test_epsilon_at_the_keyboard_calibrates_a_finished_plan(tmp_path):
     louder = api.change(made, None, {"noise_multiplier": 2 * stated.noise_multiplier})
     assert louder.agreement.privacy.epsilon < 4 and guarantee.problems(louder) == []
     open_again = api.change(made, None, {"privacy.mechanism": "none"})
-    assert not open_again.agreement.privacy.promises
+    assert not open_again.agreement.privacy.is_private
 
 
 def test_a_grade_goes_with_what_it_is_of():

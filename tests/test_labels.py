@@ -78,7 +78,7 @@ def test_sites_that_write_the_same_in_other_words_agree():
 
 def test_classes_have_a_background_among_their_outputs_and_regions_have_none():
     classes = Labels.declared({"background": 0, "organ": 1, "tumour": 2, "ignore": 3})
-    assert (classes.channels, classes.ignore, classes.values, classes.most) == (3, 3, {0, 1, 2}, 3)
+    assert (classes.channels, classes.ignore, classes.values, classes.highest_value) == (3, 3, {0, 1, 2}, 3)
     assert classes.targets().tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
     regions = Labels.declared({**BRATS, "ignore": 4}, (1, 2, 3))
     assert (regions.channels, regions.names) == (3, ("whole", "core", "enhancing"))

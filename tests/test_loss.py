@@ -15,7 +15,7 @@ REGIONS = Labels.declared({"background": 0, "whole": [1, 2], "core": 2, "ignore"
 def drawn(labels, shape=(2, 8, 8, 8), seed=0):
     """Logits at two resolutions, and labels of all values."""
     generator = torch.Generator().manual_seed(seed)
-    maps = torch.randint(0, labels.most + 1, (shape[0], 1, *shape[1:]), generator=generator, dtype=torch.int16)
+    maps = torch.randint(0, labels.highest_value + 1, (shape[0], 1, *shape[1:]), generator=generator, dtype=torch.int16)
     sizes = (shape[1:], [n // 2 for n in shape[1:]])
     return [torch.randn(shape[0], labels.channels, *size, generator=generator) for size in sizes], maps
 
@@ -107,7 +107,7 @@ def partial_maps(labels, seed=0):
     """Logits at two resolutions, and labels of background, what was annotated and ignore."""
     logits, maps = drawn(labels, seed=seed)
     there = {value for name, values in labels.structures if labels.is_annotated(name) for value in values}
-    known = torch.tensor([v if v in {*there, labels.ignore} else 0 for v in range(labels.most + 1)])
+    known = torch.tensor([v if v in {*there, labels.ignore} else 0 for v in range(labels.highest_value + 1)])
     return logits, known[maps.long()].to(torch.int16)
 
 

@@ -159,8 +159,11 @@ def test_a_private_mechanism_may_promise():
 
 def test_preparation_digest_knows_grid_and_intensity_only():
     made = small_plan()
-    assert made.change({"learning_rate": 0.5}).local.preparation_digest() == made.local.preparation_digest()
-    assert made.change({"geometry.spacing_mm": [2, 1, 1]}).local.preparation_digest() != made.local.preparation_digest()
+    assert made.change({"learning_rate": 0.5}).local.preprocessing_digest() == made.local.preprocessing_digest()
+    assert (
+        made.change({"geometry.spacing_mm": [2, 1, 1]}).local.preprocessing_digest()
+        != made.local.preprocessing_digest()
+    )
 
 
 def test_agreement_digest_changes_with_what_sites_vet():

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from autofed.data import Files, find_images, images
+from autofed.data import CaseFiles, find_images, images
 from autofed.errors import ValidationErrors
 from autofed.inference import prediction_folder
 from autofed.inference.postprocessing import NOTHING
@@ -137,7 +137,7 @@ def test_a_folder_that_an_interrupted_predict_left_is_its_own(scans, tmp_path):
 def test_cases_whose_files_have_another_meaning_are_refused(tmp_path, name):
     scan = tmp_path / "scans" / f"{name}.png"
     write_rgb(scan, np.zeros((3, 4, 4), np.uint8))
-    (said,) = said_of(tmp_path, {name: Files((scan,))})
+    (said,) = said_of(tmp_path, {name: CaseFiles((scan,))})
     assert f"no case may be called {name!r}" in said
 
 

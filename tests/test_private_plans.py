@@ -271,7 +271,7 @@ def test_trained_weights_keep_grid_and_network():
     plan = make_private(nonprivate_plan, 8.0, keep_network=True, even_if_hopeless=True)
     assert plan.local.network == nonprivate_plan.local.network and plan.local.geometry == nonprivate_plan.local.geometry
     followed = planner.follow(pictures(), nonprivate_plan, "RUN", budget(), even_if_hopeless=True)
-    assert followed.agreement.privacy.promises and followed.local.network == nonprivate_plan.local.network
+    assert followed.agreement.privacy.is_private and followed.local.network == nonprivate_plan.local.network
 
 
 def test_trained_weights_keep_a_network_that_was_set_by_hand():

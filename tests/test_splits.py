@@ -5,7 +5,7 @@ import json
 import pytest
 
 from autofed.data import splits
-from autofed.data.splits import Split, by_hash, given, in_five, split
+from autofed.data.splits import Split, declared_split, hashed_split, nnunet_split, split
 from autofed.errors import ValidationErrors
 
 NAMES = [f"c{i:02d}" for i in range(12)]
@@ -18,14 +18,14 @@ PATIENTS = {"ann": ("a1", "a2"), "bob": ("b1",), "cat": ("c1",), "dan": ("d1",),
 )
 def test_fifths_are_those_of_nnunet(fold, held):
     """Found with nnunetv2 2.8.1, generate_crossval_split of these names."""
-    found = in_five(NAMES[::-1], fold)
+    found = nnunet_split(NAMES[::-1], fold)
     assert found.validation == held
     assert found.train == tuple(n for n in NAMES if n not in held)
 
 
 def test_fewer_than_five_patients_all_train():
-    assert in_five(NAMES[:4], 0) == Split(tuple(NAMES[:4]), ())
-    assert len(in_five(NAMES[:5], 4).validation) == 1
+    assert nnunet_split(NAMES[:4], 0) == Split(tuple(NAMES[:4]), ())
+    assert len(nnunet_split(NAMES[:5], 4).validation) == 1
 
 
 def test_nobody_is_held_out_of_all(tmp_path):
@@ -36,21 +36,21 @@ def test_nobody_is_held_out_of_all(tmp_path):
 def test_a_hash_moves_nobody_when_somebody_joins():
     salt = b"secret"
     for fold in range(5):
-        before, after = by_hash(NAMES[:-1], fold, salt), by_hash(NAMES, fold, salt)
+        before, after = hashed_split(NAMES[:-1], fold, salt), hashed_split(NAMES, fold, salt)
         assert set(before.validation) == set(after.validation) - {NAMES[-1]}
-    everyone = [name for fold in range(5) for name in by_hash(NAMES, fold, salt).validation]
+    everyone = [name for fold in range(5) for name in hashed_split(NAMES, fold, salt).validation]
     assert sorted(everyone) == NAMES
 
 
 def test_another_salt_gives_another_split():
     many = [f"p{i}" for i in range(100)]
-    assert by_hash(many, 0, b"one") != by_hash(many, 0, b"two")
-    assert 8 <= len(by_hash(many, 0, b"one").validation) <= 35
+    assert hashed_split(many, 0, b"one") != hashed_split(many, 0, b"two")
+    assert 8 <= len(hashed_split(many, 0, b"one").validation) <= 35
 
 
 def test_a_private_plan_hashes_with_a_salt_that_stays(tmp_path):
     once, again = (split(PATIENTS, "1", tmp_path, private=True) for _ in range(2))
-    assert once == again == by_hash(list(PATIENTS), 1, (tmp_path / "salt").read_bytes())
+    assert once == again == hashed_split(list(PATIENTS), 1, (tmp_path / "salt").read_bytes())
     assert len((tmp_path / "salt").read_bytes()) == 32
     split(PATIENTS, "1", tmp_path / "other", private=True)
     assert (tmp_path / "other" / "salt").read_bytes() != (tmp_path / "salt").read_bytes()
@@ -85,6 +85,6 @@ def test_what_a_site_wrote_down_counts(tmp_path, private):
 )
 def test_a_split_that_cannot_be_is_refused_with_all_that_is_wrong(tmp_path, folds, says):
     with pytest.raises(ValidationErrors) as refused:
-        given(write(tmp_path, folds), PATIENTS, 0)
+        declared_split(write(tmp_path, folds), PATIENTS, 0)
     assert len(refused.value.problems) == len(says)
     assert all(part in problem for part, problem in zip(says, refused.value.problems, strict=True))

@@ -91,7 +91,7 @@ class Coordinator:
             train_student(self.plan, state, self.public, self.run.student_path(fold), self.device)
         if course.holds_out:
             self._verify(course, state)
-            if not self.plan.agreement.privacy.promises:  # which chooses nothing by scores
+            if not self.plan.agreement.privacy.is_private:  # which chooses nothing by scores
                 self._decide()
 
     def _shares_scores(self) -> bool:

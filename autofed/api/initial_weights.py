@@ -35,7 +35,7 @@ def site_only_problems(init: Path, plan: Plan) -> list[str]:
         return [f"{init} was trained without noise beside a private training, for its site alone, and whatever starts "
                 "from it tells of that site's patients; start from other weights"]  # fmt: skip
     inside = any(folder.name == "sites" and Run(folder.parent).exists for folder in path.parents)
-    if inside and plan.agreement.privacy.promises:
+    if inside and plan.agreement.privacy.is_private:
         return [f"{init} is what a site remembers, and no ledger knows what a private training that starts from it "
                 "tells; start from the common model of a run, or from weights of other patients"]  # fmt: skip
     return []

@@ -143,7 +143,7 @@ def of_run(run: Run, work: PathLike | None) -> list[str]:
 
     `work` holds the sites' own ledgers; a simulation has its own, and over Flower every site keeps its own.
     """
-    if not run.plan().agreement.privacy.promises:
+    if not run.plan().agreement.privacy.is_private:
         return []
     sites = sorted(run.plan().agreement.patients)
     if run.identity().simulation:

@@ -59,7 +59,7 @@ def _hours_left(run: Run, work: Path | None) -> Iterator[str]:
     """How many more rounds the hours of the plan would allow: never of a private one, whose noise is for its rounds."""
     plan = run.plan()
     hours, rounds = plan.budget.hours, plan.agreement.training.rounds
-    if hours is None or plan.agreement.privacy.promises or any(run.finished(f) < rounds for f in run.folds()):
+    if hours is None or plan.agreement.privacy.is_private or any(run.finished(f) < rounds for f in run.folds()):
         return
     seconds = max((_seconds(run, fold) for fold in run.folds()), default=0.0)
     more = int((hours * 3600 - seconds) / seconds * rounds) if seconds else 0

@@ -165,7 +165,7 @@ def change(
     """
     made = plan if isinstance(plan, Plan) else plans.load(plan)
     raise_if_any("--epsilon", _no_promise(epsilon, delta, settings))
-    if epsilon is not None and not made.agreement.privacy.promises and not _names_mechanism(settings):
+    if epsilon is not None and not made.agreement.privacy.is_private and not _names_mechanism(settings):
         made = make_private(made, epsilon, delta, even_if_hopeless=even_if_hopeless)
         epsilon = delta = None
     if settings:
@@ -182,12 +182,12 @@ def _settled(made: Plan, settings: Mapping[str, Any], epsilon: float | None, del
     noise_is_given = _sets(settings, "noise_multiplier")
     wanted = made.agreement.privacy.epsilon if epsilon is None and _sets(settings, "epsilon") else epsilon
     problems = []
-    if delta is not None and not made.agreement.privacy.promises:
+    if delta is not None and not made.agreement.privacy.is_private:
         problems.append("a delta belongs to an epsilon; write both, such as --epsilon 8 --delta 1e-5")
     if wanted is not None and noise_is_given:
         problems.append(_TWICE)
     raise_if_any("--epsilon", problems)
-    if not made.agreement.privacy.promises:
+    if not made.agreement.privacy.is_private:
         return with_grade(made)
     from autofed.privacy import guarantee
 

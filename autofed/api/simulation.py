@@ -109,7 +109,7 @@ class Simulation:
         ]
 
     def _spent_by_folds(self, folds: Sequence[str]) -> list[str]:
-        private = self.coordinator.plan.agreement.privacy.promises
+        private = self.coordinator.plan.agreement.privacy.is_private
         if not private or len({*folds, *self.coordinator.run.folds()}) == 1:
             return []
         return ["k folds spend a patient's privacy k - 1 times, and the plan promises it for one training; train one"]

@@ -233,7 +233,7 @@ def _leaks(init: Path, folds: Sequence[str]) -> list[str]:
 
 def _uncounted(coordinator: Coordinator, init: Path, work: PathLike | None) -> list[str]:
     """What a run to start from has told of the same patients, and no ledger that counts has written down."""
-    if not coordinator.plan.agreement.privacy.promises or coordinator.identity.simulation or not init.is_dir():
+    if not coordinator.plan.agreement.privacy.is_private or coordinator.identity.simulation or not init.is_dir():
         return []
     run = Run(init)
     same = sorted(set(run.plan().agreement.patients) & set(coordinator.plan.agreement.patients))
@@ -256,7 +256,7 @@ def _with_choices(made: Plan, algorithm: str | None, rounds: int | None) -> Plan
         choices["algorithm.name"] = algorithm
         choices["algorithm.settings"] = {}
     if rounds is not None and rounds != made.agreement.training.rounds:
-        private = made.agreement.privacy.promises
+        private = made.agreement.privacy.is_private
         raise_if_any("--rounds", [_OTHER_ROUNDS.format(rounds)] if private else [])
         choices["training.rounds"] = rounds
     return made.change(choices) if choices else made

@@ -1,6 +1,6 @@
 """A hospital's dataset: what it declares, its cases, and whether several hospitals agree."""
 
-from autofed.data.case_files import Files, find_images
+from autofed.data.case_files import CaseFiles, find_images
 from autofed.data.dataset import Case, Dataset, open_dataset, open_datasets, site_folders
 from autofed.data.declaration import (
     DECLARED,
@@ -17,9 +17,9 @@ __all__ = [
     "DECLARED",
     "RESERVED_SITES",
     "Case",
+    "CaseFiles",
     "Dataset",
     "Declaration",
-    "Files",
     "HasDeclaration",
     "describe_regions",
     "disagreements",

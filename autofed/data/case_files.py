@@ -12,7 +12,7 @@ from autofed.errors import ValidationErrors, raise_if_any
 
 
 @dataclass(frozen=True)
-class Files:
+class CaseFiles:
     """Where a case lies: one image file per channel, and its label map if there is one."""
 
     images: tuple[Path, ...]
@@ -30,7 +30,7 @@ class Files:
         return (*self.maps, *dict.fromkeys(path for path in beside if path))
 
 
-def find_images(folder: Path, channels: int) -> dict[str, Files]:
+def find_images(folder: Path, channels: int) -> dict[str, CaseFiles]:
     """The cases of a folder of new scans: `{case}_{CCCC}{ending}`, or `{case}{ending}` where there is one file each.
 
     Four digits at the end count as a channel only if some file of the folder carries 0000; otherwise scan_0001 is a
@@ -50,7 +50,7 @@ def find_images(folder: Path, channels: int) -> dict[str, Files]:
     return found
 
 
-def find_cases(folder: Path, ending: str) -> tuple[dict[str, Files], list[str]]:
+def find_cases(folder: Path, ending: str) -> tuple[dict[str, CaseFiles], list[str]]:
     """The cases in imagesTr and labelsTr of a dataset, whose files all have this ending, and what is wrong."""
     scans, problems = _named(folder / "imagesTr", ending)
     found, more = _group(scans)
@@ -64,10 +64,10 @@ def find_cases(folder: Path, ending: str) -> tuple[dict[str, Files], list[str]]:
     problems += [f"labelsTr/{p.name} belongs to no image in imagesTr" for c, p in labels.items() if c not in found]
     if not labels:
         problems.append(f"labelsTr holds no {label_ending} files; at least one case needs a label")
-    return {case: Files(files.images, labels.get(case)) for case, files in found.items()}, problems
+    return {case: CaseFiles(files.images, labels.get(case)) for case, files in found.items()}, problems
 
 
-def _group(paths: Iterable[Path]) -> tuple[dict[str, Files], list[str]]:
+def _group(paths: Iterable[Path]) -> tuple[dict[str, CaseFiles], list[str]]:
     """Files by case. A file may hold several channels (RGB): what counts is what is inside, not how many there are.
 
     Where no file is a channel 0000, numbers at the end are part of the case's name.
@@ -86,7 +86,7 @@ def _group(paths: Iterable[Path]) -> tuple[dict[str, Files], list[str]]:
         for case, parts in found.items()
         if len(parts) != max(parts) + 1
     ]
-    return {case: Files(tuple(parts[i] for i in sorted(parts))) for case, parts in found.items()}, problems
+    return {case: CaseFiles(tuple(parts[i] for i in sorted(parts))) for case, parts in found.items()}, problems
 
 
 def _case_and_channel(path: Path) -> tuple[str, int | None]:

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from autofed.data import images
-from autofed.data.case_files import Files, find_cases
+from autofed.data.case_files import CaseFiles, find_cases
 from autofed.data.dataset_json import channel_names, description_problems, no_dataset, number_problems
 from autofed.data.declaration import Declaration, disagreements, site_name_problem
 from autofed.data.images import Geometry
 from autofed.data.labels import Values, canonical, declared_order, declared_structures, value_problems
 from autofed.data.reading import attempt, header_problems, image_problems, read_channels
-from autofed.errors import ValidationErrors, named, raise_if_any
+from autofed.errors import ValidationErrors, prefixed_problems, raise_if_any
 from autofed.files import digest, read_json
 
 
@@ -42,7 +42,7 @@ class Dataset:
     folder: Path
     channels: tuple[str, ...]
     labels: Mapping[str, Values]
-    cases: Mapping[str, Files]
+    cases: Mapping[str, CaseFiles]
     patients: Mapping[str, str] = field(default_factory=dict)
     regions_class_order: tuple[int, ...] = ()
     annotated: tuple[str, ...] = ()
@@ -141,7 +141,7 @@ def open_datasets(folders: Iterable[Path | str]) -> list[Dataset]:
         try:
             datasets.append(open_dataset(folder))
         except ValidationErrors as error:
-            problems += named(error)
+            problems += prefixed_problems(error)
     names = [d.name.casefold() for d in datasets]  # the names of folders, which some file systems take for one
     problems += [
         f"two sites are called {n!r}; rename one of the folders" for n in sorted(set(names)) if names.count(n) > 1

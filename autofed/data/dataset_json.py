@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from autofed.data import images
-from autofed.data.case_files import Files
+from autofed.data.case_files import CaseFiles
 from autofed.data.labels import annotated_problems, declared_order, labels_problems
 
 
@@ -51,7 +51,7 @@ def _is_triple(value: Any) -> bool:
     return numbers and len(value) == 3
 
 
-def number_problems(description: Mapping[str, Any], cases: Mapping[str, Files]) -> list[str]:
+def number_problems(description: Mapping[str, Any], cases: Mapping[str, CaseFiles]) -> list[str]:
     """nnU-Net's numTraining is never needed here, but where it is wrong, files were lost or forgotten."""
     labelled = sum(files.label is not None for files in cases.values())
     said = description.get("numTraining", len(cases))

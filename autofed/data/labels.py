@@ -94,7 +94,7 @@ class Labels:
         return {0, *(value for _, values in self.structures for value in values)}
 
     @property
-    def most(self) -> int:
+    def highest_value(self) -> int:
         """The highest value that a label map may hold."""
         return max(*self.values, self.ignore or 0)
 
@@ -104,7 +104,7 @@ class Labels:
         return len(self.structures) + (not self.is_regions)
 
     @property
-    def unknown_channels(self) -> tuple[int, ...]:
+    def unannotated_channels(self) -> tuple[int, ...]:
         """The outputs for structures that were not annotated."""
         named = enumerate(self.names, start=int(not self.is_regions))
         return tuple(channel for channel, name in named if not self.is_annotated(name))
@@ -115,7 +115,7 @@ class Labels:
 
     def targets(self) -> np.ndarray:
         """What the network should say of each value: float32 (values, channels) of 0 and 1; of ignore all 0."""
-        table = np.zeros((self.most + 1, self.channels), np.float32)
+        table = np.zeros((self.highest_value + 1, self.channels), np.float32)
         if not self.is_regions:
             table[0, 0] = 1
         for channel, (_, values) in enumerate(self.structures, start=int(not self.is_regions)):

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from autofed.data import images
-from autofed.data.case_files import Files
+from autofed.data.case_files import CaseFiles
 from autofed.data.declaration import describe_channels
 from autofed.data.images import Geometry, Header
 from autofed.errors import ValidationErrors, raise_if_any
@@ -42,7 +42,7 @@ def attempt(read: Callable[[Source], Found], source: Source, problems: list[str]
         return None
 
 
-def header_problems(cases: Mapping[str, Files], channels: tuple[str, ...]) -> list[str]:
+def header_problems(cases: Mapping[str, CaseFiles], channels: tuple[str, ...]) -> list[str]:
     """What the headers alone give away, over all cases."""
     problems: list[str] = []
     firsts: dict[str, Header] = {}

@@ -42,16 +42,16 @@ def split(patients: Patients, fold: str, folder: Path, *, private: bool) -> Spli
     if fold == ALL:
         return Split(tuple(sorted(patients)), ())
     if (path := folder / FILE).is_file():
-        return given(path, patients, int(fold))
+        return declared_split(path, patients, int(fold))
     raise_if_any(
         "a split by fifths", [f"there is no fold {fold}; write 0 to {FOLDS - 1}"] if int(fold) >= FOLDS else []
     )
     if private:
-        return by_hash(list(patients), int(fold), _salt(folder / "salt"))
-    return in_five(list(patients), int(fold))
+        return hashed_split(list(patients), int(fold), _salt(folder / "salt"))
+    return nnunet_split(list(patients), int(fold))
 
 
-def in_five(patients: Sequence[str], fold: int) -> Split:
+def nnunet_split(patients: Sequence[str], fold: int) -> Split:
     """One of five parts of the patients is held out, the parts being those that nnU-Net would make of these names.
 
     A site with fewer than five holds out none: it would lose more in training than a score of so few is worth.
@@ -65,7 +65,7 @@ def in_five(patients: Sequence[str], fold: int) -> Split:
     return _parted(names, held)
 
 
-def by_hash(patients: Sequence[str], fold: int, salt: bytes) -> Split:
+def hashed_split(patients: Sequence[str], fold: int, salt: bytes) -> Split:
     """A patient's part follows from their own name and the site's secret salt, and from no other patient.
 
     So one patient more or less moves nobody else, which is what the privacy of a patient is measured against; and
@@ -76,7 +76,7 @@ def by_hash(patients: Sequence[str], fold: int, salt: bytes) -> Split:
     return _parted(names, {name for name in names if parts[name] == fold})
 
 
-def given(path: Path, patients: Patients, fold: int) -> Split:
+def declared_split(path: Path, patients: Patients, fold: int) -> Split:
     """The split that a site wrote down, as nnU-Net does: a list of {"train": [cases], "val": [cases]}, one a fold.
 
     Patients that are in neither are left out. `Problems` names what is wrong with it, all at once.

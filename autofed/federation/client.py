@@ -303,7 +303,7 @@ def verify(site: SiteState, request: Request) -> ArrayGroups:
     each patient instead (`privacy.shared_scores`).
     """
     weights = _final(site, request)
-    private = site.plan.agreement.privacy.promises
+    private = site.plan.agreement.privacy.is_private
     if not weights or not (site.held.patients or private):
         return {}
     scores = case_dice(weights, site.held, site.plan, site.compute.device)

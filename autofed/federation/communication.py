@@ -69,7 +69,7 @@ def _disagreement(fold: str, lines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _promise(plan: plans.Plan) -> str:
-    if plan.agreement.privacy.promises:
+    if plan.agreement.privacy.is_private:
         return (
             "The labels that sites sent were made by models that the private mechanism trained, and cost nothing beyond"
             " its steps; each site's own model was trained without it, and is for that site alone"

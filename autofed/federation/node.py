@@ -61,7 +61,7 @@ def open_public_of(plan: Plan, folder: Path | None, work: Path) -> PublicImages 
 
 def split_patients(work: Path, site: str, plan: Plan, store: Store, fold: str) -> Split:
     """Who trains and who is held out of a site's patients; its own splits.json counts."""
-    return split(store.patients, fold, work / site, private=plan.agreement.privacy.promises)
+    return split(store.patients, fold, work / site, private=plan.agreement.privacy.is_private)
 
 
 def split_problems(site: str, fold: str, parted: Split, folder: Path) -> list[str]:

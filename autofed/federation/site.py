@@ -280,7 +280,7 @@ class Site:
 def open_ledger(path: Path, site: str, plan: Plan, steps: int, simulation: bool) -> PrivacyLedger:
     """A site's ledger; one that is not there yet gets as its ceiling what a private plan will cost, and no more."""
     stated = plan.agreement.privacy
-    if not (stated.promises and stated.delta):
+    if not (stated.is_private and stated.delta):
         return PrivacyLedger(path, site, simulation=simulation)
     events = guarantee.to_charge(plan, steps)
     return PrivacyLedger.for_plan(path, site, events, stated.delta, simulation=simulation)

@@ -358,7 +358,7 @@ def _bfloat16(voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _classes(case: Case, declared: Iterable[str], labels: Labels) -> dict[str, ClassCounts]:
     if case.label is None:
         return {name: ClassCounts() for name in declared}
-    counts = voxel_counts(case.label, labels.most + 1)
+    counts = voxel_counts(case.label, labels.highest_value + 1)
     values = {BACKGROUND: (0,), IGNORE: (labels.ignore or 0,), **dict(labels.structures)}
     voxels = {name: int(counts[list(values[name])].sum()) for name in declared}
     unit = case.geometry.voxel_mm3 * FIXED_POINT

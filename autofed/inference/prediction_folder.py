@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from autofed.data import Case, Files, read_channels
+from autofed.data import Case, CaseFiles, read_channels
 from autofed.data.images import Geometry, ending_of, label_ending, write
 from autofed.errors import ValidationErrors, raise_if_any
 from autofed.files import digest, read_json, whole_file, write_json
@@ -64,7 +64,7 @@ class PredictionFolder:
         self.folder = Path(folder)
         self.probabilities = probabilities
 
-    def refuse_clashes(self, cases: Mapping[str, Files]) -> None:
+    def refuse_clashes(self, cases: Mapping[str, CaseFiles]) -> None:
         """`ValidationErrors` if predicting these cases would overwrite a scan, or files that predict did not write.
 
         Files count as predict's own if there is a prediction.json or the JSON of a case: otherwise the folder might be
@@ -77,7 +77,7 @@ class PredictionFolder:
 
     def fill(
         self,
-        cases: Mapping[str, Files],
+        cases: Mapping[str, CaseFiles],
         predictor: Predictor,
         runs: Sequence[Path],
         model: str,
@@ -99,7 +99,7 @@ class PredictionFolder:
         raise_if_any("predict", problems)
         return written
 
-    def finished(self, cases: Mapping[str, Files], predictor: Predictor) -> list[str]:
+    def finished(self, cases: Mapping[str, CaseFiles], predictor: Predictor) -> list[str]:
         """The cases whose prediction by the same ensemble, with the same options, is complete."""
         return [
             case
@@ -148,7 +148,7 @@ class PredictionFolder:
         """The path of the JSON of a case."""
         return self.folder / f"{case}.json"
 
-    def _clashes(self, cases: Mapping[str, Files], scans: set[tuple[int, int]]) -> Iterator[str]:
+    def _clashes(self, cases: Mapping[str, CaseFiles], scans: set[tuple[int, int]]) -> Iterator[str]:
         is_own = (self.folder / ABOUT).is_file() or any("asked" in _read(self.summary(case)) for case in cases)
         for case, files in cases.items():
             if case.lower() in RESERVED or case.endswith(MAPS):
@@ -160,7 +160,7 @@ class PredictionFolder:
                 elif path.exists() and not is_own:
                     yield f"{case}: {path.name} is there and predict did not write it; predict into another folder"
 
-    def _fill_case(self, case: str, files: Files, predictor: Predictor) -> Path:
+    def _fill_case(self, case: str, files: CaseFiles, predictor: Predictor) -> Path:
         summary, names = self.summary(case), self._names(case, files)
         inputs = self._input_digest(files, predictor)
         if self._is_finished(case, inputs, names):
@@ -222,13 +222,13 @@ class PredictionFolder:
         }
         write_json(self.folder / ABOUT, about)
 
-    def _names(self, case: str, files: Files) -> dict[str, str]:
+    def _names(self, case: str, files: CaseFiles) -> dict[str, str]:
         """The names of a case's files by the field of `Prediction` that each holds."""
         ending = label_ending(ending_of(files.images[0]))
         names = {"labels": f"{case}{ending}", **{suffix[1:]: f"{case}{suffix}{ending}" for suffix in MAPS}}
         return names | ({"probabilities": f"{case}_probabilities.npz"} if self.probabilities else {})
 
-    def _input_digest(self, files: Files, predictor: Predictor) -> str:
+    def _input_digest(self, files: CaseFiles, predictor: Predictor) -> str:
         """A digest of the scan, the ensemble and the requested maps."""
         scans = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files.paths]
         ensemble = [predictor.weights_digest, predictor.plan.inference.digest(), predictor.mirroring]

@@ -201,7 +201,7 @@ def _few(image: np.ndarray, plan: Plan) -> int:
 
 def _of_what_was_taught(probabilities: torch.Tensor, labels: Labels) -> torch.Tensor:
     """Probabilities (K, *grid) in which what was never annotated is nowhere: that of a class is the background's."""
-    unknown = list(labels.unknown_channels)
+    unknown = list(labels.unannotated_channels)
     if not unknown:
         return probabilities
     known = probabilities.clone()
@@ -257,7 +257,7 @@ def _check(members: Sequence[Member]) -> None:
             mine, theirs = (describe_regions(m.plan.agreement, what) for m in (first, member))
             if mine != theirs:
                 problems.append(f"{first.name} and {member.name} differ in {what}: {mine} and {theirs}")
-        if first.plan.local.preparation_digest() != member.plan.local.preparation_digest():
+        if first.plan.local.preprocessing_digest() != member.plan.local.preprocessing_digest():
             problems.append(f"{first.name} and {member.name} were prepared on different grids; predict with each alone")
     raise_if_any("predict", dict.fromkeys(problems))
 
@@ -290,7 +290,7 @@ def _whole(mean: np.ndarray, way: InverseTransform, labels: Labels) -> np.ndarra
 def _value_counts(ensemble: Ensemble, labels: Labels) -> np.ndarray:
     """Voxels of the plan's grid that are predicted to have each value."""
     found = labels.paint(ensemble.mean.cpu().numpy())
-    return np.bincount(found.ravel(), minlength=labels.most + 1)
+    return np.bincount(found.ravel(), minlength=labels.highest_value + 1)
 
 
 def _unit(geometry: Geometry) -> tuple[str, float]:

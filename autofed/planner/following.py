@@ -80,7 +80,7 @@ def _differences(fingerprint: Fingerprint, reference: Plan, source: str) -> list
         for what in DECLARED
         if describe_regions(declaration, what) != describe_regions(agreement, what)
     ]
-    if agreement.privacy.promises:
+    if agreement.privacy.is_private:
         problems.append(f"{source} is private, and its noise is made for its own patients; plan without --like")
     return problems
 

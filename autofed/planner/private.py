@@ -109,7 +109,7 @@ def with_grade(plan: Plan) -> Plan:
         f"the noise of all steps is {expected.total_ratio:.2g} times as long as what patients can say, of one averaged "
         f"step {expected.ratio:.3g} times; up to {SOUND:g} is sound, above {STRAINED:g} hopeless"
     )
-    return plan.said(GRADED, expected.grade, why)
+    return plan.with_reason(GRADED, expected.grade, why)
 
 
 Decision = tuple[str, Any, str]

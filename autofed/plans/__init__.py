@@ -21,7 +21,7 @@ from autofed.plans.kinds import (
     Shape,
     WirePrecision,
 )
-from autofed.plans.local import Channel, Inference, Intensity, LocalPlan, Preparation, TargetGrid, Training
+from autofed.plans.local import Channel, Inference, Intensity, LocalPlan, PreprocessingPlan, TargetGrid, Training
 from autofed.plans.memory import CHANNELS_LAST_BELOW, training_bytes
 from autofed.plans.network import SPATIAL_KERNEL, Convolution, Network, Trained, squeezed
 from autofed.plans.plan import VERSION, Plan, is_plan, load, unknown_fields
@@ -51,7 +51,7 @@ __all__ = [
     "Plan",
     "Positive",
     "Precision",
-    "Preparation",
+    "PreprocessingPlan",
     "PresetName",
     "Privacy",
     "Reason",

@@ -145,7 +145,7 @@ class Agreement(Record):
     def _names_and_labels(self) -> Self:
         problems = [problem for site in self.patients if (problem := site_name_problem(site))]
         problems += labels_problems(self.labels, self.regions_class_order)
-        if self.privacy.promises and self.training.validate_every:
+        if self.privacy.is_private and self.training.validate_every:
             problems.append("a private training chooses nothing by scores: write training.validate_every 0")
         problems += _site_problems(self)
         if problems:

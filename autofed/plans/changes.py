@@ -82,7 +82,7 @@ def _followers(chosen: Mapping[str, Any], tree: Mapping[str, Any]) -> Iterator[t
 def _with_mechanism(name: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     """What a mechanism takes that was named by hand: its own fields and no others, and a training that fits it."""
     now, needed = tree["agreement"]["privacy"], privacy.needs(name)
-    kept = ("census_noise",) if name == privacy.NONE else ("mechanism", *privacy.PROMISE)
+    kept = ("census_noise",) if name == privacy.NONE else ("mechanism", *privacy.GUARANTEE_FIELDS)
     for field, value in now.items():
         if field in needed and value is None:
             yield f"agreement.privacy.{field}", privacy.default(name, field), f"where {name} begins"

@@ -105,12 +105,12 @@ class LocalPlan(Record):
         """Of how many axes patches have an edge: two where learning goes slice by slice."""
         return 2 if self.geometry.configuration == "2d" else 3
 
-    def preparation_digest(self) -> str:
+    def preprocessing_digest(self) -> str:
         """Names the prepared data: it changes when the grid or the normalisation does, and with nothing else."""
-        return Preparation(geometry=self.geometry, intensity=self.intensity).digest()
+        return PreprocessingPlan(geometry=self.geometry, intensity=self.intensity).digest()
 
 
-class Preparation(Record):
+class PreprocessingPlan(Record):
     """The two sections that prepared data depends on."""
 
     geometry: TargetGrid

@@ -16,7 +16,7 @@ from autofed.plans.network import Network
 CHANNELS_LAST_BELOW = 16
 """Features of the first stage, below which a CPU is faster with channels last (1.5 times at 8), above it is not."""
 
-PREPARED = 200_000
+CONVOLUTION_OVERHEAD_BYTES = 200_000
 """Bytes that oneDNN makes ready for a convolution and keeps, kernels among them (measured: 0.1 to 0.4 MB)."""
 
 _FLOAT = 4
@@ -64,7 +64,7 @@ def training_bytes(network: Network, patch: Shape, batch: int, precision: Precis
     weights = _FLOAT * network.parameters
     optimiser = 3 * weights + 2 * _FLOAT * max(c.parameters for c in network.convolutions())
     step = 2 * weights + tape.logits() + peak(tape.operations())
-    prepared = PREPARED * len(list(network.convolutions()))
+    prepared = CONVOLUTION_OVERHEAD_BYTES * len(list(network.convolutions()))
     return round(prepared + tape.patches() + max(optimiser, step))
 
 

@@ -66,7 +66,7 @@ class Plan(Record):
         problems = []
         if rounds <= training.rounds:
             problems.append(f"{rounds} rounds were asked for, {training.rounds} are planned; expected more")
-        if self.agreement.privacy.promises:
+        if self.agreement.privacy.is_private:
             problems.append("the noise of a private plan is made for its rounds; plan again and begin a new run")
         raise_if_any("--rounds", problems)
         wanted = spaced_snapshots(rounds)
@@ -88,7 +88,7 @@ class Plan(Record):
         tree, reasons = changes.apply(Plan, content, self.reasons, assignments, why)
         return Plan.parse(tree, "the plan with --set").model_copy(update={"reasons": reasons})
 
-    def said(self, field: str, value: str, why: str) -> Plan:
+    def with_reason(self, field: str, value: str, why: str) -> Plan:
         """The same plan with one more reason, of something that it has no field for."""
         kept = self.without_reason(field).reasons
         return self.model_copy(update={"reasons": (*kept, Reason(field=field, value=value, why=why))})

@@ -19,7 +19,7 @@ _NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "adp": (*_STEPS, "quantile", "quantile_share", "clip_rate", "noise_ratio"),
     "feddp": ("clip", "noise_multiplier"),
 })  # fmt: skip
-PROMISE = ("epsilon", "delta", "score_noise", "census_noise")
+GUARANTEE_FIELDS = ("epsilon", "delta", "score_noise", "census_noise")
 """Fields that any private mechanism may have."""
 
 BY_PATIENT = ("dp-sgd", "adp")
@@ -99,7 +99,7 @@ class Privacy(Record):
         if self.mechanism not in _NEEDS or self.mechanism == NONE:
             return self  # `privacy.find` says which there are
         missing = [name for name in needs(self.mechanism) if name not in given]
-        foreign = [name for name in given if name not in (*needs(self.mechanism), *PROMISE, "noise_response")]
+        foreign = [name for name in given if name not in (*needs(self.mechanism), *GUARANTEE_FIELDS, "noise_response")]
         problems = [f"the mechanism {self.mechanism!r} needs {', '.join(missing)}"] if missing else []
         problems += [f"the mechanism {self.mechanism!r} has no {', '.join(foreign)}; leave it out"] if foreign else []
         if problems:
@@ -107,7 +107,7 @@ class Privacy(Record):
         return self
 
     @property
-    def promises(self) -> bool:
+    def is_private(self) -> bool:
         """Whether there is a mechanism that protects anything."""
         return self.mechanism != NONE
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autofed.data import Case, Files, find_images, read_channels
+from autofed.data import Case, CaseFiles, find_images, read_channels
 from autofed.data.labels import Labels
 from autofed.errors import collect_errors, raise_if_any
 from autofed.files import digest, whole_folder
@@ -33,13 +33,13 @@ _NAMED = 5
 """Of more images than these a difference gives only the number."""
 
 
-def find_public(folder: Path, channels: int) -> dict[str, Files]:
+def find_public(folder: Path, channels: int) -> dict[str, CaseFiles]:
     """The images of a folder, or of the imagesTr in it; labels are not looked at. `Problems` if there are none."""
     inner = Path(folder) / "imagesTr"
     return find_images(inner if inner.is_dir() else Path(folder), channels)
 
 
-def public_digests(found: Mapping[str, Files]) -> tuple[str, ...]:
+def public_digests(found: Mapping[str, CaseFiles]) -> tuple[str, ...]:
     """What sites agree on: the name of each image, and the beginning of its files' SHA-256."""
     return tuple(f"{case} {_digest(files)}" for case, files in sorted(found.items()))
 
@@ -115,10 +115,10 @@ def open_public(folder: Path, plan: Plan, work: Path) -> PublicImages:
     return PublicImages(folders, replace(Labels.of(plan.agreement), ignore=UNKNOWN))
 
 
-def _prepared(case: str, files: Files, plan: Plan, work: Path) -> Path:
+def _prepared(case: str, files: CaseFiles, plan: Plan, work: Path) -> Path:
     """The folder of a prepared image, which is made if it is not there yet."""
     local = plan.local
-    target = work / digest([case, _digest(files), local.preparation_digest()])[:16]
+    target = work / digest([case, _digest(files), local.preprocessing_digest()])[:16]
     if not target.is_dir():
         array, geometry = read_channels(files.images)
         raise_if_any(case, _image_problems(array, plan.agreement.dimension))
@@ -179,7 +179,7 @@ def _listed(cases: Sequence[str]) -> str:
     return f"{named}{more} {'is' if len(cases) == 1 else 'are'}"
 
 
-def _digest(files: Files) -> str:
+def _digest(files: CaseFiles) -> str:
     return digest([_file_digest(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files.paths])[:32]
 
 

@@ -123,7 +123,7 @@ def open_store(work: Path, site: str, local: LocalPlan) -> Store:
     since.
     """
     candidates = [Index.load(p) for p in sorted((work / site).glob("*/index.json"))]
-    fitting = [i for i in candidates if i.preparation == local.preparation_digest()]
+    fitting = [i for i in candidates if i.preparation == local.preprocessing_digest()]
     if not fitting:
         found = "only data prepared for another plan" if candidates else "nothing"
         raise ValidationErrors(
@@ -166,7 +166,7 @@ def _index(dataset: Dataset, local: LocalPlan) -> Index:
         site=dataset.name,
         raw=str(dataset.folder),
         raw_digest=dataset.raw_digest(),
-        preparation=local.preparation_digest(),
+        preparation=local.preprocessing_digest(),
         labels=dict(dataset.labels),
         regions_class_order=dataset.regions_class_order,
         annotated=dataset.annotated,

@@ -107,7 +107,7 @@ def score_mechanism(plan: Plan, columns: int) -> OutputMechanism | None:
     `columns` are those of a row of scores.
     """
     stated = plan.agreement.privacy
-    if not stated.promises:
+    if not stated.is_private:
         return find_mechanism(plan)
     if stated.score_noise is None:
         return None

@@ -118,7 +118,7 @@ def settled(plan: Plan, epsilon: float | None, delta: float | None, *, noise_is_
     Given neither, the epsilon that the plan states stays, if it states one. Nothing for a plan without privacy.
     """
     stated = plan.agreement.privacy
-    if not stated.promises:
+    if not stated.is_private:
         return {}
     wanted = stated.epsilon if epsilon is None and not noise_is_given else epsilon
     allowed = delta or stated.delta or accounting.default_delta(max(plan.agreement.patients.values()))

@@ -51,7 +51,7 @@ class _AnnotatedLoss(_Loss):
     def __init__(self, labels: Labels, batch_dice: bool):
         super().__init__()
         self.is_regions, self.ignore = labels.is_regions, labels.ignore
-        unknown = labels.unknown_channels
+        unknown = labels.unannotated_channels
         self.merged = [0, *unknown] if unknown and not labels.is_regions else []
         self.kept = [channel for channel in range(labels.channels) if channel not in {*unknown, *self.merged}]
         targets = torch.from_numpy(labels.targets())

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from autofed import algorithms, api, plans
-from autofed.data import Dataset, Files, find_images, open_dataset
+from autofed.data import CaseFiles, Dataset, find_images, open_dataset
 from autofed.data.splits import ALL, split
 from autofed.errors import ValidationErrors, raise_if_any
 from autofed.federation import client, metrics, rounds
@@ -389,7 +389,7 @@ def test_set(folder: Path, made: plans.Plan) -> Dataset:
     """The test cases with their labels, as if a site held them."""
     agreement, labels = made.agreement, find_references(folder / "labelsTs")[0]
     found = find_images(folder / "imagesTs", len(agreement.channels))
-    cases = {case: Files(files.images, labels[case]) for case, files in found.items()}
+    cases = {case: CaseFiles(files.images, labels[case]) for case, files in found.items()}
     return Dataset(folder, agreement.channels, agreement.labels, cases)
 
 

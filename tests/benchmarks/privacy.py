@@ -45,8 +45,8 @@ from _federations import (
 from torch.nn import functional
 
 from autofed import api, plans
-from autofed.data import Dataset, Files, find_images
-from autofed.data.splits import in_five
+from autofed.data import CaseFiles, Dataset, find_images
+from autofed.data.splits import nnunet_split
 from autofed.federation import checkpoints
 from autofed.federation.run_folder import GLOBAL, Run
 from autofed.files import read_json, write_json
@@ -267,7 +267,7 @@ class Private(Bench):
 
 def _as_cases(patients: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """nnU-Net's fold 0 of a site, as its splits.json has it."""
-    parted = in_five(list(patients), int(HELD_OUT))
+    parted = nnunet_split(list(patients), int(HELD_OUT))
     return {
         "train": [case for patient in parted.train for case in patients[patient]],
         "val": [case for patient in parted.validation for case in patients[patient]],
@@ -308,7 +308,9 @@ def from_public(made: plans.Plan, pictures: Path) -> dict[str, np.ndarray]:
 def _prepared(made: plans.Plan, pictures: Path) -> Iterator[np.ndarray]:
     """Each picture (1, C, height, width) on the plan's grid, its middle where it is larger than a patch."""
     agreement = made.agreement
-    cases = {name: Files(files.images, None) for name, files in find_images(pictures, len(agreement.channels)).items()}
+    cases = {
+        name: CaseFiles(files.images, None) for name, files in find_images(pictures, len(agreement.channels)).items()
+    }
     dataset = Dataset(pictures, agreement.channels, agreement.labels, cases)
     for name in cases:
         image = preprocess_case(dataset.read(name), made.local.geometry, made.local.intensity).image[None, :, 0]
