@@ -237,8 +237,13 @@ def described(result: Result) -> tuple[str, ...]:
     return (
         f"{content['parameters'] / 1e3:.0f} thousand", f"{private['sampling_rate']:g}",
         str(private["patches_per_patient"]), str(content["steps"]), f"{private['noise_multiplier']:.3g}",
-        f"{told['whole']:.2f}", told["grade"], f"{result.dice('test'):.4f}", f"{result.hd95('test'):.1f}",
+        f"{total_ratio(told):.2f}", told["grade"], f"{result.dice('test'):.4f}", f"{result.hd95('test'):.1f}",
     )  # fmt: skip
+
+
+def total_ratio(forecast: Mapping[str, Any]) -> float:
+    """The noise-to-signal ratio of all steps, also from results that were written when it was called `whole`."""
+    return float(forecast["total_ratio"] if "total_ratio" in forecast else forecast["whole"])
 
 
 def of_grades(work: Planned, federations: Sequence[str]) -> str:
@@ -315,7 +320,7 @@ def graded(federation: str, epsilon: float, none: Result, result: Result) -> tup
     told = result.content["forecast"]
     sites = [site["patients"] for site in told["sites"].values()]
     return (
-        federation, f"{min(sites)} to {max(sites)}", f"{epsilon:g}", told["grade"], f"{told['whole']:.2f}",
+        federation, f"{min(sites)} to {max(sites)}", f"{epsilon:g}", told["grade"], f"{total_ratio(told):.2f}",
         f"{none.dice('test'):.4f}", f"{result.dice('test'):.4f}", points(apart([result], [none])),
         f"{100 * result.dice('test') / none.dice('test'):.0f}",
     )  # fmt: skip
@@ -330,7 +335,7 @@ def of_trade(work: Planned, federations: Sequence[str]) -> str:
         for result in work.results([run]):
             told = result.content["forecast"]
             numbers = ", ".join(str(site["patients"]) for site in told["sites"].values())
-            rows.append((which, numbers, f"{arm_of(run)[1]:g}", told["grade"], f"{told['whole']:.2f}",
+            rows.append((which, numbers, f"{arm_of(run)[1]:g}", told["grade"], f"{total_ratio(told):.2f}",
                          f"{result.dice('test'):.4f}"))  # fmt: skip
     return "### The trade\n\n" + stamp(work, [run for _, run in runs]) + markdown(head, rows)
 
