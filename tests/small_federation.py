@@ -61,7 +61,7 @@ PRIVATE = {
 def private(plan, mechanism, **more):
     """The plan with a private mechanism and an honest promise."""
     made = plan.change(PRIVATE.get(mechanism, {}) | more)
-    found = guarantee.settled(made, None, None, noise_is_given=True)
+    found = guarantee.consistent_fields(made, None, None, noise_is_given=True)
     return made.change(found) if found else made
 
 

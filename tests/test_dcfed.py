@@ -762,7 +762,7 @@ def test_a_site_by_itself_refuses_passes_that_its_own_network_cannot_take(ground
 
 def test_a_private_run_hands_each_site_its_better_model_and_the_world_the_student(pictures, tmp_path):
     made = pictures.plan.change({"privacy.mechanism": "dp-sgd", "training.rounds": 3, "sampling_rate": 0.5})
-    made = made.change(guarantee.settled(made, None, None, noise_is_given=True))
+    made = made.change(guarantee.consistent_fields(made, None, None, noise_is_given=True))
     run = pictures.train(tmp_path / "run", plan=made, simulation=True, settings=OPEN)
     assert set(run.models()) >= {"alpha", "bravo", "charlie"}
     folder, last = run.site_folder("alpha"), "round_00003.safetensors"

@@ -18,7 +18,7 @@ from tests.small_federation import PRIVATE, private
 
 def promised(mechanism, epsilon, **more):
     made = small_plan().change(PRIVATE[mechanism] | more)
-    return made.change(guarantee.settled(made, epsilon, 1e-5, noise_is_given=False))
+    return made.change(guarantee.consistent_fields(made, epsilon, 1e-5, noise_is_given=False))
 
 
 def best_renyi_epsilon(events):
@@ -67,7 +67,7 @@ def test_shared_scores_are_part_of_the_promise():
 
 def test_the_default_delta_is_that_of_the_largest_site():
     made = small_plan().change(PRIVATE["dp-sgd"] | {"agreement.patients": {"alpha": 20_000, "bravo": 5}})
-    found = guarantee.settled(made, 8.0, None, noise_is_given=False)
+    found = guarantee.consistent_fields(made, 8.0, None, noise_is_given=False)
     assert found["agreement.privacy.delta"] == pytest.approx(1 / 200_000)
 
 
@@ -199,12 +199,17 @@ def test_a_delta_that_is_none_is_refused(delta, said):
 
 def test_a_delta_of_one_in_so_many_patients_is_refused():
     made = small_plan().change(PRIVATE["dp-sgd"] | {"agreement.patients": {"alpha": 500, "bravo": 50}})
-    found = guarantee.problems(made.change(guarantee.settled(made, 8.0, 0.01, noise_is_given=False)))
+    found = guarantee.problems(made.change(guarantee.consistent_fields(made, 8.0, 0.01, noise_is_given=False)))
     assert ["allows as much as one of 500 patients" in problem for problem in found] == [True]
 
 
 def test_a_plan_names_the_mechanisms_that_there_are():
-    assert set(plans.mechanisms()) == set(privacy._MAKERS)
+    named = [small_plan().change({"privacy.mechanism": mechanism}) for mechanism in plans.mechanisms()]
+    assert [privacy.find_mechanism(plan).name for plan in named] == list(plans.mechanisms())
+    unknown = small_plan().agreement.privacy.model_copy(update={"mechanism": "laplace"})
+    made = small_plan().model_copy(update={"agreement": small_plan().agreement.model_copy(update={"privacy": unknown})})
+    with pytest.raises(ValidationErrors, match="no mechanism 'laplace'; the mechanisms are: none, dp-sgd, adp, feddp"):
+        privacy.find_mechanism(made)
 
 
 @pytest.mark.parametrize("rounds", [2, 100])

@@ -116,7 +116,7 @@ def test_one_accountant_over_all_rounds(path):
     whole = accounting.epsilon([STEP.model_copy(update={"steps": 60})], DELTA)
     assert opened.epsilon() == PrivacyLedger(path, "alpha").epsilon() == whole
     assert opened.epsilon() > 1.2 * accounting.epsilon([STEP], DELTA)
-    assert opened.epsilon(1e-7) > opened.epsilon()
+    assert opened.epsilon(delta=1e-7) > opened.epsilon()
 
 
 def test_where_noise_follows_from_releases_the_figure_is_that_of_a_filter(tmp_path):
@@ -129,7 +129,7 @@ def test_where_noise_follows_from_releases_the_figure_is_that_of_a_filter(tmp_pa
         events = [event for each in opened.charges() for event in each.events]
         filtered = accounting.renyi_epsilon(events, DELTA, order or ledger.USUAL_ORDER)
         assert opened.epsilon() == filtered > accounting.epsilon(events, DELTA) > fixed
-        assert opened.cost(opened.charges()[:1]) == fixed
+        assert opened.epsilon(opened.charges()[:1]) == fixed
         assert order is None or opened.counted() == filtered
 
 
@@ -250,13 +250,13 @@ def test_each_charge_is_on_the_disk_when_it_returns_and_so_is_the_name_of_the_fi
 
 def _try_to_charge(path, start, round, passed):
     opened = PrivacyLedger(path, "alpha")
-    append = opened._append
+    append = opened._journal.append
 
     def slowly(record):  # between the check and the line there is time for the others
         time.sleep(0.1)
         append(record)
 
-    opened._append = slowly
+    opened._journal.append = slowly
     start.wait()
     try:
         opened.charge(charge(round))

@@ -203,7 +203,7 @@ def test_a_made_up_history_cannot_lower_the_noise_beyond_the_promise(ground, tmp
     """Noise is a schedule, whatever a request says of the rounds before."""
     more = {"noise_ratio": 0.7, "training.rounds": 40, "clip_rate": 2.0}
     made = ground[0].change(small_federation.PRIVATE["adp"] | more)
-    made = made.change(guarantee.settled(made, 3.0, 1e-5, noise_is_given=False))
+    made = made.change(guarantee.consistent_fields(made, 3.0, 1e-5, noise_is_given=False))
     PrivacyLedger(tmp_path / "ledger.jsonl", "alpha", 100.0, 1e-5)  # that of the hospital would allow much more
     site, weights = site_in(tmp_path, (made, ground[1])), from_bytes(question(ground)).shared["weights"]
     codes = set()

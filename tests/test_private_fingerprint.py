@@ -232,14 +232,14 @@ def test_a_census_without_a_promise_is_refused(tmp_path, epsilon, delta, says):
 
 @pytest.mark.parametrize("epsilon", [8.0, 3.0])
 def test_the_promise_is_the_ceiling_and_the_training_that_comes_after_fits_under_it(tmp_path, epsilon):
-    """By the ledger's own filter, for plans of any shape that `guarantee.settled` calibrates with it."""
+    """By the ledger's own filter, for plans of any shape that `guarantee.consistent_fields` calibrates with it."""
     noise = noise_for(epsilon, 1e-5)
     ledger = PrivacyLedger(tmp_path / "ledger.jsonl", "alpha", epsilon, 1e-5, order=order_of(noise))
     (own,) = PrivateFingerprintMechanism(noise).cost()
     for rate, steps in ((0.15, 500), (0.7, 40), (0.1, 30), (0.01, 500), (1.0, 10), (0.05, 2000)):
         plan = small_plan().change(PRIVATE["dp-sgd"] | {"sampling_rate": rate, "census_noise": noise,
                                    "training.rounds": 10, "steps_per_round": steps // 10})  # fmt: skip
-        plan = plan.change(guarantee.settled(plan, epsilon, 1e-5, noise_is_given=False))
+        plan = plan.change(guarantee.consistent_fields(plan, epsilon, 1e-5, noise_is_given=False))
         events = guarantee.planned(plan, plan.local.training.steps_per_round)
         assert own in events and guarantee.problems(plan) == []
         assert ledger.can_afford(events), (rate, steps)

@@ -12,7 +12,7 @@ from autofed.planner.coarser_grids import FEWEST_ACROSS, grid_candidates
 from autofed.planner.forecast import SOUND, STRAINED, averaged_ratio, grade, step_ratio
 from autofed.planner.private import make_private
 from autofed.planner.private_search import LEAST_EXPECTED, WIDTHS, SearchProblem, candidate_configurations
-from autofed.planner.suggestions import larger_epsilons
+from autofed.planner.suggestions import larger_epsilons, with_epsilon
 from autofed.plans import Budget, Plan
 from autofed.privacy import accounting, guarantee
 from tests.plans_made import SPEED, fingerprint
@@ -108,7 +108,7 @@ def test_weights_decide_how_much_of_a_sites_noise_is_left():
 
 def test_more_patients_and_a_larger_epsilon_make_less_noise():
     base, patients = _problem(pictures(200)), _problem(pictures(800))
-    ratios = [problem.search()[0].total_ratio for problem in (base, patients, replace(base, epsilon=20.0))]
+    ratios = [problem.search()[0].total_ratio for problem in (base, patients, with_epsilon(base, 20.0))]
     assert ratios[0] > 1.3 * max(ratios[1:])
 
 
@@ -220,8 +220,8 @@ def test_the_accountant_has_the_last_word(private_plan):
     assert accounting.epsilon(events, 1e-5) <= 8 and best.noise_multiplier == accounting.calibrate(
         lambda z: [events[0].model_copy(update={"noise_multiplier": z})], 8, 1e-5
     )
-    assert best.noise_multiplier == pytest.approx(accounting.sketched_noise(
-        best.scheduled_steps, best.sampling_rate, accounting.inverse_square(8, 1e-5)), rel=0.1)  # fmt: skip
+    assert best.noise_multiplier == pytest.approx(accounting.approximate_noise(
+        best.scheduled_steps, best.sampling_rate, 8, 1e-5), rel=0.1)  # fmt: skip
 
 
 def test_what_is_searched_costs_what_the_plan_will_be_charged(private_plan):
@@ -231,7 +231,7 @@ def test_what_is_searched_costs_what_the_plan_will_be_charged(private_plan):
     best = _problem(pictures()).best()
     steps = private_plan.local.training.steps_per_round
     assert best.schedule == (private_plan.agreement.training.rounds, steps)
-    assert best.cost(best.noise_multiplier, *best.schedule) == guarantee.to_charge(private_plan, steps)
+    assert best.mechanism.planned(*best.schedule) == guarantee.training_events(private_plan, steps)
     assert replace(best.mechanism, patients=500) == privacy.find_mechanism(private_plan, 500)
 
 
@@ -241,19 +241,23 @@ def test_noise_is_calibrated_once_on_the_way_to_a_plan(monkeypatch):
     monkeypatch.setattr(accounting, "calibrate", lambda *args: calls.append(args) or calibrate(*args))
     private_plan = planner.make(pictures(), budget())
     assert len(calls) == 1
-    assert guarantee.settled(private_plan, None, None, noise_is_given=False) == _problem(pictures()).guarantee.fields(
-        private_plan.agreement.privacy.noise_multiplier
-    )
+    stated = private_plan.agreement.privacy
+    assert guarantee.consistent_fields(private_plan, None, None, noise_is_given=False) == {
+        guarantee.NOISE: stated.noise_multiplier, guarantee.EPSILON: 8.0, guarantee.DELTA: stated.delta
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("cases, hours, epsilon", [(60, 0.5, 8.0), (400, 0.1, 2.0), (3000, 2.0, 4.0), (100, 0.02, 1.0)])
-def test_the_best_of_the_few_is_the_best_by_the_accountant(cases, hours, epsilon):
+def test_the_best_of_the_few_is_the_best_by_the_accountant(cases, hours, epsilon, monkeypatch):
     """Each of them calibrated, which a search need not do."""
     data = pictures(cases)
     nonprivate_plan = planner.make(data, Budget(hours=hours, speed=SPEED))
     problem = SearchProblem.of(nonprivate_plan, epsilon, 1e-5, grid_candidates(nonprivate_plan, data))
-    best_few = [problem._calibrated(candidate) for candidate in problem.search()[:3]]
-    assert problem.best() == min(best_few, key=lambda candidate: candidate.predicted_loss)
+    best, candidates, best_few = problem.best(), problem.search()[:3], []
+    for candidate in candidates:
+        monkeypatch.setattr(SearchProblem, "search", lambda problem, alone=candidate: [alone])
+        best_few.append(problem.best())
+    assert best == min(best_few, key=lambda candidate: candidate.predicted_loss)
 
 
 def test_private_fingerprints_are_paid_from_the_guarantee():

@@ -133,7 +133,7 @@ def ledger_statement(ledger: PrivacyLedger) -> Statement:
         unprotected_since=next((charge.run for charge in charges if not charge.protects), None),
         ceiling=_ceiling(ledger),
         runs=tuple(_run(ledger, run, charges) for run in dict.fromkeys(charge.run for charge in charges)),
-        promise=_promise(epsilon, delta, charges),
+        promise=_guarantee_sentence(epsilon, delta, charges),
         notes=tuple(_notes(ledger, epsilon, charges)),
     )
 
@@ -172,7 +172,7 @@ def summary(ledger: PrivacyLedger, run: str | None = None) -> list[str]:
 
 
 def _cost_in_words(ledger: PrivacyLedger, what: str, charges: Sequence[LedgerEntry]) -> str:
-    epsilon, delta = ledger.cost(charges), ledger.delta
+    epsilon, delta = ledger.epsilon(charges), ledger.delta
     if math.isinf(epsilon):
         return f"nothing is promised for {what}, since {_why(charges)}"
     return f"{what} cost epsilon {accounting.rounded_up(epsilon)} at delta {delta:g}"
@@ -193,7 +193,7 @@ def _run(ledger: PrivacyLedger, run: str, charges: Iterable[LedgerEntry]) -> Run
         run=run,
         since=mine[0].time,
         seeded=any(charge.seeded for charge in mine),
-        epsilon=_finite(ledger.cost(mine)),
+        epsilon=_finite(ledger.epsilon(mine)),
         mechanisms=tuple(_mechanism(ledger, mechanism, unit, mine) for mechanism, unit in kinds),
     )
 
@@ -205,7 +205,7 @@ def _mechanism(ledger: PrivacyLedger, mechanism: str, unit: Unit, charges: Itera
         unit=unit,
         rounds=len({charge.round for charge in mine}),
         steps=sum(event.steps for event in _events(mine)),
-        epsilon=_finite(ledger.cost(mine)),
+        epsilon=_finite(ledger.epsilon(mine)),
     )
 
 
@@ -232,7 +232,7 @@ def _ceiling(ledger: PrivacyLedger) -> Ceiling | None:
 # --- in words
 
 
-def _promise(epsilon: float | None, delta: float, charges: Sequence[LedgerEntry]) -> str:
+def _guarantee_sentence(epsilon: float | None, delta: float, charges: Sequence[LedgerEntry]) -> str:
     """What a privacy officer wants to know, in one sentence."""
     if not charges:
         return "Nothing has left this hospital in a training yet."

@@ -191,12 +191,9 @@ def _settled(made: Plan, settings: Mapping[str, Any], epsilon: float | None, del
         return with_grade(made)
     from autofed.privacy import guarantee
 
-    found = guarantee.settled(made, wanted, delta, noise_is_given=noise_is_given)
-    noise = {name: value for name, value in found.items() if name.endswith("noise_multiplier")}
-    said = {name: value for name, value in found.items() if name not in noise}
-    return with_grade(
-        made.change(noise, _CALIBRATED).change(said, _PROMISED) if noise else made.change(said, _COMPUTED)
-    )
+    fields = guarantee.consistent_fields(made, wanted, delta, noise_is_given=noise_is_given)
+    whys = (_CALIBRATED, _PROMISED, _PROMISED) if guarantee.NOISE in fields else (_COMPUTED, _COMPUTED)
+    return with_grade(made.change(fields, dict(zip(fields, whys, strict=True))))
 
 
 def _no_promise(epsilon: float | None, delta: float | None, settings: Mapping[str, Any]) -> list[str]:

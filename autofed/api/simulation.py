@@ -105,7 +105,7 @@ class Simulation:
             for site in sites
             for ledger in site.ledgers
             if not any(run_id_of(charge.run) == run for charge in ledger.charges())
-            and not ledger.can_afford(guarantee.to_charge(plan, site.steps))
+            and not ledger.can_afford(guarantee.training_events(plan, site.steps))
         ]
 
     def _spent_by_folds(self, folds: Sequence[str]) -> list[str]:

@@ -282,7 +282,7 @@ def open_ledger(path: Path, site: str, plan: Plan, steps: int, simulation: bool)
     stated = plan.agreement.privacy
     if not (stated.is_private and stated.delta):
         return PrivacyLedger(path, site, simulation=simulation)
-    events = guarantee.to_charge(plan, steps)
+    events = guarantee.training_events(plan, steps)
     return PrivacyLedger.for_plan(path, site, events, stated.delta, simulation=simulation)
 
 

@@ -103,6 +103,6 @@ def _site(plan: Plan, site: str, patients: int) -> SiteForecast:
         patients=patients,
         expected=mechanism.expected,
         noise_multiplier=mechanism.noise_multiplier,
-        epsilon=guarantee.spent(plan, plan.steps_at(site)),
+        epsilon=guarantee.training_epsilon(plan, plan.steps_at(site)),
         ratio=step_ratio(mechanism.gradient_noise, trained_parameters(plan), mechanism.expected),
     )

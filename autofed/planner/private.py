@@ -17,6 +17,7 @@ from autofed.planner.suggestions import infeasible_reason
 from autofed.planner.utility_model import learning_rate
 from autofed.plans import Plan
 from autofed.privacy import accounting
+from autofed.privacy.guarantee import DELTA, EPSILON, NOISE
 
 
 def make_private(
@@ -51,7 +52,13 @@ def make_private(
     best = problem.best()
     if best is None:
         raise ValidationErrors("--epsilon", [_no_candidate_fits(plan, problem)])
-    private_plan = _with_candidate(plan, problem, best)
+    decisions = [
+        *_sampling_fields(problem, best), *_network_fields(plan, best.configuration), *_training_fields(plan, best)
+    ]  # fmt: skip
+    changed = plan.change({field: value for field, value, _ in decisions}, {field: why for field, _, why in decisions})
+    fields = {NOISE: best.noise_multiplier, EPSILON: epsilon, DELTA: delta}
+    whys = {NOISE: _LEAST_NOISE, EPSILON: _ASKED_FOR, DELTA: _ASKED_FOR if plan.budget.delta else _DEFAULT_DELTA}
+    private_plan = with_grade(changed.change(fields, whys))
     expected = forecast(private_plan)
     if expected and expected.grade == "hopeless" and not even_if_hopeless:
         raise ValidationErrors("--epsilon", [infeasible_reason(problem, best)])
@@ -81,19 +88,6 @@ def _no_candidate_fits(plan: Plan, problem: SearchProblem) -> str:
     return (f"not one private step at every site fits {hours} of {', '.join(plan.budget.devices)} in "
             f"{plan.budget.memory_gb:g} GB, or the private fingerprints spend the whole epsilon; "
             "give more of them")  # fmt: skip
-
-
-def _with_candidate(plan: Plan, problem: SearchProblem, candidate: Candidate) -> Plan:
-    """The plan with the candidate's fields, each with its reason, and the noise that the accountant calibrated."""
-    decisions = [
-        *_sampling_fields(problem, candidate),
-        *_network_fields(plan, candidate.configuration),
-        *_training_fields(plan, candidate),
-    ]
-    changed = plan.change({field: value for field, value, _ in decisions}, {field: why for field, _, why in decisions})
-    guarantee = problem.guarantee.fields(candidate.noise_multiplier)
-    reasons = _GUARANTEE_REASONS | ({} if plan.budget.delta else {"agreement.privacy.delta": _DEFAULT_DELTA})
-    return with_grade(changed.change(guarantee, {name: reasons.get(name, "asked for") for name in guarantee}))
 
 
 GRADED = "agreement.privacy"
@@ -171,9 +165,8 @@ _TRUER = "so many patches make a patient's one gradient truer, at no cost in pri
 _COARSER = "more steps in the hours, and fewer weights, each of which gets noise"
 _SHALLOW = "without the deepest stages, whose few voxels hold most of the parameters"
 _RATE = "as far as noise may carry the weights: smaller for more noise and more steps (docs/decisions/0012)"
-_GUARANTEE_REASONS = {
-    "agreement.privacy.noise_multiplier": "the least that keeps the promise over all releases, by the accountant"
-}
+_ASKED_FOR = "asked for"
+_LEAST_NOISE = "the least that keeps the promise over all releases, by the accountant"
 _DEFAULT_DELTA = "the smaller of 1e-5 and a tenth of one over the patients of the largest site"
 
 NO_CLIP = 1e6

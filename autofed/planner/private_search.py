@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 from autofed.planner.algorithm import passes_per_step
 from autofed.planner.coarser_grids import GridCandidate
@@ -21,7 +21,6 @@ from autofed.planner.utility_model import predicted_loss, total_noise_ratio
 from autofed.plans import Network, Plan
 from autofed.privacy import accounting
 from autofed.privacy.dpsgd import DPSGD
-from autofed.privacy.events import PrivacyEvent
 from autofed.privacy.guarantee import Guarantee
 
 WIDTHS = (4, 8, 16, 32)
@@ -112,10 +111,6 @@ class Candidate:
         """The steps that the schedule has."""
         return math.prod(self.schedule)
 
-    def cost(self, noise_multiplier: float, rounds: int, steps: int) -> tuple[PrivacyEvent, ...]:
-        """The privacy events of so many rounds of so many steps, with a noise multiplier."""
-        return replace(self, noise_multiplier=noise_multiplier).mechanism.planned(rounds, steps)
-
     def noise_for(self, loss: float) -> float:
         """The noise multiplier at which the predicted loss is `loss`; not above 0 if no noise reaches it."""
         loss_without_noise = replace(self, ratio=0.0).predicted_loss
@@ -138,7 +133,6 @@ class Candidate:
 class SearchProblem:
     """What is searched: configurations to choose from, the patients of every site, a guarantee, and the hours.
 
-    `fingerprint_noise` is the noise multiplier of private fingerprints, whose cost counts towards the guarantee, too.
     With `coordinator_adds_noise` the noise is added once, to the sum over sites: to compare with, not to plan. Where
     `averages_updates` is false each site learns alone, with all of its noise. The sites have `patients_factor` times
     the patients for whom the configurations were timed.
@@ -146,10 +140,8 @@ class SearchProblem:
 
     configurations: tuple[CandidateConfiguration, ...]
     patients: Mapping[str, int]
-    epsilon: float
-    delta: float
+    guarantee: Guarantee
     hours: float | None
-    fingerprint_noise: float | None = None
     coordinator_adds_noise: bool = False
     averages_updates: bool = True
     patients_factor: float = 1.0
@@ -160,16 +152,22 @@ class SearchProblem:
         return cls(
             tuple(candidate_configurations(plan, grids)),
             plan.agreement.patients,
-            epsilon,
-            delta,
+            Guarantee(epsilon, delta, plan.agreement.privacy.census_noise),
             plan.budget.hours,
-            plan.agreement.privacy.census_noise,
             averages_updates=averages_updates(plan),
         )
 
     def search(self) -> list[Candidate]:
         """All candidates, the best first; none if no step fits."""
-        return sorted(self._candidates(), key=lambda candidate: candidate.predicted_loss)
+        candidates = []
+        fewest = self.patients_factor * min(self.patients.values())
+        for configuration in self.configurations:
+            for rate in (rate for rate in RATES if rate * fewest >= LEAST_EXPECTED):
+                steps = self._steps_in_hours(configuration, rate)
+                noise = accounting.approximate_noise(steps, rate, *astuple(self.guarantee)) if steps else math.inf
+                if math.isfinite(noise):
+                    candidates.append(self._with_ratio(Candidate(configuration, rate, steps, noise)))
+        return sorted(candidates, key=lambda candidate: candidate.predicted_loss)
 
     def best(self) -> Candidate | None:
         """The best candidate, by the accountant; its noise is what the plan has.
@@ -177,55 +175,37 @@ class SearchProblem:
         The noise of the first of the best few is calibrated. Another one is better if it keeps the guarantee with the
         noise at which the predicted loss of both is the same.
         """
-        best_few = self.search()[:_CALIBRATED]
-        best = self._calibrated(best_few[0]) if best_few else None
-        for candidate in best_few[1:]:
-            if best and self._keeps_guarantee(candidate, candidate.noise_for(best.predicted_loss)):
-                best = self._calibrated(candidate)
+        best = None
+        for candidate in self.search()[:_CALIBRATED]:
+            if best is None or self._keeps_guarantee(candidate, candidate.noise_for(best.predicted_loss)):
+                noise = self.guarantee.least_noise(
+                    lambda z: replace(candidate.mechanism, noise_multiplier=z).cost(candidate.scheduled_steps)  # noqa: B023
+                )  # called at once, before the next candidate
+                # the ratio is that of all steps, also of those that the schedule leaves over
+                for_all_steps = replace(candidate, noise_multiplier=self._noise_for_all_steps(candidate, noise))
+                best = replace(self._with_ratio(for_all_steps), noise_multiplier=noise)
         return best
-
-    @property
-    def guarantee(self) -> Guarantee:
-        """The guarantee that the plan has to keep."""
-        return Guarantee(self.epsilon, self.delta, self.fingerprint_noise)
 
     def _keeps_guarantee(self, candidate: Candidate, noise_multiplier: float) -> bool:
         return noise_multiplier > 0 and self._log_excess(candidate, noise_multiplier) < 0
-
-    def _calibrated(self, candidate: Candidate) -> Candidate:
-        """The candidate with the accountant's noise. Its ratio is of all its steps, also of those left over."""
-        noise = self.guarantee.least_noise(lambda z: candidate.cost(z, *candidate.schedule))
-        for_all_steps = replace(candidate, noise_multiplier=self._noise_for_all_steps(candidate, noise))
-        return replace(self._with_ratio(for_all_steps), noise_multiplier=noise)
 
     def _noise_for_all_steps(self, candidate: Candidate, noise: float) -> float:
         """The noise that all steps need, from that of the schedule: by the slope of the accountant next to it."""
         steps, scheduled, rate = candidate.steps, candidate.scheduled_steps, candidate.sampling_rate
         if scheduled == steps:
             return noise
-        near = noise * self._estimated_noise(steps, rate) / self._estimated_noise(scheduled, rate)
+        of_all, of_scheduled = (
+            accounting.approximate_noise(count, rate, *astuple(self.guarantee)) for count in (steps, scheduled)
+        )
+        near = noise * of_all / of_scheduled
         here, there = (self._log_excess(candidate, z) for z in (near, _SLOPE_FACTOR * near))
         return near * float(_SLOPE_FACTOR ** (here / (here - there)))
 
     def _log_excess(self, candidate: Candidate, noise_multiplier: float) -> float:
         """The logarithm of the epsilon that all steps spend over the epsilon of the guarantee."""
-        spent = self.guarantee.spent(candidate.cost(noise_multiplier, 1, candidate.steps))
-        return math.log(max(spent, 1e-12) / self.epsilon)
-
-    def _estimated_noise(self, steps: int, sampling_rate: float) -> float:
-        """About the noise multiplier for so many steps."""
-        before = float(self.fingerprint_noise**-2) if self.fingerprint_noise else 0
-        remaining = accounting.inverse_square(self.epsilon, self.delta) - before
-        return accounting.sketched_noise(steps, sampling_rate, remaining)
-
-    def _candidates(self) -> Iterator[Candidate]:
-        fewest = self.patients_factor * min(self.patients.values())
-        for configuration in self.configurations:
-            for rate in (rate for rate in RATES if rate * fewest >= LEAST_EXPECTED):
-                steps = self._steps_in_hours(configuration, rate)
-                noise = self._estimated_noise(steps, rate) if steps else math.inf
-                if math.isfinite(noise):
-                    yield self._with_ratio(Candidate(configuration, rate, steps, noise))
+        training = replace(candidate.mechanism, noise_multiplier=noise_multiplier).cost(candidate.steps)
+        spent = self.guarantee.epsilon_of((*self.guarantee.before, *training))
+        return math.log(max(spent, 1e-12) / self.guarantee.epsilon)
 
     def _with_ratio(self, candidate: Candidate) -> Candidate:
         """The candidate with its noise-to-signal ratio."""

@@ -37,9 +37,9 @@ def _problem_of(plan: Plan) -> SearchProblem:
 def infeasible_reason(problem: SearchProblem, best: Candidate) -> str:
     """Why too little would be learned, and what would help, a line each."""
     reason = (
-        f"hardly anything would be learned from {_patient_counts(problem)} patients at epsilon {problem.epsilon:g} "
-        f"(delta {problem.delta:g}): over all steps the noise is {best.total_ratio:.2g} times as strong as the "
-        "patients' signal"
+        f"hardly anything would be learned from {_patient_counts(problem)} patients at epsilon "
+        f"{problem.guarantee.epsilon:g} (delta {problem.guarantee.delta:g}): over all steps the noise is "
+        f"{best.total_ratio:.2g} times as strong as the patients' signal"
     )
     evidence = (
         f"  that is of the best plan ({describe_candidate(best)}); above {STRAINED:g} networks learned little more "
@@ -67,8 +67,9 @@ def _suggestions(problem: SearchProblem, total_ratio: float) -> Iterator[str]:
     if factor := _first_factor(lambda f: _with_patients(problem, f), target):
         counts = _patient_counts(_with_patients(problem, factor))
         yield f"{outcome} with about {factor:g} times as many patients ({counts})"
-    if problem.epsilon < _MOST_EPSILON:
-        epsilons = (e for e in larger_epsilons(problem.epsilon) if _reaches(replace(problem, epsilon=e), target))
+    if problem.guarantee.epsilon < _MOST_EPSILON:
+        larger = larger_epsilons(problem.guarantee.epsilon)
+        epsilons = (e for e in larger if _reaches(with_epsilon(problem, e), target))
         epsilon = next(epsilons, None)
         yield f"{outcome} with --epsilon {epsilon:g}" if epsilon else f"no epsilon up to {_MOST_EPSILON:g} would do"
     hours = problem.hours
@@ -101,6 +102,11 @@ def _reaches(problem: SearchProblem, target: float) -> bool:
 
 def _is_averaged(problem: SearchProblem) -> bool:
     return problem.averages_updates and len(problem.patients) > 1
+
+
+def with_epsilon(problem: SearchProblem, epsilon: float) -> SearchProblem:
+    """The same search for another epsilon."""
+    return replace(problem, guarantee=replace(problem.guarantee, epsilon=epsilon))
 
 
 def _with_patients(problem: SearchProblem, factor: float) -> SearchProblem:

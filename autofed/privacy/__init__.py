@@ -6,12 +6,12 @@ what that cost; so these cannot disagree. "No privacy" is an ordinary mechanism.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 from autofed.errors import ValidationErrors
 from autofed.messages import ArrayGroups, Arrays
-from autofed.plans import Plan
+from autofed.plans import Plan, mechanisms
 from autofed.privacy.events import PrivacyEvent
 
 BatchSample = Sequence[Sequence[str]]
@@ -121,51 +121,26 @@ def find_mechanism(plan: Plan, patients: int = 0) -> Mechanism:
 
     `ValidationErrors` if there is no mechanism of that name.
     """
-    privacy = plan.agreement.privacy
-    if privacy.mechanism not in _MAKERS:
-        names = ", ".join(_MAKERS)
-        found = f"there is no mechanism {privacy.mechanism!r}; the mechanisms are: {names}"
-        raise ValidationErrors("agreement.privacy.mechanism", [found])
-    return _MAKERS[privacy.mechanism](plan, patients)
+    stated, training = plan.agreement.privacy.model_dump(), plan.local.training
+    name = plan.agreement.privacy.mechanism
+    if name == "none":
+        from autofed.privacy.none import NoPrivacy
 
+        return NoPrivacy(training.batch_size)
+    if name == "feddp":
+        from autofed.privacy.feddp import FedDP
 
-def _none(plan: Plan, patients: int) -> Mechanism:
-    from autofed.privacy.none import NoPrivacy
+        return FedDP(stated["clip"], stated["noise_multiplier"], training.batch_size, training.frozen)
+    shared = {field: stated[field] for field in ("sampling_rate", "patches_per_patient", "clip", "noise_multiplier")}
+    shared |= {"patients": patients, "normalised": stated["clipping"] == "normalised"}
+    if name == "dp-sgd":
+        from autofed.privacy.dpsgd import DPSGD
 
-    return NoPrivacy(plan.local.training.batch_size)
+        return DPSGD(**shared)
+    if name == "adp":
+        from autofed.privacy.adp_fl import Adaptive
 
-
-def _dpsgd(plan: Plan, patients: int) -> Mechanism:
-    from autofed.privacy.dpsgd import DPSGD
-
-    return DPSGD(**_steps(plan, patients))
-
-
-def _adaptive(plan: Plan, patients: int) -> Mechanism:
-    from autofed.privacy.adp_fl import Adaptive
-
-    own = ("quantile", "quantile_share", "clip_rate", "noise_ratio")
-    chosen = {name: getattr(plan.agreement.privacy, name) for name in own}
-    return Adaptive(**_steps(plan, patients), **chosen, rounds=plan.agreement.training.rounds)
-
-
-def _feddp(plan: Plan, patients: int) -> Mechanism:
-    from autofed.privacy.feddp import FedDP
-
-    given = plan.agreement.privacy.model_dump()
-    training = plan.local.training
-    return FedDP(given["clip"], given["noise_multiplier"], training.batch_size, training.frozen)
-
-
-def _steps(plan: Plan, patients: int) -> dict[str, Any]:
-    given = plan.agreement.privacy.model_dump()
-    shared = ("sampling_rate", "patches_per_patient", "clip", "noise_multiplier")
-    return {"patients": patients, "normalised": given["clipping"] == "normalised", **{n: given[n] for n in shared}}
-
-
-_MAKERS: Mapping[str, Callable[[Plan, int], Mechanism]] = {
-    "none": _none,
-    "dp-sgd": _dpsgd,
-    "adp": _adaptive,
-    "feddp": _feddp,
-}
+        adaptive = {field: stated[field] for field in ("quantile", "quantile_share", "clip_rate", "noise_ratio")}
+        return Adaptive(**shared, **adaptive, rounds=plan.agreement.training.rounds)
+    problem = f"there is no mechanism {name!r}; the mechanisms are: {', '.join(mechanisms())}"
+    raise ValidationErrors("agreement.privacy.mechanism", [problem])

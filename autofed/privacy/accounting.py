@@ -143,23 +143,26 @@ def calibrate(
 _epsilon = epsilon  # `calibrate` has a parameter of that name
 
 
-@lru_cache(maxsize=256)  # a search asks for that of its promise with every candidate
-def inverse_square(epsilon: float, delta: float) -> float:
-    """The largest sum of z^-2 over Gaussian mechanisms of multipliers z that keeps a promise (Balle and Wang 2018)."""
-    import dp_accounting
+def approximate_noise(
+    steps: int, rate: float, epsilon: float, delta: float, fingerprint_noise: float | None = None
+) -> float:
+    """About the noise multiplier with which `steps` steps at a sampling rate cost `epsilon` at `delta`, for searches.
 
-    return float(dp_accounting.get_sigma_gaussian(epsilon, delta) ** -2)
-
-
-def sketched_noise(steps: int, rate: float, whole: float) -> float:
-    """About the noise multiplier for so many sampled steps that may cost what Gaussians of `inverse_square` `whole` do.
-
-    In closed form, from a central limit theorem (Bu, Dong, Long and Su 2020), for searches: within a few percent of
-    `calibrate`. Infinite if nothing is left.
+    In closed form, from a central limit theorem (Bu, Dong, Long and Su 2020): within a few percent of `calibrate`.
+    Private fingerprints with noise of the multiplier `fingerprint_noise` are paid first; infinite if nothing is left.
     """
+    whole = _largest_inverse_square(epsilon, delta) - (float(fingerprint_noise**-2) if fingerprint_noise else 0)
     if whole <= 0:
         return math.inf
     return math.sqrt(steps / whole) if rate == 1 else math.log1p(whole / (steps * rate**2)) ** -0.5
+
+
+@lru_cache(maxsize=256)  # a search needs that of its guarantee with every candidate
+def _largest_inverse_square(epsilon: float, delta: float) -> float:
+    """The largest sum of z^-2 over Gaussian mechanisms of multipliers z within `epsilon` (Balle and Wang 2018)."""
+    import dp_accounting
+
+    return float(dp_accounting.get_sigma_gaussian(epsilon, delta) ** -2)
 
 
 _LEAST_NOISE, _MOST_NOISE = 2.0**-10, 2.0**20

@@ -1,7 +1,8 @@
-"""A file of lines that is only ever appended to, by one process at a time, and read on from where one stopped."""
+"""A file of records, one a line: only ever appended to, by one process at a time, and read on from there."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from autofed.errors import ValidationErrors
+from autofed.files import Record
 
 
 class Journal:
@@ -46,8 +48,9 @@ class Journal:
             data = handle.read()
         return data[: data.rfind(b"\n") + 1]
 
-    def append(self, line: bytes) -> None:
-        """Write a line down; when this returns it is on the disk, and so is the name of the file."""
+    def append(self, record: Record) -> None:
+        """Write a record down; when this returns it is on the disk, and so is the name of the file."""
+        line = json.dumps(record.model_dump(mode="json")).encode()
         with open(self.path, "rb+" if self.path.exists() else "wb+") as handle:
             handle.truncate(self._offset)
             handle.seek(self._offset)

@@ -17,7 +17,7 @@ from typing import Self, TypeVar
 from pydantic import Field, model_validator
 
 from autofed import __version__
-from autofed.errors import ValidationErrors
+from autofed.errors import ValidationErrors, raise_if_any
 from autofed.files import Record
 from autofed.privacy import accounting
 from autofed.privacy.events import PrivacyEvent
@@ -78,7 +78,7 @@ class LedgerEntry(Record):
 
     @property
     def name(self) -> tuple[str, int, str]:
-        """What is paid for once."""
+        """What is charged once."""
         return self.run, self.round, self.question
 
     @property
@@ -87,7 +87,7 @@ class LedgerEntry(Record):
         return not self.seeded and all(event.noise_multiplier is not None for event in self.events)
 
     def same(self, other: LedgerEntry) -> bool:
-        """Whether it pays for the same, whenever that was."""
+        """Whether it charges the same, at whatever time."""
         return self.model_copy(update={"time": other.time}) == other
 
 
@@ -115,7 +115,7 @@ class PrivacyLedger:
         self._journal = Journal(self.path)
         self._opening: LedgerOpening | None = None
         self._charges: list[LedgerEntry] = []
-        self._paid: dict[tuple[str, int, str], LedgerEntry] = {}
+        self._by_name: dict[tuple[str, int, str], LedgerEntry] = {}
         self._spent: tuple[PrivacyEvent, ...] = ()
         self._read()
         if self._opening is None:
@@ -169,20 +169,17 @@ class PrivacyLedger:
         return list(self._charges)
 
     def is_charged(self, run: str, round: int, question: str) -> bool:
-        """Whether this is paid for already."""
+        """Whether this release is charged already."""
         self._read()
-        return (run, round, question) in self._paid
+        return (run, round, question) in self._by_name
 
-    def epsilon(self, delta: float | None = None) -> float:
-        """What has been spent: 0 if nothing was released, infinite once anything left unprotected."""
-        return self.cost(self.charges(), delta)
+    def epsilon(self, charges: Sequence[LedgerEntry] | None = None, delta: float | None = None) -> float:
+        """The epsilon of some charges together, or of all: 0 for none, infinite if anything left unprotected.
 
-    def cost(self, charges: Sequence[LedgerEntry], delta: float | None = None) -> float:
-        """What some of the charges cost together: the same figure for a part of them.
-
-        Loss distributions compose what was fixed beforehand. Several runs were not: who plans one has seen what came
-        of those before. For them, and for noise that followed from releases, the figure is that of the filter.
+        Privacy loss distributions compose what was fixed beforehand. Several runs were not: who plans one has seen the
+        results of those before. For them, and for noise that followed from releases, the filter's epsilon holds.
         """
+        charges = self.charges() if charges is None else charges
         if not all(charge.protects for charge in charges):
             return math.inf
         events = [event for charge in charges for event in charge.events]
@@ -209,17 +206,18 @@ class PrivacyLedger:
         return (self.opening.simulation or not seeded) and self.counted(events) <= ceiling
 
     def charge(self, charge: LedgerEntry) -> None:
-        """Check and write down, before anything is computed; what is paid for already is not paid for again.
+        """Check and write down, before anything is computed; what is charged already is not charged again.
 
         `ValidationErrors` if the ceiling does not allow it, or if the same question was charged with other content.
         """
         with self._journal.lock:
             self._read()
-            paid = self._paid.get(charge.name)
-            if paid is None:
-                self._refuse_unaffordable(charge)
-                self._append(charge)
-            elif paid.same(charge):
+            before = self._by_name.get(charge.name)
+            if before is None:
+                raise_if_any(str(self.path), self._ceiling_problems(charge))
+                self._journal.append(charge)
+                self._read()  # so that a file that loses this line is refused
+            elif before.same(charge):
                 self._journal.sync()
             else:
                 raise ValidationErrors(
@@ -234,14 +232,15 @@ class PrivacyLedger:
         with self._journal.lock:
             self._read()
             if self._opening is None:
-                self._append(opening)
+                self._journal.append(opening)
+                self._read()
 
-    def _refuse_unaffordable(self, charge: LedgerEntry) -> None:
+    def _ceiling_problems(self, charge: LedgerEntry) -> list[str]:
         if self.can_afford(charge.events, charge.seeded):
-            return
-        found = f"the ceiling of epsilon {self.opening.ceiling_epsilon} does not allow round {charge.round} of run "
+            return []
+        refused = f"the ceiling of epsilon {self.opening.ceiling_epsilon} does not allow round {charge.round} of run "
         why = f": {self.counted():.4g} is counted" if charge.protects else ", which has no noise that nobody knows"
-        raise ValidationErrors(str(self.path), [found + charge.run + why])
+        return [refused + charge.run + why]
 
     def _read(self) -> None:
         """Take in what is new, from whichever process, or refuse all of it."""
@@ -252,12 +251,8 @@ class PrivacyLedger:
             charges = [_parse(LedgerEntry, *entry) for entry in named]
         self._opening = opening
         self._charges += charges
-        self._paid |= {charge.name: charge for charge in charges}
+        self._by_name |= {charge.name: charge for charge in charges}
         self._spent = accounting.merged((*self._spent, *(event for charge in charges for event in charge.events)))
-
-    def _append(self, record: Record) -> None:
-        self._journal.append(json.dumps(record.model_dump(mode="json")).encode())
-        self._read()
 
 
 def _parse(kind: type[Line], about: str, line: bytes) -> Line:
@@ -265,7 +260,7 @@ def _parse(kind: type[Line], about: str, line: bytes) -> Line:
     try:
         return kind.parse(json.loads(line), about)
     except ValidationErrors as error:
-        found = "; ".join(error.problems)
+        problem = "; ".join(error.problems)
     except ValueError as error:
-        found = f"it is not JSON ({error})"
-    raise ValidationErrors(about, [f"{found}; nothing can be charged until the line is restored from a copy"])
+        problem = f"it is not JSON ({error})"
+    raise ValidationErrors(about, [f"{problem}; nothing can be charged until the line is restored from a copy"])
