@@ -26,7 +26,7 @@ def test_no_cost_is_below_zero():
 def test_the_precision_is_the_faster_one(monkeypatch):
     for factor, chosen in ((0.5, "bfloat16"), (0.95, "float32"), (2.0, "float32")):
         monkeypatch.setattr(speed, "_time", lambda p, d, precision, f=factor: f if precision == "bfloat16" else 1.0)
-        monkeypatch.setattr(speed, "_feeding", lambda training, channels: 0.1)
+        monkeypatch.setattr(speed, "_loading_seconds", lambda training, channels: 0.1)
         assert measure_speed("cpu", 2).precision == chosen
 
 

@@ -49,7 +49,7 @@ def test_the_patches_are_the_same_each_time_and_as_many_as_wanted(lone_site, mon
     answers(monkeypatch, 1.0)
     assert patch_dice({}, store, plan, 5) == patch_dice({}, store, plan, 5)
     drawn = []
-    monkeypatch.setattr(validation, "_hits", lambda *given: drawn.append(given) or np.ones((1, 3), int))
+    monkeypatch.setattr(validation, "_overlap_counts", lambda *given: drawn.append(given) or np.ones((1, 3), int))
     patch_dice({}, store, plan, 7)
     patch_dice({}, store, plan, 1)
     assert len(drawn) == 7 + 3  # never fewer than there are patients
@@ -90,10 +90,12 @@ def test_regions_overlap_and_what_was_not_annotated_is_not_looked_at():
     labels = Labels.declared({"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}, (1, 2))
     truth = np.array([[[0, 1, 2, 2, 3, 3]]])
     logits = np.array([[-1, 1, 1, 1, 1, 1], [-1, -1, -1, 1, 1, -1]], np.float32).reshape(2, 1, 1, 6)
-    assert validation._hits(logits, truth, labels).tolist() == [[3, 3, 3], [1, 1, 2]]
+    assert validation._overlap_counts(logits, truth, labels).tolist() == [[3, 3, 3], [1, 1, 2]]
     classes = Labels.declared({"background": 0, "organ": 1, "tumour": 2, "ignore": 3})
     best = np.array([0, 1, 1, 2, 2, 1])
-    found = validation._hits((best == np.arange(3)[:, None]).astype(np.float32).reshape(3, 1, 1, 6), truth, classes)
+    found = validation._overlap_counts(
+        (best == np.arange(3)[:, None]).astype(np.float32).reshape(3, 1, 1, 6), truth, classes
+    )
     assert found.tolist() == [[1, 2, 1], [1, 1, 2]]
 
 
@@ -103,7 +105,7 @@ def test_a_structure_that_the_site_never_annotated_is_not_scored():
         labels = Labels.declared(declared, order).with_annotated(["tumour"])
         logits = np.random.default_rng(0).normal(size=(labels.channels, 4, 4, 4))
         truth = np.random.default_rng(1).integers(0, 2, (4, 4, 4)) * 2
-        organ, tumour = validation._hits(logits, truth, labels)
+        organ, tumour = validation._overlap_counts(logits, truth, labels)
         assert not organ.any() and tumour.all()
         organ, tumour = validation._case_scores(labels.paint(logits), truth, labels)
         assert np.isnan(organ).all() and (tumour > 0).all() and len(organ) == len(RULES)

@@ -32,11 +32,11 @@ class Postprocessing(Record):
         """The label map (any shape of 2 or 3 axes) with what is not the largest component made background."""
         if not self:
             return labels
-        found = _in_one_piece(labels) if self.foreground else labels.copy()
+        processed = _largest_foreground(labels) if self.foreground else labels.copy()
         for name in self.structures:
-            own = found == values[name]
-            found[own & ~largest(own)] = 0
-        return found
+            structure_mask = processed == values[name]
+            processed[structure_mask & ~largest(structure_mask)] = 0
+        return processed
 
     def merged_with(self, other: Postprocessing) -> Postprocessing:
         """What both do."""
@@ -50,35 +50,39 @@ NOTHING = Postprocessing()
 
 
 def largest(mask: np.ndarray) -> np.ndarray:
-    """The largest component of a mask, voxels that touch by a corner being one."""
+    """The largest component of a mask; voxels that touch by a corner belong together."""
     return np.asarray(get_largest_connected_component_mask(mask)) if mask.any() else mask
 
 
-def masks_by_rule(found: np.ndarray, labels: Labels) -> Iterator[list[np.ndarray]]:
+def masks_by_rule(label_map: np.ndarray, labels: Labels) -> Iterator[list[np.ndarray]]:
     """The masks of one structure after another in a label map, each after each of the `RULES`.
 
-    A region is not made smaller by itself, since others share its voxels.
+    The largest component of a region alone is not taken, since other regions share its voxels.
     """
-    whole = _in_one_piece(found)
+    foreground_map = _largest_foreground(label_map)
     for _, values in labels.structures:
-        plain, one = mask(found, values), mask(whole, values)
-        yield [plain, plain, one, one] if labels.is_regions else [plain, largest(plain), one, largest(one)]
+        structure_mask, in_foreground = mask(label_map, values), mask(foreground_map, values)
+        yield (
+            [structure_mask, structure_mask, in_foreground, in_foreground]
+            if labels.is_regions
+            else [structure_mask, largest(structure_mask), in_foreground, largest(in_foreground)]
+        )
 
 
 def choose_postprocessing(dice: Mapping[str, np.ndarray]) -> Postprocessing:
     """What to do, from the mean Dice of each structure after each of the `RULES` (shape (4,)); NaN: never scored."""
-    known = {name: scores for name, scores in dice.items() if not np.isnan(scores).any()}
-    if not known:
+    scored = {name: scores for name, scores in dice.items() if not np.isnan(scores).any()}
+    if not scored:
         return Postprocessing()
-    table = np.stack(list(known.values()))
-    together = table[:, 2] - table[:, 0]
-    foreground = bool(together.mean() > 0 and together.min() >= 0)
+    table = np.stack(list(scored.values()))
+    foreground_gain = table[:, 2] - table[:, 0]
+    foreground = bool(foreground_gain.mean() > 0 and foreground_gain.min() >= 0)
     before, after = (2, 3) if foreground else (0, 1)
     return Postprocessing(
         foreground=foreground,
-        structures=tuple(name for name, scores in known.items() if scores[after] > scores[before]),
+        structures=tuple(name for name, scores in scored.items() if scores[after] > scores[before]),
     )
 
 
-def _in_one_piece(labels: np.ndarray) -> np.ndarray:
+def _largest_foreground(labels: np.ndarray) -> np.ndarray:
     return np.where(largest(labels > 0), labels, 0).astype(labels.dtype)

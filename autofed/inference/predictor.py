@@ -1,4 +1,4 @@
-"""From a scan to labels and uncertainty on the scan's own grid: sliding window, mirrored views, ensemble."""
+"""From a scan to labels and uncertainty on the scan's own grid: sliding window, mirroring, ensemble."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Structure:
 
     `measure` says what the size is: "volume_ml" or "area_mm2", and without millimetres "volume_voxels" or
     "area_pixels". All three sizes are on one scale (see `_structures`), but the range need not hold `size`: the
-    structure that the ensemble finds together may be smaller or larger than that of any single member.
+    structure in the ensemble's mean may be smaller or larger than that of any single member.
     """
 
     voxels: int
@@ -45,11 +45,11 @@ class Structure:
 
 @dataclass(frozen=True, repr=False)
 class Prediction:
-    """What the ensemble says of one scan, on the scan's own grid (Z, Y, X).
+    """An ensemble's prediction for one scan, on the scan's own grid (Z, Y, X).
 
     `labels` uint8; `entropy` and `mutual_information` float32 in [0, 1] (shares of ln K, of regions of ln 2);
-    `probabilities` float16 (K, Z, Y, X) only if asked for; `structures` by name; `members` sets of weights times
-    mirrored views.
+    `probabilities` float16 (K, Z, Y, X) only on request; `structures` by name; `members` sets of weights times
+    mirrored images.
     """
 
     labels: np.ndarray
@@ -71,9 +71,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Member:
-    """One set of weights of the ensemble, the plan it was trained under, and how to read it when it is needed.
+    """One set of weights of the ensemble, the plan it was trained under, and a function that reads it.
 
-    `annotated` are the structures that it was taught, if its site annotated some only and it met no other's weights.
+    `annotated` are the structures that it learned, if its site annotated some only and it was never averaged with
+    others.
     """
 
     name: str
@@ -114,40 +115,43 @@ class Predictor:
         self.weights_digest = digest.hexdigest()
 
     def predict(self, case: Case, *, probabilities: bool = False) -> Prediction:
-        """The prediction for one case, whose label (if any) is not looked at."""
-        raise_if_any(case.id, _misfits(case, self.plan))
+        """The prediction for one case, whose label (if any) is not used."""
+        raise_if_any(case.id, _case_problems(case, self.plan))
         local, labels = self.plan.local, self.labels
-        ready = preprocess_case(case, local.geometry, local.intensity)
-        ensemble, counts = Ensemble(is_regions=labels.is_regions), []
+        preprocessed = preprocess_case(case, local.geometry, local.intensity)
+        ensemble, member_counts = Ensemble(is_regions=labels.is_regions), []
         for member in self.members:
-            counts.append(self._add(member, ready.image, ensemble))
+            member_counts.append(self._add(member, preprocessed.image, ensemble))
         mean = ensemble.mean.cpu().numpy()
-        way = ready.inverse
-        found = restore_regions(mean, way, labels.order) if labels.is_regions else restore_labels(mean, way)
-        found = self.postprocessing.apply(found, self.plan.agreement.labels)
+        inverse = preprocessed.inverse
+        label_map = restore_regions(mean, inverse, labels.order) if labels.is_regions else restore_labels(mean, inverse)
+        label_map = self.postprocessing.apply(label_map, self.plan.agreement.labels)
         return Prediction(
-            labels=found,
-            entropy=_restored(ensemble.entropy, way),
-            mutual_information=_restored(ensemble.mutual_information, way),
-            structures=_structures(found, _value_counts(ensemble, labels), counts, labels, way),
+            labels=label_map,
+            entropy=_restored(ensemble.entropy, inverse),
+            mutual_information=_restored(ensemble.mutual_information, inverse),
+            structures=_structures(label_map, _value_counts(ensemble, labels), member_counts, labels, inverse),
             members=ensemble.members,
             plan_digest=self.plan.digest(),
             weights_digest=self.weights_digest,
-            probabilities=_whole(mean, way, labels) if probabilities else None,
+            probabilities=_restored_probabilities(mean, inverse, labels) if probabilities else None,
         )
 
     def _add(self, member: Member, image: np.ndarray, ensemble: Ensemble) -> np.ndarray:
-        """Add every mirrored view of a member; gives its own voxel count per label value on the plan's grid."""
+        """Add a member's predictions, one for each mirroring; returns its voxels of each value on the plan's grid."""
         network = self._network(member.plan)
         load_weights(network, member.read(), member.name)
         network.eval()
         axes = member.plan.inference.mirror_axes if self.mirroring else ()
-        own, labels = Ensemble(is_regions=self.labels.is_regions), self.labels.with_annotated(member.annotated)
-        for found in mirrored_probabilities(network, image, member.plan, axes, self.device):
-            probabilities = _of_what_was_taught(found, labels)
+        member_ensemble, labels = (
+            Ensemble(is_regions=self.labels.is_regions),
+            self.labels.with_annotated(member.annotated),
+        )
+        for full_probabilities in mirrored_probabilities(network, image, member.plan, axes, self.device):
+            probabilities = _of_annotated(full_probabilities, labels)
             ensemble.add(probabilities)
-            own.add(probabilities)
-        return _value_counts(own, self.labels)
+            member_ensemble.add(probabilities)
+        return _value_counts(member_ensemble, self.labels)
 
     def _network(self, plan: Plan) -> UNet:
         key = plan.local.network.digest()
@@ -159,30 +163,32 @@ class Predictor:
 def mean_probabilities(
     network: UNet, image: np.ndarray, plan: Plan, device: str, *, passes: int = 0, seed: int = 0
 ) -> np.ndarray:
-    """Mean probabilities (K, *grid), float32, over the mirrored views of an image (C, *grid).
+    """Mean probabilities (K, *grid), float32, over all mirrorings of an image (C, *grid).
 
-    So many further `passes` over all views are counted, in which channels drop out (Gal and Ghahramani, ICML 2016),
-    which ones by the `seed` alone; torch's generator and the network are left as they were found.
+    Further `passes` over all mirrorings have dropout (Gal and Ghahramani, ICML 2016), determined by the `seed` alone;
+    torch's generator is restored, and the network's dropout is off afterwards.
 
     Computed in the precision of the plan's training: on a machine that is fast in bfloat16, in a third of the time.
     """
     total, count = torch.zeros(()), 0
-    others = [] if device == "cpu" or not passes else [torch.accelerator.current_device_index()]
-    with autocast(plan.local.training.precision, device), torch.random.fork_rng(others, enabled=passes > 0):
+    devices = [] if device == "cpu" or not passes else [torch.accelerator.current_device_index()]
+    with autocast(plan.local.training.precision, device), torch.random.fork_rng(devices, enabled=passes > 0):
         if passes:
             torch.manual_seed(seed)
         for number in range(1 + passes):
             set_dropout(network, number > 0)
-            for found in mirrored_probabilities(
-                network, image, plan, plan.inference.mirror_axes, device, at_once=_few(image, plan)
+            for probabilities in mirrored_probabilities(
+                network, image, plan, plan.inference.mirror_axes, device, at_once=_images_at_once(image, plan)
             ):
-                total, count = total.to(device) + found, count + 1
+                total, count = total.to(device) + probabilities, count + 1
     set_dropout(network, False)
     return (total / count).cpu().numpy()
 
 
-def combine_members(means: Sequence[np.ndarray], way: InverseTransform, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """What members say together, each (K, *grid), on the grid of the image's file.
+def combine_members(
+    means: Sequence[np.ndarray], inverse: InverseTransform, plan: Plan
+) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of members' probabilities, each (K, *grid), on the grid of the image's file.
 
     Mean probabilities (K, Z, Y, X), float16, and the entropy of the mean (Z, Y, X), float32 in [0, 1].
     """
@@ -190,44 +196,44 @@ def combine_members(means: Sequence[np.ndarray], way: InverseTransform, plan: Pl
     ensemble = Ensemble(is_regions=labels.is_regions)
     for mean in means:
         ensemble.add(torch.from_numpy(mean.astype(np.float32)))
-    return _whole(ensemble.mean.numpy(), way, labels), _restored(ensemble.entropy, way)
+    return _restored_probabilities(ensemble.mean.numpy(), inverse, labels), _restored(ensemble.entropy, inverse)
 
 
-def _few(image: np.ndarray, plan: Plan) -> int:
-    """How many views of an image (C, *grid) have about as many voxels as the windows that are computed at once."""
+def _images_at_once(image: np.ndarray, plan: Plan) -> int:
+    """How many images (C, *grid) have about as many voxels as the windows that are computed at once."""
     window = math.prod(plan.local.training.patch_size)
     return max(1, _WINDOWS_AT_ONCE * window // math.prod(image.shape[-plan.local.axes :]))
 
 
-def _of_what_was_taught(probabilities: torch.Tensor, labels: Labels) -> torch.Tensor:
-    """Probabilities (K, *grid) in which what was never annotated is nowhere: that of a class is the background's."""
+def _of_annotated(probabilities: torch.Tensor, labels: Labels) -> torch.Tensor:
+    """Probabilities (K, *grid), 0 for structures that were not annotated; those of a class go to the background."""
     unknown = list(labels.unannotated_channels)
     if not unknown:
         return probabilities
-    known = probabilities.clone()
+    masked = probabilities.clone()
     if not labels.is_regions:
-        known[0] += known[unknown].sum(0)
-    known[unknown] = 0
-    return known
+        masked[0] += masked[unknown].sum(0)
+    masked[unknown] = 0
+    return masked
 
 
 @torch.inference_mode()
 def mirrored_probabilities(
     network: UNet, image: np.ndarray, plan: Plan, axes: Sequence[int], device: str, at_once: int = 1
 ) -> Iterator[torch.Tensor]:
-    """Probabilities (K, *grid) of an image (C, *grid), once for each combination of mirrored axes, some at once."""
-    whole = torch.from_numpy(image).to(device)
+    """Probabilities (K, *grid) of an image (C, *grid), once for each set of mirrored axes, `at_once` in a batch."""
+    tensor = torch.from_numpy(image).to(device)
     flat = plan.local.axes == 2
     is_regions = Labels.of(plan.agreement).is_regions
-    sides = chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1))
-    turns = [[axis + (2 if flat else 1) for axis in mirrored] for mirrored in sides]
-    for first in range(0, len(turns), at_once):
-        some = turns[first : first + at_once]
-        batch = torch.stack([whole.flip(turned) for turned in some])
+    mirrorings = chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1))
+    flips = [[axis + (2 if flat else 1) for axis in mirrored] for mirrored in mirrorings]
+    for first in range(0, len(flips), at_once):
+        batch_flips = flips[first : first + at_once]
+        batch = torch.stack([tensor.flip(flip) for flip in batch_flips])
         logits = (_slices if flat else _windows)(network, batch, plan).float()
-        for found, turned in zip(logits, some, strict=True):
-            upright = found.flip(turned)
-            yield torch.sigmoid(upright) if is_regions else torch.softmax(upright, dim=0)
+        for flipped_logits, flip in zip(logits, batch_flips, strict=True):
+            class_logits = flipped_logits.flip(flip)
+            yield torch.sigmoid(class_logits) if is_regions else torch.softmax(class_logits, dim=0)
 
 
 def _slices(network: UNet, image: torch.Tensor, plan: Plan) -> torch.Tensor:
@@ -253,21 +259,21 @@ def _check(members: Sequence[Member]) -> None:
     first = members[0]
     problems = []
     for member in members[1:]:
-        for what in DECLARED:
-            mine, theirs = (describe_regions(m.plan.agreement, what) for m in (first, member))
-            if mine != theirs:
-                problems.append(f"{first.name} and {member.name} differ in {what}: {mine} and {theirs}")
+        for key in DECLARED:
+            first_value, value = (describe_regions(m.plan.agreement, key) for m in (first, member))
+            if first_value != value:
+                problems.append(f"{first.name} and {member.name} differ in {key}: {first_value} and {value}")
         if first.plan.local.preprocessing_digest() != member.plan.local.preprocessing_digest():
             problems.append(f"{first.name} and {member.name} were prepared on different grids; predict with each alone")
     raise_if_any("predict", dict.fromkeys(problems))
 
 
-def _misfits(case: Case, plan: Plan) -> list[str]:
+def _case_problems(case: Case, plan: Plan) -> list[str]:
     agreement = plan.agreement
     problems = []
     if case.image.shape[0] != len(agreement.channels):
         problems.append(
-            f"the image has {case.image.shape[0]} channels, the model wants {len(agreement.channels)} "
+            f"the image has {case.image.shape[0]} channels, the model takes {len(agreement.channels)} "
             f"({', '.join(agreement.channels)})"
         )
     if (case.image.shape[1] == 1) != (agreement.dimension == 2):
@@ -277,24 +283,25 @@ def _misfits(case: Case, plan: Plan) -> list[str]:
     return problems
 
 
-def _restored(values: torch.Tensor, way: InverseTransform) -> np.ndarray:
-    return np.clip(restore(values.cpu().numpy().astype(np.float32), way), 0, 1)
+def _restored(values: torch.Tensor, inverse: InverseTransform) -> np.ndarray:
+    shares: np.ndarray = np.clip(restore(values.cpu().numpy().astype(np.float32), inverse), 0, 1)
+    return shares
 
 
-def _whole(mean: np.ndarray, way: InverseTransform, labels: Labels) -> np.ndarray:
-    """All probabilities; what was cropped is background for sure, which is no region."""
-    outside = [float(k == 0 and not labels.is_regions) for k in range(len(mean))]
-    return np.stack([restore(p, way, fill=f).astype(np.float16) for p, f in zip(mean, outside, strict=True)])
+def _restored_probabilities(mean: np.ndarray, inverse: InverseTransform, labels: Labels) -> np.ndarray:
+    """All probabilities on the file's grid; what was cropped is background with probability 1, and no region."""
+    fills = [float(k == 0 and not labels.is_regions) for k in range(len(mean))]
+    return np.stack([restore(p, inverse, fill=fill).astype(np.float16) for p, fill in zip(mean, fills, strict=True)])
 
 
 def _value_counts(ensemble: Ensemble, labels: Labels) -> np.ndarray:
     """Voxels of the plan's grid that are predicted to have each value."""
-    found = labels.paint(ensemble.mean.cpu().numpy())
-    return np.bincount(found.ravel(), minlength=labels.highest_value + 1)
+    label_map = labels.paint(ensemble.mean.cpu().numpy())
+    return np.bincount(label_map.ravel(), minlength=labels.highest_value + 1)
 
 
 def _unit(geometry: Geometry) -> tuple[str, float]:
-    """What a structure's size is called, and the size of one voxel; without millimetres it is counted."""
+    """The name of a structure's size, and the size of one voxel; without millimetres voxels are counted."""
     solid = geometry.dimension == 3
     if not geometry.in_millimetres:
         return ("volume_voxels" if solid else "area_pixels"), 1.0
@@ -302,24 +309,29 @@ def _unit(geometry: Geometry) -> tuple[str, float]:
 
 
 def _structures(
-    found: np.ndarray, together: np.ndarray, counts: Sequence[np.ndarray], labels: Labels, way: InverseTransform
+    label_map: np.ndarray,
+    ensemble_counts: np.ndarray,
+    member_counts: Sequence[np.ndarray],
+    labels: Labels,
+    inverse: InverseTransform,
 ) -> dict[str, Structure]:
-    """The structures of `found`, the labels on the file's grid, with the range of their sizes over the members.
+    """The structures of `label_map`, on the file's grid, with the range of their sizes over the members.
 
-    `combine_members` and `counts` are voxels per value on the plan's grid, of the ensemble and of each member. Bringing
-    each member back would cost as much as the ensemble again, so its count is multiplied by what the ensemble's own
-    count became on the way back: then a member that agrees with the ensemble has the ensemble's size. Where the
-    ensemble has no such structure on one of the grids, the factor is that of the volumes of a voxel.
+    `ensemble_counts` and `member_counts` are voxels per value on the plan's grid, of the ensemble and of each member.
+    Resampling each member to the file's grid would cost as much as the ensemble again, so its count is multiplied by
+    the factor by which the ensemble's own count changed there: a member that agrees with the ensemble has the
+    ensemble's size. Where the ensemble has no such structure on one of the grids, the factor is that of the volumes of
+    a voxel.
     """
-    geometry = way.geometry
+    geometry = inverse.geometry
     measure, voxel = _unit(geometry)
-    by_volume = np.prod([stop - start for start, stop in way.box]) / np.prod(way.grid)
+    by_volume = np.prod([stop - start for start, stop in inverse.box]) / np.prod(inverse.grid)
     structures = {}
     for name, values in labels.structures:
-        held = list(values)
-        voxels, all_together = int(np.count_nonzero(mask(found, values))), together[held].sum()
-        factor = voxels / all_together if voxels and all_together else by_volume
-        sizes = [float(c[held].sum() * factor * voxel) for c in counts]
+        indices = list(values)
+        voxels, ensemble_voxels = int(np.count_nonzero(mask(label_map, values))), ensemble_counts[indices].sum()
+        factor = voxels / ensemble_voxels if voxels and ensemble_voxels else by_volume
+        sizes = [float(c[indices].sum() * factor * voxel) for c in member_counts]
         size, smallest, largest = (round(s, 6) for s in (voxels * voxel, min(sizes), max(sizes)))
         structures[name] = Structure(voxels, measure, size, smallest, largest)
     return structures

@@ -1,10 +1,10 @@
 """How well predictions agree with references: Dice, Jaccard and HD95 per case, structure and site (MONAI's metrics).
 
-What is counted, once and for all:
+What is counted:
 
 * The background is no structure. A region is all the values that it has.
-* Voxels that the reference ignores count in neither map: nobody knows what is there. Nor is a structure scored in cases
-  of a site whose dataset.json says that it was not annotated there.
+* Voxels that the reference ignores count in neither map, since their label is unknown. Nor is a structure scored in
+  cases of a site whose dataset.json says that it was not annotated there.
 * A structure that is in neither map is not scored (None) and left out of every mean, as nnU-Net leaves out its NaN.
 * A structure that is in only one of them has Dice 0 and Jaccard 0. It has no surface distance, so the HD95 means
   leave it out and look better than they should; `Report.notes` counts these cases.
@@ -23,7 +23,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou
+from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+from monai.metrics.meandice import compute_dice
+from monai.metrics.meaniou import compute_iou
 from pydantic import Field
 from scipy import ndimage
 
@@ -35,11 +37,11 @@ from autofed.files import Record, read_json
 from autofed.parallel import Progress, each, silent
 
 MAPS = ("_entropy", "_mutual_information")
-"""What follows the case in the names of files that lie beside the label maps and are none."""
+"""Suffixes of files among the label maps that are maps of uncertainty instead."""
 
 Unit = Literal["mm", "px"]
 
-# Float headers differ in the last digits between tools; nnU-Net forgives as much.
+# Float headers differ in the last digits between tools; nnU-Net tolerates as much.
 _TOLERANCE = 1e-3
 # MONAI computes in float32; more digits than these are noise.
 _DIGITS = 6
@@ -75,7 +77,7 @@ class Report(Record):
 
 @dataclass(frozen=True)
 class _Pair:
-    """A prediction and its reference; crosses the border of a worker process."""
+    """A prediction and its reference, as sent to a worker process."""
 
     case: str
     site: str | None
@@ -97,23 +99,23 @@ def score_case(
     """Compare two label maps (Z, Y, X) of whole numbers, voxel by voxel.
 
     `labels` maps names to values as dataset.json does, background 0 included or not; `spacing_mm` is (z, y, x). A map
-    of one slice is scored in 2D, and its slice distance is not looked at. `annotated` are the structures to score, if
+    of one slice is scored in 2D, and its slice distance is not used. `annotated` are the structures to score, if
     not all of them. `ValidationErrors` if the shapes differ or a map holds a value that `labels` does not declare; only
     the reference may hold that of `ignore`. HD95 is the larger of the two directed 95th percentiles (Taha and Hanbury,
     BMC Med Imaging 15:29, 2015; there is another definition that pools the distances of both directions first).
     """
-    known = Labels.declared(labels).with_annotated(annotated)
+    declared = Labels.declared(labels).with_annotated(annotated)
     problems = [*_shape_problems(prediction, reference), *_value_problems(prediction, reference, labels)]
     raise_if_any(case or "the maps", problems)
     spacing = [float(s) for s in spacing_mm]
     if reference.shape[0] == 1:
         prediction, reference, spacing = prediction[0], reference[0], spacing[1:]
-    if known.ignore is not None:
-        prediction = np.where(reference == known.ignore, 0, prediction)
+    if declared.ignore is not None:
+        prediction = np.where(reference == declared.ignore, 0, prediction)
     classes = {
         name: _structure(mask(prediction, values), mask(reference, values), spacing)
-        for name, values in known.structures
-        if known.is_annotated(name)
+        for name, values in declared.structures
+        if declared.is_annotated(name)
     }
     return CaseScores(case=case, site=site, classes=classes, mean=_mean(classes.values()))
 
@@ -122,14 +124,14 @@ def summarise(cases: Iterable[CaseScores], distance_unit: Unit = "mm", notes: It
     """The means of scored cases, per structure, per site and over all structures, with notes on what they leave out."""
     cases = tuple(cases)
     classes = _by_class(cases)
-    of_site: dict[str, list[CaseScores]] = {}
+    by_site: dict[str, list[CaseScores]] = {}
     for scored in cases:
         if scored.site is not None:
-            of_site.setdefault(scored.site, []).append(scored)
+            by_site.setdefault(scored.site, []).append(scored)
     return Report(
         mean=_mean(classes.values()),
         classes=classes,
-        sites={site: _mean(_by_class(of_site[site]).values()) for site in sorted(of_site)},
+        sites={site: _mean(_by_class(by_site[site]).values()) for site in sorted(by_site)},
         cases=cases,
         notes=(*_notes(cases, distance_unit), *notes),
         distance_unit=distance_unit,
@@ -148,15 +150,17 @@ def evaluate_folder(
 
     `labels` is a folder as `find_references` takes it, or what it gives; `sites` maps case to site, and is found in
     a folder of sites if it is not given; of a site whose dataset.json has `annotated`, these structures alone are
-    scored. The maps of uncertainty beside the predictions are passed over. One `ValidationErrors` names everything that
+    scored. Maps of uncertainty among the predictions are passed over. One `ValidationErrors` names everything that
     is wrong: a prediction without a reference, a reference without a prediction (a case that is missing must not make
     the mean better), shapes or spacings that differ, values that `label_names` does not declare.
     """
-    references, homes, problems = (dict(labels), {}, []) if isinstance(labels, Mapping) else _references(Path(labels))
-    sites = homes if sites is None else sites
-    pairs, more = _find_pairs(Path(predictions), references, label_names, sites)
-    problems += more
-    # Where the folders do not match nothing is scored any more, but the voxels are still checked: one run tells all.
+    references, found_sites, problems = (
+        (dict(labels), {}, []) if isinstance(labels, Mapping) else _references(Path(labels))
+    )
+    sites = found_sites if sites is None else sites
+    pairs, pair_problems = _find_pairs(Path(predictions), references, label_names, sites)
+    problems += pair_problems
+    # Where the folders do not match nothing is scored, but the voxels are still checked: one run names all problems.
     work = _check_pair if problems else _score_pair
     try:
         scored = each(work, pairs, stage="evaluate", processes=processes, progress=progress)
@@ -219,11 +223,11 @@ def _mean(scores: Iterable[Scores]) -> Scores:
 
 
 def _by_class(cases: Iterable[CaseScores]) -> dict[str, Scores]:
-    of_class: dict[str, list[Scores]] = {}
+    by_class: dict[str, list[Scores]] = {}
     for scored in cases:
         for name, scores in scored.classes.items():
-            of_class.setdefault(name, []).append(scores)
-    return {name: _mean(scores) for name, scores in of_class.items()}
+            by_class.setdefault(name, []).append(scores)
+    return {name: _mean(scores) for name, scores in by_class.items()}
 
 
 # Folders
@@ -232,18 +236,18 @@ def _by_class(cases: Iterable[CaseScores]) -> dict[str, Scores]:
 def _find_pairs(
     predictions: Path, references: Mapping[str, Path], label_names: Mapping[str, Values], sites: Mapping[str, str]
 ) -> tuple[list[_Pair], list[str]]:
-    found, problems = _label_maps(predictions)
-    if predictions.is_dir() and not found:
+    maps, problems = _label_maps(predictions)
+    if predictions.is_dir() and not maps:
         problems.append(f"{predictions} holds no label maps; expected files such as case.nii.gz or case.png")
     if predictions.is_dir() and references:
-        problems += [f"{c}: there is a prediction, but no reference for it" for c in found if c not in references]
-        missing = [c for c in references if c not in found]
+        problems += [f"{c}: there is a prediction, but no reference for it" for c in maps if c not in references]
+        missing = [c for c in references if c not in maps]
         problems += [f"{c}: there is a reference, but no prediction in {predictions}" for c in missing]
-    annotated, more = _annotated(references.values(), label_names)
-    problems += more
+    annotated, declaration_problems = _annotated(references.values(), label_names)
+    problems += declaration_problems
     pairs = [
         _Pair(c, sites.get(c), p, references[c], label_names, annotated.get(references[c].parent, ()))
-        for c, p in found.items()
+        for c, p in maps.items()
         if c in references
     ]
     pictures = [p.case for p in pairs if _is_picture(p)]
@@ -254,21 +258,21 @@ def _find_pairs(
 
 
 def _references(folder: Path) -> tuple[dict[str, Path], dict[str, str], list[str]]:
-    """See `find_references`; here with the problems, so that others can be named beside them."""
+    """`find_references` with its problems, so that they can be raised together with others."""
     maps, problems = _label_maps(folder)
-    homes = [p for p in (folder / "labelsTr", *sorted(folder.glob("*/labelsTr"))) if p.is_dir()]
+    label_folders = [p for p in (folder / "labelsTr", *sorted(folder.glob("*/labelsTr"))) if p.is_dir()]
     if maps or problems:
         return maps, {}, problems
     sites: dict[str, str] = {}
-    for home in homes:
-        site = home.resolve().parent.name
-        found, more = _label_maps(home)
-        problems += more
+    for label_folder in label_folders:
+        site = label_folder.resolve().parent.name
+        site_maps, site_problems = _label_maps(label_folder)
+        problems += site_problems
         problems += [
-            f"{c}: both {sites[c]} and {site} have a case of this name; rename one" for c in found if c in maps
+            f"{c}: both {sites[c]} and {site} have a case of this name; rename one" for c in site_maps if c in maps
         ]
-        maps |= found
-        sites |= dict.fromkeys(found, site)
+        maps |= site_maps
+        sites |= dict.fromkeys(site_maps, site)
     if not maps:
         problems.append(f"{folder} holds no label maps; expected files such as case.nii.gz, or sites with labelsTr")
     return maps, sites, problems
@@ -278,33 +282,33 @@ def _annotated(
     references: Iterable[Path], label_names: Mapping[str, Values]
 ) -> tuple[dict[Path, tuple[str, ...]], list[str]]:
     """What was annotated, by folder of label maps of a site in raw layout, where its dataset.json says it; problems."""
-    found: dict[Path, tuple[str, ...]] = {}
+    structures: dict[Path, tuple[str, ...]] = {}
     problems = []
     for folder in sorted({path.parent for path in references}):
-        about = folder.parent / "dataset.json"
-        description = read_json(about) if folder.name.startswith("labels") and about.is_file() else {}
+        path_of_json = folder.parent / "dataset.json"
+        description = read_json(path_of_json) if folder.name.startswith("labels") and path_of_json.is_file() else {}
         if isinstance(description, dict) and "annotated" in description:
-            wrong = annotated_problems(description["annotated"], label_names)
-            problems += [f"{about}: {problem}" for problem in wrong]
-            found[folder] = () if wrong else tuple(description["annotated"])
-    return found, problems
+            mistakes = annotated_problems(description["annotated"], label_names)
+            problems += [f"{path_of_json}: {problem}" for problem in mistakes]
+            structures[folder] = () if mistakes else tuple(description["annotated"])
+    return structures, problems
 
 
 def _label_maps(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """The label maps of a folder by case, and what is wrong with their names."""
     if not folder.is_dir():
         return {}, [f"{folder}: there is no such folder"]
-    found: dict[str, Path] = {}
+    maps: dict[str, Path] = {}
     problems = []
     for path in sorted(folder.iterdir()):
         ending = images.ending_of(path)
         case = path.name[: -len(ending)] if ending else ""
         if not case or case.startswith(".") or case.endswith(MAPS) or not path.is_file():
             continue
-        if case in found:
-            problems.append(f"{case}: found {found[case].name} and {path.name} in {folder}; keep one of them")
-        found[case] = path
-    return found, problems
+        if case in maps:
+            problems.append(f"{case}: found {maps[case].name} and {path.name} in {folder}; keep one of them")
+        maps[case] = path
+    return maps, problems
 
 
 def _check_pair(pair: _Pair) -> tuple[CaseScores, bool]:
@@ -314,7 +318,7 @@ def _check_pair(pair: _Pair) -> tuple[CaseScores, bool]:
 
 
 def _score_pair(pair: _Pair) -> tuple[CaseScores, bool]:
-    """The scores, and whether both maps say that they lie at the same place of the patient."""
+    """The scores, and whether the headers of both maps give the same place in the patient."""
     prediction, reference, geometry, is_same_place = _read_pair(pair)
     spacing_mm = geometry.spacing_mm
     scored = score_case(prediction, reference, pair.labels, spacing_mm, pair.case, pair.site, pair.annotated)
@@ -347,27 +351,27 @@ def _spacing_problems(prediction: Geometry, reference: Geometry, is_flat: bool) 
 
 
 def _value_problems(prediction: np.ndarray, reference: np.ndarray, labels: Mapping[str, Values]) -> Iterator[str]:
-    known = Labels.declared(labels)
-    ignored = set() if known.ignore is None else {known.ignore}
-    if known.ignore is not None and (prediction == known.ignore).any():
-        yield f"the prediction holds the value {known.ignore}, which only a reference may ignore; predict every voxel"
+    names = Labels.declared(labels)
+    ignored = set() if names.ignore is None else {names.ignore}
+    if names.ignore is not None and (prediction == names.ignore).any():
+        yield f"the prediction holds the value {names.ignore}, which only a reference may ignore; predict every voxel"
     for what, array in (("prediction", prediction), ("reference", reference)):
-        unknown = _unknown_values(array, known.values | ignored)
+        unknown = _unknown_values(array, names.values | ignored)
         if unknown:
             yield f"the {what} holds the values {unknown[:10]}, but only {describe_values(labels)} are declared"
 
 
-def _unknown_values(array: np.ndarray, known: set[int]) -> list[int]:
-    if array.size and known == set(range(len(known))) and array.min() >= 0 and array.max() < len(known):
+def _unknown_values(array: np.ndarray, declared: set[int]) -> list[int]:
+    if array.size and declared == set(range(len(declared))) and array.min() >= 0 and array.max() < len(declared):
         return []  # np.unique sorts every voxel, which takes longer than all the metrics
-    return sorted({int(v) for v in np.unique(array)} - known)
+    return sorted({int(v) for v in np.unique(array)} - declared)
 
 
 def _is_same_place(a: Geometry, b: Geometry) -> bool:
     if len(a.origin) != len(b.origin) or len(a.direction) != len(b.direction):
         return a.in_millimetres != b.in_millimetres  # a picture has no place, so there is nothing to compare
-    near = max(_TOLERANCE, 0.1 * min(a.spacing_mm))
-    return bool(np.allclose(a.origin, b.origin, atol=near) and np.allclose(a.direction, b.direction, atol=0.01))
+    tolerance = max(_TOLERANCE, 0.1 * min(a.spacing_mm))
+    return bool(np.allclose(a.origin, b.origin, atol=tolerance) and np.allclose(a.direction, b.direction, atol=0.01))
 
 
 def _is_picture(pair: _Pair) -> bool:
@@ -408,17 +412,17 @@ def _annotation_notes(pairs: list[_Pair]) -> Iterator[str]:
 
 
 def _placement_notes(scored: list[tuple[CaseScores, bool]]) -> Iterator[str]:
-    moved = [case.case for case, is_same_place in scored if not is_same_place]
-    if moved:
-        names = ", ".join(moved[:5]) + (", ..." if len(moved) > 5 else "")
-        yield (f"In {_cases(len(moved))} ({names}) the headers of prediction and reference give another origin or "
+    displaced = [case.case for case, is_same_place in scored if not is_same_place]
+    if displaced:
+        names = ", ".join(displaced[:5]) + (", ..." if len(displaced) > 5 else "")
+        yield (f"In {_cases(len(displaced))} ({names}) the headers of prediction and reference give another origin or "
                "orientation; they were compared voxel by voxel.")  # fmt: skip
 
 
 def _site_notes(cases: list[CaseScores], sites: Mapping[str, str]) -> Iterator[str]:
-    homeless = sum(scored.site is None for scored in cases) if sites else 0
-    if homeless:
-        yield f"No site is known for {_cases(homeless)}; no site's mean holds them."
+    without_site = sum(scored.site is None for scored in cases) if sites else 0
+    if without_site:
+        yield f"No site is known for {_cases(without_site)}; no site's mean holds them."
 
 
 def _cases(count: int) -> str:

@@ -1,10 +1,10 @@
-"""How sure an ensemble is: entropy of its mean and mutual information between its members.
+"""Uncertainty of an ensemble: entropy of its mean and mutual information between its members.
 
 Both are divided by ln K (K classes), so that they lie in [0, 1]. The entropy of the mean is the total uncertainty; the
 part of it that comes from members contradicting each other is the mutual information (Smith and Gal, UAI 2018, eq. 4).
 
-Regions overlap, so each of them is a question of its own with two answers, whose entropy is divided by ln 2. Of a voxel
-the largest over the regions counts, of both measures: that the others are clear makes a doubtful one no clearer.
+Regions overlap, so each of them is a binary variable of its own, whose entropy is divided by ln 2. A voxel has the
+largest value over the regions, of both measures: other regions that are certain make an uncertain one no more certain.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ import torch
 
 def entropy(probabilities: torch.Tensor) -> torch.Tensor:
     """Entropy over the first axis of (K, ...), as a share of ln K."""
-    return torch.special.entr(probabilities).sum(0) / math.log(probabilities.shape[0])
+    nats: torch.Tensor = torch.special.entr(probabilities).sum(0)
+    return nats / math.log(probabilities.shape[0])
 
 
 def binary_entropy(probabilities: torch.Tensor) -> torch.Tensor:
     """Entropy of being in a region or not, as a share of ln 2: of each region (K, ...) by itself."""
-    return (torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)) / math.log(2)
+    nats: torch.Tensor = torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)
+    return nats / math.log(2)
 
 
 class Ensemble:
     """Running sums over members, so that memory does not grow with their number.
 
-    A member is one set of weights seen through one mirrored view: (K, *grid) probabilities, which sum to 1 unless they
+    A member is one set of weights applied to one mirrored image: (K, *grid) probabilities, which sum to 1 unless they
     are of regions.
     """
 
@@ -39,12 +41,12 @@ class Ensemble:
 
     def add(self, probabilities: torch.Tensor) -> None:
         """Count a member."""
-        own = self._entropy(probabilities)
+        entropies = self._entropy(probabilities)
         if self._probabilities is None or self._entropies is None:
-            self._probabilities, self._entropies = probabilities.clone(), own
+            self._probabilities, self._entropies = probabilities.clone(), entropies
         else:
             self._probabilities += probabilities
-            self._entropies += own
+            self._entropies += entropies
         self.members += 1
 
     @property

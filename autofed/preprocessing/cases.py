@@ -1,4 +1,4 @@
-"""A case onto the plan's grid, and its maps back onto the file's own."""
+"""A case onto the plan's grid, and maps of it back onto the grid of the file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autofed.data import Case
-from autofed.data.images import Geometry as FileGeometry
+from autofed.data.images import Geometry
 from autofed.errors import raise_if_any
 from autofed.files import Record
 from autofed.fingerprints import crop_box
@@ -38,14 +38,14 @@ class InverseTransform(Record):
     affine: tuple[float, ...]
 
     @property
-    def geometry(self) -> FileGeometry:
+    def geometry(self) -> Geometry:
         """Geometry of the file that the case came from."""
-        return FileGeometry(self.dimension, self.spacing_mm, self.origin, self.direction, self.affine)
+        return Geometry(self.dimension, self.spacing_mm, self.origin, self.direction, self.affine)
 
 
 @dataclass(frozen=True)
 class PreprocessedCase:
-    """A case on the plan's grid: `image` float32 (C, *grid), `label` int16 (*grid) or None, and the way back."""
+    """A case on the plan's grid: `image` float32 (C, *grid), `label` int16 (*grid) or None, and the inverse."""
 
     image: np.ndarray
     label: np.ndarray | None
@@ -85,49 +85,51 @@ def preprocess_case(case: Case, geometry: TargetGrid, intensity: Intensity) -> P
     return PreprocessedCase(image, label, inverse)
 
 
-def preprocess_label(label: np.ndarray, way: InverseTransform) -> np.ndarray:
-    """A label map (Z, Y, X) on the grid that its image came onto before, int16."""
-    return _label_on_grid(label[_slices(way)], way.transpose, way.grid, way.coarse_axis)
+def preprocess_label(label: np.ndarray, inverse: InverseTransform) -> np.ndarray:
+    """A label map (Z, Y, X) on the grid that its image was preprocessed onto, int16."""
+    return _label_on_grid(label[_slices(inverse)], inverse.transpose, inverse.grid, inverse.coarse_axis)
 
 
-def restore(values: np.ndarray, way: InverseTransform, fill: float = 0.0) -> np.ndarray:
+def restore(values: np.ndarray, inverse: InverseTransform, fill: float = 0.0) -> np.ndarray:
     """A map (*grid) of real values back on the file's grid (Z, Y, X), linearly; `fill` where it was cropped."""
-    cropped = [stop - start for start, stop in way.box]
-    there = resample(values, [cropped[axis] for axis in way.transpose], order=1, coarse_axis=way.coarse_axis)
-    whole = np.full(way.shape, fill, dtype=values.dtype)
-    whole[_slices(way)] = there.transpose(_inverse(way.transpose))
+    cropped = [stop - start for start, stop in inverse.box]
+    resampled = resample(
+        values, [cropped[axis] for axis in inverse.transpose], order=1, coarse_axis=inverse.coarse_axis
+    )
+    whole = np.full(inverse.shape, fill, dtype=values.dtype)
+    whole[_slices(inverse)] = resampled.transpose(_inverse_order(inverse.transpose))
     return whole
 
 
-def restore_labels(probabilities: np.ndarray, way: InverseTransform) -> np.ndarray:
+def restore_labels(probabilities: np.ndarray, inverse: InverseTransform) -> np.ndarray:
     """The most probable class (Z, Y, X), uint8 (uint16 above 256 classes), from probabilities (K, *grid).
 
     Class by class with a running maximum, so that memory does not grow with the number of classes.
     """
-    best = restore(probabilities[0], way, fill=1.0)
-    labels = np.zeros(way.shape, dtype=np.uint8 if len(probabilities) <= 256 else np.uint16)
+    best = restore(probabilities[0], inverse, fill=1.0)
+    labels = np.zeros(inverse.shape, dtype=np.uint8 if len(probabilities) <= 256 else np.uint16)
     for value in range(1, len(probabilities)):
-        rival = restore(probabilities[value], way)
+        rival = restore(probabilities[value], inverse)
         labels[rival > best] = value
         np.maximum(best, rival, out=best)
     return labels
 
 
-def restore_regions(probabilities: np.ndarray, way: InverseTransform, order: Sequence[int]) -> np.ndarray:
+def restore_regions(probabilities: np.ndarray, inverse: InverseTransform, order: Sequence[int]) -> np.ndarray:
     """Regions (Z, Y, X), uint8 (uint16 above 255), from probabilities (K, *grid) that need not add up to 1.
 
-    Where a region is more probable than not, it is painted with its value of `order`, later ones on top.
+    Where a region is more probable than not, its value of `order` is written, later ones over earlier ones.
     """
-    labels = np.zeros(way.shape, dtype=np.uint8 if max(order) < 256 else np.uint16)
+    labels = np.zeros(inverse.shape, dtype=np.uint8 if max(order) < 256 else np.uint16)
     for probability, value in zip(probabilities, order, strict=True):
-        labels[restore(probability, way) > 0.5] = value
+        labels[restore(probability, inverse) > 0.5] = value
     return labels
 
 
 def normalise(voxels: np.ndarray, channel: Channel, mask: np.ndarray | None, about: str = "the image") -> np.ndarray:
     """One channel's intensities by its scheme; z-scores inside `mask` only, if there is one.
 
-    `Problems` about the image if its values are not those that the scheme is for.
+    `ValidationErrors` about the image if its values are not those that the scheme is for.
     """
     values = voxels.astype(np.float32, copy=True)
     match channel.scheme:
@@ -155,15 +157,16 @@ def normalise(voxels: np.ndarray, channel: Channel, mask: np.ndarray | None, abo
 
 
 def _label_on_grid(cropped: np.ndarray, order: Sequence[int], grid: Sequence[int], coarse: int | None) -> np.ndarray:
-    turned = cropped.astype(np.int16).transpose(order)
-    return np.ascontiguousarray(resample_labels(turned, grid, coarse_axis=coarse))
+    transposed = cropped.astype(np.int16).transpose(order)
+    return np.ascontiguousarray(resample_labels(transposed, grid, coarse_axis=coarse))
 
 
 def _filled(image: np.ndarray) -> np.ndarray:
     """Where some channel of (C, Z, Y, X) is not zero, and what such voxels enclose."""
     from scipy import ndimage
 
-    return ndimage.binary_fill_holes((image != 0).any(axis=0))
+    filled: np.ndarray = ndimage.binary_fill_holes((image != 0).any(axis=0))
+    return filled
 
 
 def _colour_problems(values: np.ndarray) -> list[str]:
@@ -199,9 +202,9 @@ def _coarse_axis(spacing: Sequence[float], geometry: TargetGrid) -> int | None:
     return None
 
 
-def _slices(way: InverseTransform) -> tuple[slice, ...]:
-    return tuple(slice(start, stop) for start, stop in way.box)
+def _slices(inverse: InverseTransform) -> tuple[slice, ...]:
+    return tuple(slice(start, stop) for start, stop in inverse.box)
 
 
-def _inverse(order: Sequence[int]) -> list[int]:
+def _inverse_order(order: Sequence[int]) -> list[int]:
     return sorted(range(3), key=lambda axis: order[axis])

@@ -24,36 +24,39 @@ from autofed.preprocessing.cases import InverseTransform, preprocess_case, prepr
 from autofed.preprocessing.store import Store, write_image, write_label
 
 UNKNOWN = 255
-"""The value of voxels of a public image that nobody vouches for."""
+"""The value of voxels of a public image whose label is not known."""
 
 LabelMaps = Mapping[str, np.ndarray]
 """By public image: a label map (Z, Y, X), uint8, on the image's own grid, `UNKNOWN` where there is no label."""
 
 _NAMED = 5
-"""Of more images than these a difference gives only the number."""
+"""So many images are named in a message; of the others it gives the number."""
 
 
 def find_public(folder: Path, channels: int) -> dict[str, CaseFiles]:
-    """The images of a folder, or of the imagesTr in it; labels are not looked at. `Problems` if there are none."""
+    """The images of a folder, or of the imagesTr in it; labels are not read. `ValidationErrors` if there are none."""
     inner = Path(folder) / "imagesTr"
     return find_images(inner if inner.is_dir() else Path(folder), channels)
 
 
-def public_digests(found: Mapping[str, CaseFiles]) -> tuple[str, ...]:
+def public_digests(images: Mapping[str, CaseFiles]) -> tuple[str, ...]:
     """What sites agree on: the name of each image, and the beginning of its files' SHA-256."""
-    return tuple(f"{case} {_digest(files)}" for case, files in sorted(found.items()))
+    return tuple(f"{case} {_digest(files)}" for case, files in sorted(images.items()))
 
 
 def differences(agreed: Sequence[str], here: Sequence[str]) -> list[str]:
     """How images differ from those that were agreed on, by name."""
-    planned, found = (dict(line.rsplit(" ", 1) for line in lines) for lines in (agreed, here))
-    other = [case for case in found if case in planned and found[case] != planned[case]]
+    agreed_digests, digests = (dict(line.rsplit(" ", 1) for line in lines) for lines in (agreed, here))
+    changed = [case for case in digests if case in agreed_digests and digests[case] != agreed_digests[case]]
     return [
-        f"{_listed(cases)} {what}"
-        for cases, what in (
-            ([case for case in planned if case not in found], "agreed on but not here; get the same images"),
-            ([case for case in found if case not in planned], "here but not agreed on; take what is too much away"),
-            (other, "here with other content than was agreed on; get the same files"),
+        f"{_listed(cases)} {difference}"
+        for cases, difference in (
+            ([case for case in agreed_digests if case not in digests], "agreed on but not here; get the same images"),
+            (
+                [case for case in digests if case not in agreed_digests],
+                "here but not agreed on; take what is too much away",
+            ),
+            (changed, "here with other content than was agreed on; get the same files"),
         )
         if cases
     ]
@@ -61,7 +64,7 @@ def differences(agreed: Sequence[str], here: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class PublicImages:
-    """Public images on a plan's grid: where each of them is prepared, and what label maps of them mean."""
+    """Public images on a plan's grid: the folder of each preprocessed image, and what label values mean."""
 
     folders: Mapping[str, Path]
     labels: Labels
@@ -73,63 +76,65 @@ class PublicImages:
 
     def image(self, name: str) -> np.ndarray:
         """The image (C, *grid) on the plan's grid."""
-        return Store(self.folders, {}).image(name)[:]
+        image: np.ndarray = Store(self.folders, {}).image(name)[:]
+        return image
 
     def inverse(self, name: str) -> InverseTransform:
-        """How it came there."""
+        """The transform back onto the image's own grid."""
         return InverseTransform.load(self.folders[name] / "case.json")
 
     def labelled(self, maps: LabelMaps, folder: Path) -> Store:
-        """The images that have labels, each a patient, with their maps on the plan's grid; they are kept in `folder`.
+        """The images that have labels, each a patient, with their maps on the plan's grid, stored in `folder`.
 
-        `Problems` if a map is not of one of these images.
+        `ValidationErrors` if a map is not of one of these images.
         """
         raise_if_any("the agreed labels", _map_problems(maps, self))
-        with_labels = [name for name, found in maps.items() if (found != UNKNOWN).any()]
-        target = folder / _content(maps)[:16]
+        with_labels = [name for name, label_map in maps.items() if (label_map != UNKNOWN).any()]
+        target = folder / _content_digest(maps)[:16]
         if not target.is_dir():
             shutil.rmtree(folder, ignore_errors=True)  # those of earlier rounds
             with whole_folder(target) as part:
                 for name in with_labels:
-                    place = part / self.folders[name].name
-                    place.mkdir(exist_ok=True)
-                    write_label(place, preprocess_label(maps[name], self.inverse(name)), self.labels)
-        places = {name: target / self.folders[name].name for name in with_labels}
-        return Store(self.folders, {name: (name,) for name in with_labels}, label_folders=places)
+                    case_folder = part / self.folders[name].name
+                    case_folder.mkdir(exist_ok=True)
+                    write_label(case_folder, preprocess_label(maps[name], self.inverse(name)), self.labels)
+        label_folders = {name: target / self.folders[name].name for name in with_labels}
+        return Store(self.folders, {name: (name,) for name in with_labels}, label_folders=label_folders)
 
 
 def open_public(folder: Path, plan: Plan, work: Path) -> PublicImages:
     """The public images of a plan, prepared in WORK/public.
 
-    `Problems` names the difference if the folder holds others than those agreed on, and every image that does not fit.
+    `ValidationErrors` names the difference if the folder holds others than those agreed on, and every image that does
+    not fit.
     """
-    found = find_public(folder, len(plan.agreement.channels))
-    raise_if_any(str(folder), differences(plan.agreement.public_images, public_digests(found)))
+    images = find_public(folder, len(plan.agreement.channels))
+    raise_if_any(str(folder), differences(plan.agreement.public_images, public_digests(images)))
     raise_if_any(str(folder), _label_problems(plan.agreement))
     work = Path(work) / "public"
     tasks: list[Callable[[], Path]] = [
-        lambda case=case, files=files: _prepared(case, files, plan, work)  # type: ignore[misc]
-        for case, files in sorted(found.items())
+        lambda case=case, files=files: _preprocessed(case, files, plan, work)  # type: ignore[misc]
+        for case, files in sorted(images.items())
     ]
-    folders = dict(zip(sorted(found), collect_errors(str(folder), tasks), strict=True))
+    folders = dict(zip(sorted(images), collect_errors(str(folder), tasks), strict=True))
     return PublicImages(folders, replace(Labels.of(plan.agreement), ignore=UNKNOWN))
 
 
-def _prepared(case: str, files: CaseFiles, plan: Plan, work: Path) -> Path:
-    """The folder of a prepared image, which is made if it is not there yet."""
+def _preprocessed(case: str, files: CaseFiles, plan: Plan, work: Path) -> Path:
+    """The folder of a preprocessed image, which is written if it is not there yet."""
     local = plan.local
     target = work / digest([case, _digest(files), local.preprocessing_digest()])[:16]
     if not target.is_dir():
         array, geometry = read_channels(files.images)
         raise_if_any(case, _image_problems(array, plan.agreement.dimension))
-        ready = preprocess_case(
+        preprocessed = preprocess_case(
             Case(case, case, array, None, geometry.spacing_mm, geometry), local.geometry, local.intensity
         )
         try:
             with whole_folder(target) as part:
-                write_image(part, ready)
+                write_image(part, preprocessed)
         except OSError:
-            if not target.is_dir():  # else another training beside this one was quicker, with the same content
+            if not target.is_dir():  # else another training at the same time was quicker, with the same content
                 raise
     return target
 
@@ -147,30 +152,30 @@ def _label_problems(agreement: Agreement) -> list[str]:
     """Why labels of these structures cannot be passed on."""
     problems = []
     if agreement.annotated:
-        shown = ", ".join(agreement.annotated)
-        problems.append(f"{shown} annotated some structures only, and would teach the others that the rest is not "
+        names = ", ".join(agreement.annotated)
+        problems.append(f"{names} annotated some structures only, and would teach the others that the rest is not "
                         "there; leave these sites out, or name an algorithm that shares weights")  # fmt: skip
-    most = max(Labels.of(agreement).values)
-    if most >= UNKNOWN:
-        problems.append(f"labels up to {most} do not fit a byte, of which {UNKNOWN} is taken; expected lower ones")
+    largest = max(Labels.of(agreement).values)
+    if largest >= UNKNOWN:
+        problems.append(f"labels up to {largest} do not fit a byte, of which {UNKNOWN} is taken; expected lower ones")
     return problems
 
 
 def _map_problems(maps: LabelMaps, public: PublicImages) -> list[str]:
-    strange = [name for name in maps if name not in public.folders]
-    grids = {name: public.inverse(name).shape for name in maps if name not in strange}
-    return [f"{name!r} is none of the public images" for name in strange] + [
+    unknown = [name for name in maps if name not in public.folders]
+    grids = {name: public.inverse(name).shape for name in maps if name not in unknown}
+    return [f"{name!r} is none of the public images" for name in unknown] + [
         f"{name} has labels of the shape {maps[name].shape} and {maps[name].dtype}; expected {grid} and uint8"
         for name, grid in grids.items()
         if maps[name].shape != grid or maps[name].dtype != np.uint8
     ]
 
 
-def _content(maps: LabelMaps) -> str:
-    found = hashlib.sha256()
+def _content_digest(maps: LabelMaps) -> str:
+    sha256 = hashlib.sha256()
     for name, array in sorted(maps.items()):
-        found.update(name.encode() + b"\0" + np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
+        sha256.update(name.encode() + b"\0" + np.ascontiguousarray(array).tobytes())
+    return sha256.hexdigest()
 
 
 def _listed(cases: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Maps on another grid: splines for images, labels one by one, and nothing across slices that lie far apart."""
+"""Resampling: cubic splines for images, linear for each label, nearest across slices that lie far apart."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from autofed.data.labels import voxel_counts
 
 _POLE = math.sqrt(3) - 2  # of the filter that turns values into coefficients of a cubic B-spline
-_SLAB = 1 << 20  # voxels that are resampled together
+_SLAB = 1 << 20  # voxels that are resampled at a time
 
 
 def resample(values: np.ndarray, shape: Sequence[int], *, order: int, coarse_axis: int | None) -> np.ndarray:
-    """A map on another grid of the same extent: spline of `order`, edges repeated, no overshoot.
+    """Resample a map to another shape of the same extent: a spline of `order`, edges repeated, no overshoot.
 
     With a `coarse_axis`, the slices along it are resampled by themselves and the nearest slice is taken, since between
     slices that lie far apart a spline invents anatomy.
@@ -37,18 +37,20 @@ def resample_labels(label: np.ndarray, shape: Sequence[int], *, coarse_axis: int
     """A label map on another grid: each label linearly by itself, the strongest wins, of equals the last."""
     if tuple(label.shape) == tuple(shape):
         return label
-    found = np.zeros(shape, dtype=label.dtype)
+    resampled = np.zeros(shape, dtype=label.dtype)
     present = _present(label)
     if not len(present):
-        return found
-    around, share = _share(label > 0, shape, coarse_axis)
+        return resampled
+    foreground_box, share = _share(label > 0, shape, coarse_axis)
     best = 1 - share  # of the background
     for value in present:
         box, share = _share(label == value, shape, coarse_axis)
-        here = tuple(slice(b.start - a.start, b.stop - a.start) for a, b in zip(around, box, strict=True))
-        found[box][share >= best[here]] = value
-        np.maximum(best[here], share, out=best[here])
-    return found
+        in_foreground = tuple(
+            slice(b.start - a.start, b.stop - a.start) for a, b in zip(foreground_box, box, strict=True)
+        )
+        resampled[box][share >= best[in_foreground]] = value
+        np.maximum(best[in_foreground], share, out=best[in_foreground])
+    return resampled
 
 
 def _present(label: np.ndarray) -> np.ndarray:
@@ -62,13 +64,15 @@ def _share(
     """The part of another grid where a mask that is not empty can be, and its share of each voxel there."""
     source, target, centres = [], [], []
     for axis, size in enumerate(shape):
-        line = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        first, last = int(line[0]) - 1, int(line[-1]) + 1  # a linear share ends where the next voxel begins
-        every = _centres(mask.shape[axis], size)
-        near = slice(int(np.searchsorted(every, first, "right")), int(np.searchsorted(every, last, "left")))
+        occupied = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        first, last = int(occupied[0]) - 1, int(occupied[-1]) + 1  # a linear share ends where the next voxel begins
+        all_centres = _centres(mask.shape[axis], size)
+        target_range = slice(
+            int(np.searchsorted(all_centres, first, "right")), int(np.searchsorted(all_centres, last, "left"))
+        )
         source.append(slice(max(first, 0), last + 1))
-        target.append(near)
-        centres.append(every[near] - max(first, 0))
+        target.append(target_range)
+        centres.append(all_centres[target_range] - max(first, 0))
     share = mask[tuple(source)].astype(np.float32)
     for axis in range(3):
         share = _along(share, axis, centres[axis], 0 if axis == coarse_axis else 1)
@@ -90,9 +94,9 @@ def _clip(resampled: np.ndarray, exact: np.ndarray, slices: tuple[int, np.ndarra
 
 
 def _along(values: np.ndarray, axis: int, centres: np.ndarray, order: int) -> np.ndarray:
-    """A map at other places along one axis: the nearest voxel (order 0), a line (1) or a cubic spline (3).
+    """Sample a map at other places along one axis: the nearest voxel (order 0), linear (1) or a cubic spline (3).
 
-    In slabs, so that what is in between stays in the processor's cache and takes no memory to speak of.
+    In slabs, so that intermediate values stay in the processor's cache and take little memory.
     """
     if order == 0:
         return np.take(values, np.floor(centres + 0.5).astype(int), axis=axis)
@@ -114,16 +118,16 @@ def _interpolate(values: np.ndarray, target: np.ndarray, centres: np.ndarray, or
     first = np.floor(centres).astype(int)
     weights = (_cubic if order == 3 else _linear)(centres - first)
     total, part = np.empty_like(lines[0]), np.empty_like(lines[0])
-    for at, line, shares in zip(range(len(target)), first + 2 - order // 2, weights.T.tolist(), strict=True):
-        np.multiply(lines[line], shares[0], out=total)
+    for place, nearest, shares in zip(range(len(target)), first + 2 - order // 2, weights.T.tolist(), strict=True):
+        np.multiply(lines[nearest], shares[0], out=total)
         for step in range(1, order + 1):
-            np.multiply(lines[line + step], shares[step], out=part)
+            np.multiply(lines[nearest + step], shares[step], out=part)
             np.add(total, part, out=total)
-        target[at] = total
+        target[place] = total
 
 
 def _to_coefficients(lines: np.ndarray) -> None:
-    """A sixth of the coefficients of the cubic B-spline through lines that go on for ever as they end, in place.
+    """A sixth of the coefficients of the cubic B-spline through lines whose last values go on for ever, in place.
 
     The recursions of Unser, Aldroubi and Eden, IEEE Trans. Signal Process. 41:834 (1993), figure 1; their start and
     turn are geometric series here, since the lines are constant beyond both ends.

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     import blosc2
 
 LOCATIONS_PER_CLASS = 10_000
-"""So many voxels of each class are remembered as centres for patches (nnU-Net)."""
+"""So many voxels of each class are stored as centres for patches (nnU-Net)."""
 
 ANNOTATED = 0
-"""The key of voxels of any kind that were annotated, remembered where some may not be (nnU-Net)."""
+"""The key of annotated voxels of any class, stored where there is an ignore label (nnU-Net)."""
 
 # At most so many voxels in a chunk and in a block along (z, y, x): a patch reads whole blocks; few chunks are soon
 # written.
@@ -39,7 +39,7 @@ _BLOCK = {2: (1, 128, 128), 3: (32, 32, 32)}
 
 
 class Index(Record):
-    """What a folder of prepared data is, written last: a folder without it is not whole."""
+    """Describes a folder of preprocessed data; written last: a folder without it is incomplete."""
 
     site: str
     raw: str
@@ -89,8 +89,8 @@ class Store:
         With an ignore label, the key ANNOTATED holds voxels that were annotated, whatever they are.
         """
         if case not in self._locations:
-            with np.load(self.label_folders.get(case, self.folders[case]) / "locations.npz") as found:
-                self._locations[case] = {int(value): found[value] for value in found.files}
+            with np.load(self.label_folders.get(case, self.folders[case]) / "locations.npz") as arrays:
+                self._locations[case] = {int(value): arrays[value] for value in arrays.files}
         return self._locations[case]
 
 
@@ -103,18 +103,18 @@ def preprocess(
     """
     index = _index(dataset, local)
     folder = work / dataset.name / digest([index.preparation, index.raw_digest])[:16]
-    known = folder / "index.json"
-    if known.is_file() and Index.load(known) == index:
+    index_file = folder / "index.json"
+    if index_file.is_file() and Index.load(index_file) == index:
         return folder, 0
     missing = [case for case in dataset.cases if not (folder / case / "case.json").is_file()]
     each(
-        partial(_prepare_one, local, folder),
-        [_alone(dataset, case) for case in missing],
+        partial(_preprocess_case, local, folder),
+        [_single_case(dataset, case) for case in missing],
         stage=f"preparing {dataset.name}",
         processes=processes,
         progress=progress,
     )
-    index.save(known)
+    index.save(index_file)
     return folder, len(missing)
 
 
@@ -122,16 +122,16 @@ def open_store(work: Path, site: str, local: LocalPlan) -> Store:
     """The prepared data of a site for this plan; `ValidationErrors` if there is none, or if the raw files changed
     since.
     """
-    candidates = [Index.load(p) for p in sorted((work / site).glob("*/index.json"))]
-    fitting = [i for i in candidates if i.preparation == local.preprocessing_digest()]
-    if not fitting:
-        found = "only data prepared for another plan" if candidates else "nothing"
+    indexes = [Index.load(p) for p in sorted((work / site).glob("*/index.json"))]
+    matching = [i for i in indexes if i.preparation == local.preprocessing_digest()]
+    if not matching:
+        content = "only data prepared for another plan" if indexes else "nothing"
         raise ValidationErrors(
-            str(work / site), [f"found {found}; run `autofed preprocess plan.json SITE... -o {work}`"]
+            str(work / site), [f"found {content}; run `autofed preprocess plan.json SITE... -o {work}`"]
         )
-    current = [i for i in fitting if _raw_digest(i) in (None, i.raw_digest)]
+    current = [i for i in matching if _raw_digest(i) in (None, i.raw_digest)]
     if not current:
-        changed = f"the files in {fitting[0].raw} changed since they were prepared; run `autofed preprocess` again"
+        changed = f"the files in {matching[0].raw} changed since they were prepared; run `autofed preprocess` again"
         raise ValidationErrors(str(work / site), [changed])
     index = current[-1]
     folder = work / site / digest([index.preparation, index.raw_digest])[:16]
@@ -186,24 +186,24 @@ def _raw_digest(index: Index) -> str | None:
         return "unreadable"
 
 
-def _alone(dataset: Dataset, case: str) -> Dataset:
-    """A dataset of one of its cases: all that a worker is sent, however many cases there are."""
+def _single_case(dataset: Dataset, case: str) -> Dataset:
+    """A dataset of one of its cases: all that a worker is sent."""
     return replace(dataset, cases={case: dataset.cases[case]}, patients={case: dataset.patient(case)})
 
 
-def _prepare_one(local: LocalPlan, folder: Path, dataset: Dataset) -> None:
+def _preprocess_case(local: LocalPlan, folder: Path, dataset: Dataset) -> None:
     (case,) = dataset.cases
-    ready = preprocess_case(dataset.read(case), local.geometry, local.intensity)
+    preprocessed = preprocess_case(dataset.read(case), local.geometry, local.intensity)
     with whole_folder(folder / case) as part:
-        write_image(part, ready)
-        if ready.label is not None:
-            write_label(part, ready.label, Labels.of(dataset).with_annotated(dataset.annotated))
+        write_image(part, preprocessed)
+        if preprocessed.label is not None:
+            write_label(part, preprocessed.label, Labels.of(dataset).with_annotated(dataset.annotated))
 
 
-def write_image(folder: Path, ready: PreprocessedCase) -> None:
-    """Write a prepared image and its way back."""
-    _write(folder / "image.b2nd", ready.image)
-    write_json(folder / "case.json", ready.inverse.model_dump(mode="json"))
+def write_image(folder: Path, preprocessed: PreprocessedCase) -> None:
+    """Write a preprocessed image and its inverse transform."""
+    _write(folder / "image.b2nd", preprocessed.image)
+    write_json(folder / "case.json", preprocessed.inverse.model_dump(mode="json"))
 
 
 def write_label(folder: Path, label: np.ndarray, labels: Labels) -> None:
@@ -214,7 +214,7 @@ def write_label(folder: Path, label: np.ndarray, labels: Labels) -> None:
 
 
 def _open(path: Path) -> blosc2.NDArray:
-    import blosc2  # it takes longer to import than a small case to prepare, and whoever reads no array needs it not
+    import blosc2  # imported here since it takes longer than preprocessing a small case, and not everyone reads arrays
 
     return blosc2.open(str(path), mode="r")
 
@@ -245,18 +245,18 @@ def _even(size: int, most: int) -> int:
 def _find_locations(label: np.ndarray, labels: Labels) -> Iterator[tuple[str, np.ndarray]]:
     """Per class or region that was annotated: all voxels, or of many 10 000 or 1 %, whichever is more (nnU-Net)."""
     generator = np.random.default_rng(1234)
-    held = {
+    masks = {
         number: mask(label, values)
         for number, (name, values) in enumerate(labels.structures, start=1)
         if labels.is_annotated(name)
     }
     if labels.ignore is not None:
-        held[ANNOTATED] = label != labels.ignore
-    for key, voxels in held.items():
-        at = np.flatnonzero(voxels)
-        if not len(at):
+        masks[ANNOTATED] = label != labels.ignore
+    for key, voxels in masks.items():
+        indices = np.flatnonzero(voxels)
+        if not len(indices):
             continue
-        wanted = max(LOCATIONS_PER_CLASS, len(at) // 100)
-        if len(at) > wanted:
-            at = generator.choice(at, wanted, replace=False)
-        yield str(key), np.stack(np.unravel_index(at, label.shape), axis=1).astype(np.int32)
+        count = max(LOCATIONS_PER_CLASS, len(indices) // 100)
+        if len(indices) > count:
+            indices = generator.choice(indices, count, replace=False)
+        yield str(key), np.stack(np.unravel_index(indices, label.shape), axis=1).astype(np.int32)

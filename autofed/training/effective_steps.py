@@ -1,4 +1,4 @@
-"""How far a site's local steps reach: what FedNova divides by and SCAFFOLD reads gradients from."""
+"""The effective number of a site's local steps: what FedNova divides by and SCAFFOLD reads gradients from."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def effective_steps(
 
     This is FedNova's ||a||_1 (Wang et al., NeurIPS 2020, section 4.1) with every step weighted by its learning rate. At
     rate 1 it is the number of steps for plain SGD, the sum of c with c <- rho c + 1 for heavy ball, that of 1 + rho c
-    for Nesterov's; with a proximal term mu each step keeps (1 - rate mu) of the way so far. Steps as torch.optim.SGD's,
-    momentum from zero.
+    for Nesterov's; with a proximal term mu each step keeps (1 - rate mu) of the distance so far. Steps are
+    those of torch.optim.SGD, with momentum from zero.
     """
-    way = speed = 0.0
+    distance = velocity = 0.0
     for rate in rates:
-        pull = 1 - proximal * way
-        speed = momentum * speed + pull
-        way += rate * (pull + momentum * speed if nesterov else speed)
-    return way
+        gradient = 1 - proximal * distance
+        velocity = momentum * velocity + gradient
+        distance += rate * (gradient + momentum * velocity if nesterov else velocity)
+    return distance

@@ -1,4 +1,4 @@
-"""The only local training loop. It is handed the mechanism whose sampler it draws from and whose step it takes."""
+"""The only local training loop: patients are drawn by the mechanism's sampler, steps made by its `step`."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from autofed.training.network import build, load_weights, weights_of
 PatchStream = Callable[..., Iterator[list[batches.PatchBatch]]]
 
 _PUBLIC = 0x9B11C
-"""Sets the draws of public cases apart from those of patients."""
+"""Separates the random stream of public cases from that of patients."""
 
 
 @dataclass(frozen=True)
 class AuxiliaryLoss:
-    """What is learned beside the patients: public cases with labels that were agreed on, and how much they weigh.
+    """A further loss, on public cases with labels that were agreed on, and its weight.
 
-    Its gradient, of so many `batches` of the plan's size and of the length `clip` at most (or of the plan's), is added
-    to what the mechanism made of the patients' steps, and no patient has a part in it.
+    Its gradient, from so many `batches` of the plan's size and clipped to the length `clip` (or the plan's), is added
+    to the mechanism's gradient of the patients; it depends on no patient.
     """
 
     store: Store
@@ -45,9 +45,9 @@ class AuxiliaryLoss:
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What a site's training gave: the weights, and the loss of every step that drew somebody (float32).
+    """What a site's training resulted in: the weights, and the loss of every step that drew a patient (float32).
 
-    `effective_steps` is how far the steps would have led along a gradient of 1 (`autofed.training.effective_steps`),
+    `effective_steps` is how far the steps would have gone along a gradient of 1 (`autofed.training.effective_steps`),
     `momentum` what the optimiser carries, by the names of the weights; it is empty without momentum.
     """
 
@@ -63,10 +63,10 @@ class LocalResult:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast a training goes, and by which draws.
+    """How many steps a training has, at which learning rates, and its random seed.
 
-    `rate` gives the share of the plan's learning rate when so much of the `steps` is done, from 0 to 1. `seed` names
-    all that is left to chance, unless a private mechanism draws by its secret.
+    `rate` gives the share of the plan's learning rate when so much of the `steps` is done, from 0 to 1. `seed`
+    determines everything random, unless a private mechanism samples with its own key.
     """
 
     steps: int
@@ -76,7 +76,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class GradientTerms:
-    """What is added to what the mechanism and the clip make of each gradient: none of it depends on a patient.
+    """What is added to each gradient after mechanism and clipping: none of it depends on a patient.
 
     `proximal` times the distance from the first weights (FedProx), the `correction` (SCAFFOLD), and the bounded
     gradient of an `auxiliary` loss on public images (DCFed).
@@ -92,7 +92,7 @@ class Compute:
     """What a training runs on.
 
     `device` is "cpu", "cuda" or "mps". Patches are made by the `loader`, which may serve many trainings, or by one
-    thread for this one. `on_step` is told of every step.
+    thread for this one. `on_step` is called after every step.
     """
 
     device: str = "cpu"
@@ -118,13 +118,16 @@ def fit(
         weights: What the network starts from, by name.
         store: The patients, prepared on the plan's grid.
         local: The site's part of the plan: network and recipe.
-        mechanism: What draws the patients and bounds what they do to a step.
-        schedule: How many steps, at which rates, by which draws.
+        mechanism: What samples the patients and bounds their influence on a step.
+        schedule: How many steps, at which rates, from which seed.
         terms: What is added to every gradient and depends on no patient; nothing by default.
-        momentum: What the optimiser goes on with; without it starts anew, since momentum of weights that have since
-            been averaged points elsewhere.
+        momentum: The momentum to start with, by name; by default it starts at zero, since momentum of weights that
+            have since been averaged points elsewhere.
         labels: What the values of the site's label maps mean (see `make_loss`).
-        compute: The device, who makes the patches, and who is told of every step; a CPU by default.
+        compute: The device, the patch loader, and what is called after every step; a CPU by default.
+
+    Returns:
+        The new weights, the loss of each step, the effective number of steps, and the momentum.
     """
     terms, compute, seed = terms or GradientTerms(), compute or Compute(), schedule.seed
     torch.manual_seed(int(np.random.SeedSequence(list(seed)).generate_state(1)[0]))
@@ -132,26 +135,26 @@ def fit(
     load_weights(learner.module, weights)
     parameters = list(learner.named.values())
     optimiser = _optimiser(learner.named, local, momentum or {})
-    feed = batches.stream if compute.loader is None else compute.loader.stream
-    additions = _additions(learner, terms, local.training, feed, schedule)
-    draws = islice(mechanism.sampler(list(store.patients), seed), schedule.steps)
+    patch_stream = batches.stream if compute.loader is None else compute.loader.stream
+    additions = _additions(learner, terms, local.training, patch_stream, schedule)
+    samples = islice(mechanism.sampler(list(store.patients), seed), schedule.steps)
     rates = [local.training.learning_rate * schedule.rate(step / schedule.steps) for step in range(schedule.steps)]
     losses: list[float] = []
-    for step, groups in enumerate(feed(store, draws, local.training, seed)):
+    for step, patch_batches in enumerate(patch_stream(store, samples, local.training, seed)):
         _set_rate(optimiser, rates[step])
-        of_step: list[float] = []
-        gradients = (learner.gradient(group, of_step) for group in groups)
+        step_losses: list[float] = []
+        gradients = (learner.gradient(patch_batch, step_losses) for patch_batch in patch_batches)
         for parameter, gradient in zip(parameters, mechanism.step(gradients, parameters), strict=True):
             parameter.grad = gradient.detach()
         nn.utils.clip_grad_norm_(parameters, local.training.gradient_clip)
         for addition in additions:
             addition.add()
         optimiser.step()
-        losses += [float(np.mean(of_step))] if of_step else []  # an empty draw has no loss
+        losses += [float(np.mean(step_losses))] if step_losses else []  # an empty sample has no loss
         compute.on_step()
-    way = effective_steps(rates, local.training.momentum, local.training.momentum > 0, terms.proximal)
-    carried = _momentum(optimiser, learner.named)
-    return LocalResult(weights_of(learner.module), np.asarray(losses, dtype=np.float32), way, carried)
+    effective = effective_steps(rates, local.training.momentum, local.training.momentum > 0, terms.proximal)
+    momentum_after = _momentum(optimiser, learner.named)
+    return LocalResult(weights_of(learner.module), np.asarray(losses, dtype=np.float32), effective, momentum_after)
 
 
 class Learner:
@@ -174,59 +177,60 @@ class Learner:
         self._network, self._training, self._device = network, training, device
 
     def gradient(
-        self, patches: batches.PatchBatch, losses: list[float], measure: Loss | None = None
+        self, patch_batch: batches.PatchBatch, losses: list[float], loss_function: Loss | None = None
     ) -> list[torch.Tensor]:
-        """The gradient of the mean loss over some patches, one tensor for each of `named`; the loss goes to `losses`.
+        """The gradient of the mean loss over some patches, one tensor for each of `named`.
 
-        `measure` is another loss than that of the patients. Which channels drop out follows from the patches' own seed:
-        from a generator that goes on from patient to patient, leaving one out would change the others' gradients.
+        The loss is appended to `losses`. `loss_function` replaces the loss of the patients. Which channels drop
+        out follows from the patches' own seed: from a generator that goes on from patient to patient, leaving one out
+        would change the others' gradients.
 
         Where float16 overflows, the pass is taken again with a smaller scale, so that no step is lost. If it overflows
         with all of them, which means in the network itself, the gradient is zero and there is no loss: a private
         mechanism has to bound every patient's.
         """
-        image = place(to_device(patches.image, self._device), self._network, self._device)
-        label = to_device(patches.label, self._device)
+        image = place(to_device(patch_batch.image, self._device), self._network, self._device)
+        label = to_device(patch_batch.label, self._device)
         scales = loss_scales(self._training.precision)
         for scale in scales:
             if self._network.dropout:
-                torch.manual_seed(patches.seed)
-            loss, found = self._pass(image, label, scale, measure or self._loss)
-            if len(scales) == 1 or all(bool(part.isfinite().all()) for part in found):
+                torch.manual_seed(patch_batch.seed)
+            loss, gradient = self._pass(image, label, scale, loss_function or self._loss)
+            if len(scales) == 1 or all(bool(part.isfinite().all()) for part in gradient):
                 losses.append(loss)
-                return found
+                return gradient
         return [torch.zeros_like(p) for p in self.named.values()]
 
     def _pass(
-        self, image: torch.Tensor, label: torch.Tensor, scale: float, measure: Loss
+        self, image: torch.Tensor, label: torch.Tensor, scale: float, loss_function: Loss
     ) -> tuple[float, list[torch.Tensor]]:
-        """The loss, and its gradient, computed of `scale` times the loss."""
-        for parameter in self.named.values():  # the only ones that have a gradient; to ask the module costs 2 ms
+        """The loss and its gradient, from a backward pass of `scale` times the loss."""
+        for parameter in self.named.values():  # module.zero_grad would take 2 ms
             parameter.grad = None
         with autocast(self._training.precision, self._device):
             outputs = self._forward(image)
-        value = measure([logits.float() for logits in outputs], label)
-        (value * scale).backward()
-        found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.named.values()]
-        for part in found if scale != 1 else []:
+        value = loss_function([logits.float() for logits in outputs], label)
+        torch.autograd.backward(value * scale)
+        gradient = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.named.values()]
+        for part in gradient if scale != 1 else []:
             part.mul_(1 / scale)  # a power of two: nothing is rounded
-        return float(value.detach()), found
+        return float(value.detach()), gradient
 
 
 def _additions(
-    learner: Learner, terms: GradientTerms, training: Training, feed: PatchStream, schedule: Schedule
+    learner: Learner, terms: GradientTerms, training: Training, patch_stream: PatchStream, schedule: Schedule
 ) -> list[_GradientCorrection | _AuxiliaryGradient]:
     """What is added to every gradient and depends on no patient (`GradientTerms`), in this order."""
     additions: list[_GradientCorrection | _AuxiliaryGradient] = []
     if terms.proximal or terms.correction:
         additions.append(_GradientCorrection(learner.named, terms.proximal, terms.correction or {}))
     if terms.auxiliary and terms.auxiliary.weight:
-        additions.append(_AuxiliaryGradient(learner, terms.auxiliary, training, feed, schedule))
+        additions.append(_AuxiliaryGradient(learner, terms.auxiliary, training, patch_stream, schedule))
     return additions
 
 
 class _GradientCorrection:
-    """What is added to every gradient and depends on no patient: FedProx's term and SCAFFOLD's correction."""
+    """Adds FedProx's proximal term and SCAFFOLD's correction to every gradient."""
 
     def __init__(self, named: Mapping[str, nn.Parameter], proximal: float, correction: Arrays):
         self._parameters = list(named.values())
@@ -243,28 +247,39 @@ class _GradientCorrection:
 
 
 class _AuxiliaryGradient:
-    """What public cases with agreed labels add to every gradient (`AuxiliaryLoss`)."""
+    """Adds the gradient of the `AuxiliaryLoss` to every gradient."""
 
     def __init__(
-        self, learner: Learner, auxiliary: AuxiliaryLoss, training: Training, feed: PatchStream, schedule: Schedule
+        self,
+        learner: Learner,
+        auxiliary: AuxiliaryLoss,
+        training: Training,
+        patch_stream: PatchStream,
+        schedule: Schedule,
     ):
-        own = (*schedule.seed, _PUBLIC)
-        self._drawn = NoPrivacy(training.batch_size, auxiliary.batches)
-        draws = islice(self._drawn.sampler(sorted(auxiliary.store.patients), own), schedule.steps)
-        self._patches = feed(auxiliary.store, draws, training, own)
-        self._measure = make_loss(training, learner.resolutions, auxiliary.labels)
+        seed = (*schedule.seed, _PUBLIC)
+        self._sampling = NoPrivacy(training.batch_size, auxiliary.batches)
+        samples = islice(self._sampling.sampler(sorted(auxiliary.store.patients), seed), schedule.steps)
+        self._patches = patch_stream(auxiliary.store, samples, training, seed)
+        self._loss_function = make_loss(training, learner.resolutions, auxiliary.labels)
         self._learner, self._weight, self._clip = learner, auxiliary.weight, auxiliary.clip or training.gradient_clip
 
     def add(self) -> None:
         """Add the gradient of the next patches to that of the parameters, without changing what they have so far."""
         parameters = list(self._learner.named.values())
-        before = [p.grad for p in parameters]
-        found = self._drawn.step(
-            (self._learner.gradient(g, [], self._measure) for g in next(self._patches)), parameters
+        patient_gradients = [p.grad for p in parameters]
+        auxiliary_gradient = self._sampling.step(
+            (self._learner.gradient(patch_batch, [], self._loss_function) for patch_batch in next(self._patches)),
+            parameters,
         )
-        length = torch.sqrt(sum((part.square().sum() for part in found), torch.zeros((), device=found[0].device)))
-        share = self._weight * float(torch.clamp(self._clip / (length + 1e-6), max=1.0))
-        for parameter, gradient, part in zip(parameters, before, found, strict=True):
+        norm = torch.sqrt(
+            sum(
+                (part.square().sum() for part in auxiliary_gradient),
+                torch.zeros((), device=auxiliary_gradient[0].device),
+            )
+        )
+        share = self._weight * float(torch.clamp(self._clip / (norm + 1e-6), max=1.0))
+        for parameter, gradient, part in zip(parameters, patient_gradients, auxiliary_gradient, strict=True):
             parameter.grad = gradient.add_(part, alpha=share) if gradient is not None else part.mul_(share)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,50 +22,51 @@ from autofed.errors import raise_if_any
 from autofed.plans import Network
 from autofed.training.attention import CBAM
 
-_NORM = ("WHOLE_INSTANCE", {"affine": True, "eps": 1e-5})
+_NORM = ("OWNING_INSTANCE", {"affine": True, "eps": 1e-5})
 _ACT = ("leakyrelu", {"inplace": True, "negative_slope": 0.01})
 
 
-class _Whole(nn.Module):
-    """Makes an instance norm hand on a tensor of its own, in the image's memory layout; torch's is a view of another.
+class _OwningNorm(nn.Module):
+    """Makes an instance norm return a tensor that is no view, in the image's memory layout; torch returns a view.
 
-    To change a view in place, as the activation behind it does, autograd copies its whole gradient three times; and
-    with channels last only before the norm, each convolution orders its image anew, twice.
+    To change a view in place, as the activation after it does, autograd copies its whole gradient three times; and
+    with channels last only before the norm, each convolution reorders its image twice.
 
-    Of a single image torch (2.13, CPU) computes a wrong gradient if that of the output has channels last, without a
-    word: the norm takes it as it lies in memory. So it is put in order first.
+    For a single image torch (2.13, CPU) silently computes a wrong gradient if that of the output has channels last: the
+    norm mistakes its memory layout. So the gradient is made contiguous first.
     """
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """The same values, bit for bit."""
-        normalised = super().forward(image)
+        normalised: torch.Tensor = super().forward(image)
         if len(image) == 1 and normalised.requires_grad:
-            normalised.register_hook(torch.Tensor.contiguous)
+            cast("Any", normalised).register_hook(torch.Tensor.contiguous)  # torch has no types for it
         last = torch.channels_last if image.ndim == 4 else torch.channels_last_3d
         if image.is_contiguous(memory_format=last) and not image.is_contiguous():
             return normalised.contiguous(memory_format=last)
-        return torch.ops.aten._unsafe_view.default(normalised, normalised.shape)
+        owned: torch.Tensor = torch.ops.aten._unsafe_view.default(normalised, normalised.shape)
+        return owned
 
 
-class _Whole2d(_Whole, nn.InstanceNorm2d):
+class _OwningNorm2d(_OwningNorm, nn.InstanceNorm2d):
     pass
 
 
-class _Whole3d(_Whole, nn.InstanceNorm3d):
+class _OwningNorm3d(_OwningNorm, nn.InstanceNorm3d):
     pass
 
 
-@Norm.factory_function("whole_instance")
-def _whole_instance(dims: int) -> type[nn.Module]:
-    return {2: _Whole2d, 3: _Whole3d}[dims]
+@Norm.factory_function("owning_instance")
+def _owning_instance(dims: int) -> type[nn.Module]:
+    return {2: _OwningNorm2d, 3: _OwningNorm3d}[dims]
 
 
 class UNet(nn.Module):
-    """nnU-Net's U-Nets, plain or with residual blocks on the way down, and DCFed's; strided down, transposed up.
+    """nnU-Net's U-Nets, plain or with residual blocks in the encoder, and DCFed's; strided and transposed convolutions.
 
     Takes (B, C, *patch). Gives logits (B, K, *patch); in training mode a list of them, from the finest to the coarsest
-    supervised stage, and channels drop out by the plan's chance. No submodule is held twice, so that `named_parameters`
-    and `state_dict` name the same things.
+    supervised stage, and channels drop out with the plan's probability. No submodule is held twice, so that
+    `named_parameters` and `state_dict` name the same things.
     """
 
     def __init__(self, plan: Network):
@@ -91,7 +93,8 @@ class UNet(nn.Module):
             image = self.dropout(block(image, skips[stage]))
             decoded[stage] = image
         if not self.training:
-            return self.heads[0](decoded[0])
+            logits: torch.Tensor = self.heads[0](decoded[0])
+            return logits
         return [head(decoded[stage]) for stage, head in zip(self.supervised, self.heads, strict=True)]
 
 
@@ -129,13 +132,24 @@ def _pyramid(dims: int, width: int) -> nn.Module:
 
 
 def _convolution(dims: int, before: int, width: int, kernel: Sequence[int]) -> nn.Module:
-    return get_conv_layer(dims, before, width, kernel, 1, _ACT, _NORM, conv_only=False)
+    layer: nn.Module = get_conv_layer(dims, before, width, kernel, 1, _ACT, _NORM, conv_only=False)
+    return layer
 
 
 class _SingleUpBlock(nn.Module):
     """MONAI's UnetUpBlock with one convolution instead of two."""
 
-    def __init__(self, dims, before, width, kernel, _stride, upsampling, _norm, _act):
+    def __init__(
+        self,
+        dims: int,
+        before: int,
+        width: int,
+        kernel: Sequence[int],
+        _stride: int,
+        upsampling: Sequence[int],
+        _norm: object,
+        _act: object,
+    ):
         super().__init__()
         self.transp_conv = get_conv_layer(
             dims, before, width, upsampling, upsampling, None, None, conv_only=False, is_transposed=True
@@ -143,7 +157,9 @@ class _SingleUpBlock(nn.Module):
         self.conv = _convolution(dims, 2 * width, width, kernel)
 
     def forward(self, image: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        return self.conv(torch.cat((self.transp_conv(image), skip), dim=1))
+        upsampled = self.transp_conv(image)
+        decoded: torch.Tensor = self.conv(torch.cat((upsampled, skip), dim=1))
+        return decoded
 
 
 def build(plan: Network, seed: int | None = None) -> UNet:
@@ -162,15 +178,15 @@ def build(plan: Network, seed: int | None = None) -> UNet:
 def normalisation(plan: Network) -> frozenset[str]:
     """The names of the weights that belong to normalisation layers."""
     layers = (nn.modules.instancenorm._InstanceNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
-    found = [name for name, layer in build(plan).named_modules() if isinstance(layer, layers)]
-    return frozenset(w for w in weights_of(build(plan)) if w.rsplit(".", 1)[0] in found)
+    layer_names = [name for name, layer in build(plan).named_modules() if isinstance(layer, layers)]
+    return frozenset(w for w in weights_of(build(plan)) if w.rsplit(".", 1)[0] in layer_names)
 
 
 def coupling_layers(module: nn.Module) -> list[str]:
     """Layers through which one patient changes what another's gradient is: those that keep or share statistics.
 
-    Batch normalisation shares them in a batch and keeps a running mean of all patients, which no noise hides; other
-    norms do so if they track running statistics.
+    Batch normalisation shares them in a batch and keeps a running mean of all patients, to which no noise is added;
+    other norms do so if they track running statistics.
     """
     return [
         f"{name} ({type(layer).__name__})"
@@ -179,9 +195,9 @@ def coupling_layers(module: nn.Module) -> list[str]:
     ]
 
 
-def set_dropout(network: UNet, wanted: bool) -> None:
-    """Let channels drop out or not, in whichever mode the rest is; `train` and `eval` decide it anew."""
-    network.dropout.train(wanted)
+def set_dropout(network: UNet, active: bool) -> None:
+    """Turn dropout on or off, in whichever mode the rest is; `train` and `eval` set it again."""
+    network.dropout.train(active)
 
 
 def weights_of(module: nn.Module) -> dict[str, np.ndarray]:
@@ -190,7 +206,7 @@ def weights_of(module: nn.Module) -> dict[str, np.ndarray]:
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, np.ndarray], about: str = "the weights") -> None:
-    """Set all trainable arrays; `Problems` names every one that is missing, unknown or of another shape."""
+    """Set all trainable arrays; `ValidationErrors` names every one that is missing, unknown or of another shape."""
     parameters = dict(module.named_parameters())
     problems = [f"{name} is missing" for name in parameters if name not in weights]
     problems += [f"{name} is not in the plan's network" for name in weights if name not in parameters]

@@ -145,7 +145,7 @@ def watched(spent: dict[str, float], training: plans.Training) -> Iterator[None]
             (Store, "image", "reading"),
             (Store, "label", "reading"),
             (Store, "locations", "reading"),
-            (patches, "_cut", "reading"),
+            (patches, "_crop", "reading"),
             (batches.SpatialTransform, "transform_image", "spatial, image"),
             (batches.SpatialTransform, "transform_label", "spatial, labels"),
         ):

@@ -1,7 +1,7 @@
-"""Patches for training: drawn from patients, turned, scaled, mirrored, augmented, and made ahead of time.
+"""Patches for training: sampled from patients, rotated, scaled, mirrored, augmented, and loaded ahead of time.
 
-`patches` says where a patch comes from, `views` how it is looked at, `intensities` what happens to its values, and
-`feeders` who does the work: the calling thread, a thread of its own or processes.
+`patches` samples where a patch comes from, `spatial_transforms` rotates, scales and mirrors it, `intensities` augments
+its values, and `loader` does the work in the calling thread, a thread of its own or processes.
 """
 
 from autofed.training.batches.loader import AHEAD, PatchLoader, WorkerKilled, Workers, memory_bytes, stream

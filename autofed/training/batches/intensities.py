@@ -1,4 +1,4 @@
-"""What happens to the values of a patch: nnU-Net's list with its chances, in batchgenerators' transforms."""
+"""Intensity augmentation: nnU-Net's transforms and probabilities, by batchgenerators."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ _GLOBAL = threading.RLock()
 
 
 def change_intensities(image: np.ndarray, training: Training, seed: int) -> np.ndarray:
-    """A patch (C, *patch), float32, with its values changed as the seed says; in place where that is possible."""
+    """A patch (C, *patch), float32, with its intensities augmented by the seed; in place where that is possible."""
     data = {"data": image[None]}
     with _seeded(seed):
         for transform in transforms(training.rotate_in_plane_only):
             data = transform(**data)
-    return data["data"][0]
+    augmented: np.ndarray = data["data"][0]
+    return augmented
 
 
 @cache
 def transforms(in_plane: bool) -> tuple[AbstractTransform, ...]:
-    """In their order; where patches turn in their plane alone, only the plane is made coarser."""
+    """The transforms in order; where patches rotate in their plane alone, resolution is lowered in the plane only."""
     return (
         GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_sample=0.1),
         GaussianBlurTransform((0.5, 1.0), different_sigma_per_channel=True, p_per_sample=0.2, p_per_channel=0.5),

@@ -1,7 +1,7 @@
-"""Who makes the patches: the calling thread, a thread of its own, or spawned processes, always some steps ahead.
+"""Loading patches in the calling thread, a thread of its own, or spawned processes, always some steps ahead.
 
-Whoever makes them, they are the same to the bit and come in the order of the draws; an error comes out where they are
-taken. A thread does on a CPU, which the training itself keeps busy; a GPU wants processes.
+The patches are the same to the bit in all three and come in the order of the samples; an error is raised where they are
+taken. A thread is enough on a CPU, which the training itself keeps busy; a GPU needs processes.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ Workers = int | Literal["thread"]
 """0: the calling thread; "thread": a thread of its own; 1 and more: so many processes."""
 
 AHEAD = 2
-"""Each thread or process makes so many steps ahead of the one being trained on: it bounds the memory of feeding."""
+"""Each thread or process makes the patches of so many steps ahead, which bounds the loader's memory."""
 
 _LIBRARIES = 300 << 20
-"""Bytes that a process takes before it makes anything."""
+"""Bytes that a process takes for its libraries."""
 
 
 class WorkerKilled(ValidationErrors):
@@ -45,18 +45,18 @@ Source = tuple[Store, Training]
 
 
 class PatchLoader:
-    """Makes patches for one training after the other; processes start with the first and end with the feeder.
+    """Makes patches for one training after the other; processes start with the first and end with the loader.
 
-        with Feeder(4) as feeder:
-            fit(..., feeder=feeder)
+        with PatchLoader(4) as loader:
+            fit(..., compute=Compute(loader=loader))
 
-    To start processes takes seconds, so a feeder is meant to last for all rounds. It feeds one training at a time.
+    To start processes takes seconds, so a loader is meant to last for all rounds. It serves one training at a time.
     Without `with`, threads and processes end when it is closed or collected.
     """
 
     def __init__(self, workers: Workers = "thread"):
-        known = workers == "thread" or (isinstance(workers, int) and not isinstance(workers, bool) and workers >= 0)
-        raise_if_any("workers", [] if known else [f"found {workers!r}; write 0, 'thread' or a number of processes"])
+        is_valid = workers == "thread" or (isinstance(workers, int) and not isinstance(workers, bool) and workers >= 0)
+        raise_if_any("workers", [] if is_valid else [f"found {workers!r}; write 0, 'thread' or a number of processes"])
         self.workers = workers
         self._threads: ThreadPoolExecutor | None = None
         self._make: Callable[[Source, BatchSample, Sequence[int]], list[PatchBatch]] = _make
@@ -69,86 +69,90 @@ class PatchLoader:
         self.close()
 
     def stream(
-        self, store: Store, draws: Iterator[BatchSample], training: Training, seed: Sequence[int]
+        self, store: Store, samples: Iterator[BatchSample], training: Training, seed: Sequence[int]
     ) -> Iterator[list[PatchBatch]]:
-        """The patches of each draw, in order. `memory_bytes` says how much of it is held at most.
+        """The patch batches of each sample, in order. `memory_bytes` states how much memory they take at most.
 
-        An error is raised as it was, with the process's traceback in its notes; `ValidationErrors` if a process was
-        killed.
+        An error is raised as in the process, with the process's traceback in its notes; `ValidationErrors` if a process
+        was killed.
         """
         source = (store, training)
         if self.workers == 0:
-            yield from (_make(source, draw, [*seed, step]) for step, draw in enumerate(draws))
+            yield from (_make(source, sample, [*seed, step]) for step, sample in enumerate(samples))
             return
         self._start()
-        ahead: deque[Future[list[PatchBatch]]] = deque()
+        pending: deque[Future[list[PatchBatch]]] = deque()
         try:
-            for step, draw in enumerate(draws):
-                ahead.append(self._submit(source, draw, [*seed, step]))
-                if len(ahead) > _steps_ahead(self.workers):
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+            for step, sample in enumerate(samples):
+                pending.append(self._submit(source, sample, [*seed, step]))
+                if len(pending) > _steps_ahead(self.workers):
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in ahead:
+            for future in pending:
                 future.cancel()
-            wait(ahead)
+            wait(pending)
 
-    def _submit(self, source: Source, draw: BatchSample, seed: Sequence[int]) -> Future[list[PatchBatch]]:
+    def _submit(self, source: Source, sample: BatchSample, seed: Sequence[int]) -> Future[list[PatchBatch]]:
         assert self._threads is not None  # started above; for the type checker
-        return self._threads.submit(self._make, source, draw, seed)
+        return self._threads.submit(self._make, source, sample, seed)
 
     def _start(self) -> None:
-        """One thread for each process, which asks it and waits; or the one thread that makes the patches itself."""
+        """Start a thread for each process, to pass requests and wait; or one thread that makes the patches itself."""
         if self._threads is not None:
             return
-        processes = 0 if self.workers == "thread" else int(self.workers)
-        self._threads = ThreadPoolExecutor(max(1, processes), thread_name_prefix="patches")
-        staff = [_Process() for _ in range(processes)]
-        if staff:
+        process_count = 0 if self.workers == "thread" else int(self.workers)
+        self._threads = ThreadPoolExecutor(max(1, process_count), thread_name_prefix="patches")
+        processes = [_Process() for _ in range(process_count)]
+        if processes:
             idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
-            for process in staff:
+            for process in processes:
                 idle.put(process)
-            self._make = partial(_ask, idle)
-        self.close = weakref.finalize(self, _end, self._threads, staff)
+            self._make = partial(_request, idle)
+        self.close = weakref.finalize(self, _end, self._threads, processes)
 
 
 def stream(
     store: Store,
-    draws: Iterator[BatchSample],
+    samples: Iterator[BatchSample],
     training: Training,
     seed: Sequence[int],
     workers: Workers = "thread",
 ) -> Iterator[list[PatchBatch]]:
-    """The patches of each draw, made by a feeder that lives as long as the iterator and no longer."""
+    """The patch batches of each sample, from a loader that is closed at the end of the iterator."""
     with PatchLoader(workers) as loader:
-        yield from loader.stream(store, draws, training, seed)
+        yield from loader.stream(store, samples, training, seed)
 
 
 def memory_bytes(training: Training, channels: int, workers: Workers = "thread") -> int:
-    """What feeding holds at most: the steps ahead, the one being trained on, and for each maker one at work.
+    """The bytes that loading takes at most: the steps ahead, the one being trained on, and for each worker one in work.
 
-    A process also holds its libraries.
+    A process also takes its libraries.
     """
-    makers = 1 if workers == "thread" else max(1, workers)
+    workers_count = 1 if workers == "thread" else max(1, workers)
     step = training.batch_size * int(np.prod(training.patch_size)) * (4 * channels + 2)
-    # at work: image and label of the widest box, its spline coefficients, and the label's codes and one indicator
-    work = step + int(np.prod(widest_box(training))) * (4 * channels + 8 + 2 + 2 * 4)
-    return (_steps_ahead(workers) + 1) * step + makers * work + (0 if workers == "thread" else workers * _LIBRARIES)
+    # in work: image and label of the widest box, its spline coefficients, and the label's codes and one indicator
+    in_work = step + int(np.prod(widest_box(training))) * (4 * channels + 8 + 2 + 2 * 4)
+    return (
+        (_steps_ahead(workers) + 1) * step
+        + workers_count * in_work
+        + (0 if workers == "thread" else workers * _LIBRARIES)
+    )
 
 
 def _steps_ahead(workers: Workers) -> int:
     return AHEAD * (1 if workers == "thread" else workers)
 
 
-def _make(source: Source, draw: BatchSample, seed: Sequence[int]) -> list[PatchBatch]:
+def _make(source: Source, sample: BatchSample, seed: Sequence[int]) -> list[PatchBatch]:
     store, training = source
-    return make_step_batches(store, draw, training, seed)
+    return make_step_batches(store, sample, training, seed)
 
 
-def _end(threads: ThreadPoolExecutor, staff: Sequence[_Process]) -> None:
-    """The processes first: a thread that waits for one would wait on."""
-    for process in staff:
+def _end(threads: ThreadPoolExecutor, processes: Sequence[_Process]) -> None:
+    """End the processes first: a thread that waits for one would never end."""
+    for process in processes:
         process.end()
     threads.shutdown(cancel_futures=True)
 
@@ -156,43 +160,46 @@ def _end(threads: ThreadPoolExecutor, staff: Sequence[_Process]) -> None:
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
-def _ask(idle: queue.SimpleQueue[_Process], source: Source, draw: BatchSample, seed: Sequence[int]) -> list[PatchBatch]:
+def _request(
+    idle: queue.SimpleQueue[_Process], source: Source, sample: BatchSample, seed: Sequence[int]
+) -> list[PatchBatch]:
     process = idle.get()
     try:
-        return process.ask(source, draw, seed)
+        return process.request(source, sample, seed)
     finally:
         idle.put(process)
 
 
 class _Process:
-    """A spawned process and this side's end of the pipe to it. When the pipe breaks, either side knows."""
+    """A spawned process and our end of the pipe to it. Both sides notice when the pipe breaks."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True, name="patches")
+        self._pipe, child_end = context.Pipe()
+        self._process = context.Process(target=_serve, args=(child_end,), daemon=True, name="patches")
         self._process.start()
-        theirs.close()
+        child_end.close()
         self._source: Source | None = None
 
-    def ask(self, source: Source, draw: BatchSample, seed: Sequence[int]) -> list[PatchBatch]:
-        """The patches of a step. The source is sent along when it is another than last time."""
+    def request(self, source: Source, sample: BatchSample, seed: Sequence[int]) -> list[PatchBatch]:
+        """The patch batches of a step. The source is sent only when it differs from the last one."""
         try:
-            self._pipe.send((None if source is self._source else source, draw, seed))
+            self._pipe.send((None if source is self._source else source, sample, seed))
             self._source = source
-            made, error, where = self._pipe.recv()
+            patch_batches: list[PatchBatch]
+            patch_batches, error, trace = self._pipe.recv()
         except (EOFError, OSError):
             raise WorkerKilled("making patches", [_KILLED]) from None
         if error is not None:
-            error.add_note(f"In the process that makes patches:\n{where}")
+            error.add_note(f"In the process that makes patches:\n{trace}")
             raise error
-        return made
+        return patch_batches
 
     def end(self) -> None:
-        """At once, whatever it is doing: nothing that it makes is missed."""
+        """End at once, whatever it is doing: its patches are no longer needed."""
         self._process.terminate()
         self._process.join()
-        # the pipe is left to the thread that may be reading from it: it finds the end, and then nobody holds it
+        # the pipe is not closed here: the thread that may be reading from it gets EOFError, and it is collected then
 
 
 _KILLED = (
@@ -202,7 +209,7 @@ _KILLED = (
 
 
 def _serve(pipe: Connection) -> None:
-    """Make what is asked for until the other side is gone. Ctrl-C is for the other side to act on."""
+    """Make the requested patches until the parent process is gone. Ctrl-C is left to the parent."""
     import blosc2
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -210,23 +217,23 @@ def _serve(pipe: Connection) -> None:
     source: Any = None
     try:
         while True:
-            sent, draw, seed = pipe.recv()
-            source = sent or source
-            pipe.send(_answer(source, draw, seed))
+            new_source, sample, seed = pipe.recv()
+            source = new_source or source
+            pipe.send(_batches_or_error(source, sample, seed))
     except (EOFError, OSError):
         return
 
 
-def _answer(
-    source: Source, draw: BatchSample, seed: Sequence[int]
+def _batches_or_error(
+    source: Source, sample: BatchSample, seed: Sequence[int]
 ) -> tuple[list[PatchBatch] | None, Exception | None, str]:
-    """The patches, or the error and where it was; an error that cannot cross the border is told in words."""
+    """The patch batches, or the error and its traceback; an error that cannot be pickled becomes a RuntimeError."""
     try:
-        return _make(source, draw, seed), None, ""
+        return _make(source, sample, seed), None, ""
     except Exception as error:
-        where = traceback.format_exc()
+        trace = traceback.format_exc()
         try:
             ForkingPickler.loads(ForkingPickler.dumps(error))
         except Exception:
-            return None, RuntimeError(f"{type(error).__name__}: {error}"), where
-        return None, error, where
+            return None, RuntimeError(f"{type(error).__name__}: {error}"), trace
+        return None, error, trace
