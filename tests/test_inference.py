@@ -217,7 +217,7 @@ def test_uncertainty_is_higher_where_a_trained_like_answer_is_torn():
 @pytest.mark.parametrize(
     ("scan", "says"),
     [
-        (case(channels=2), "2 channels, the model wants 1"),
+        (case(channels=2), "2 channels, the model takes 1"),
         (case((1, 24, 28)), "1 slices, the model is 3D"),
     ],
 )
