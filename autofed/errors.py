@@ -30,26 +30,26 @@ class ValidationErrors(ValueError):
             lines.append(f"  ... and {more} more of the like")
         return "\n".join([f"{self.about}: {len(self.problems)} problems", *lines])
 
-    def __reduce__(self):
-        return type(self), (self.about, self.problems)  # crosses the border of a worker process whole
+    def __reduce__(self) -> tuple[type[ValidationErrors], tuple[str, tuple[str, ...]]]:
+        return type(self), (self.about, self.problems)  # so that a worker process can send it back
 
 
 def raise_if_any(about: str, problems: Iterable[str]) -> None:
     """Raise `ValidationErrors` if there is at least one."""
-    found = tuple(problems)
-    if found:
-        raise ValidationErrors(about, found)
+    sentences = tuple(problems)
+    if sentences:
+        raise ValidationErrors(about, sentences)
 
 
 class Attempts:
-    """Calls that may refuse, tried one after the other; see `attempts`."""
+    """Calls that may raise `ValidationErrors`, tried one after the other; see `attempts`."""
 
     def __init__(self, about: str):
         self.about = about
         self.problems: list[str] = []
 
     def __call__(self, call: Callable[P, R], /, *args: P.args, **keywords: P.kwargs) -> R:
-        """What the call gives. What it refuses is noted, and nobody sees the None that comes instead."""
+        """The call's result, or None (which no caller sees) after collecting the problems that it raised."""
         try:
             return call(*args, **keywords)
         except ValidationErrors as error:
@@ -59,9 +59,9 @@ class Attempts:
 
 @contextmanager
 def attempts(about: str) -> Iterator[Attempts]:
-    """For several calls that may refuse: `with attempts("plan") as attempt: budget = attempt(parse, text)`.
+    """For several calls that may raise: `with attempts("plan") as attempt: budget = attempt(parse, text)`.
 
-    The block's end raises one `ValidationErrors` with those of all calls, so what they gave counts only after it.
+    The block's end raises one `ValidationErrors` with the problems of all calls, so use their results only after it.
     """
     attempt = Attempts(about)
     yield attempt
@@ -69,8 +69,8 @@ def attempts(about: str) -> Iterator[Attempts]:
 
 
 def collect_errors(about: str, calls: Iterable[Callable[[], R]]) -> list[R]:
-    """What calls of one kind give, in their order; one `ValidationErrors` with those of all calls if any of them
-    refuses.
+    """The results of calls of one kind, in their order; one `ValidationErrors` with the problems of all calls if any
+    raises it.
     """
     with attempts(about) as attempt:
         return [attempt(call) for call in calls]

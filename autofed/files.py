@@ -20,7 +20,7 @@ from autofed.errors import ValidationErrors
 PathLike = Path | str
 
 
-def _beside(path: Path) -> Path:
+def _part_of(path: Path) -> Path:
     """A fresh name in the same folder, so that the rename that follows never crosses a file system."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
 
@@ -53,7 +53,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """Give a folder to fill; it becomes `path` (replacing one that is there) only if the block ends well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = _beside(path)
+    part = _part_of(path)
     part.mkdir()
     try:
         yield part

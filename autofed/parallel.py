@@ -54,13 +54,13 @@ def total(
 
     The order is that in which the items are finished: `add` must be exact. Otherwise like `each`.
     """
-    found: list[Result] = []
+    sums: list[Result] = []
 
     def take(_: int, result: Result) -> None:
-        found[:] = [add(found[0], result) if found else result]
+        sums[:] = [add(sums[0], result) if sums else result]
 
     _run(function, list(items), take, stage=stage, processes=processes, progress=progress)
-    return found[0]
+    return sums[0]
 
 
 def _run(
@@ -75,15 +75,15 @@ def _run(
     """Hand every result with the number of its item to `take`; `ValidationErrors` of all items in the end."""
     progress(stage, 0, len(work))
     problems = (
-        _here(function, work, take, stage, progress)
+        _run_in_process(function, work, take, stage, progress)
         if processes <= 1 or len(work) < 2
-        else _spread(function, work, take, stage, min(processes, len(work)), progress)
+        else _run_in_workers(function, work, take, stage, min(processes, len(work)), progress)
     )
     if problems:
         raise ValidationErrors(stage, problems)
 
 
-def _here(
+def _run_in_process(
     function: Callable[[Item], Result],
     work: Sequence[Item],
     take: Callable[[int, Result], None],
@@ -100,7 +100,7 @@ def _here(
     return problems
 
 
-def _spread(
+def _run_in_workers(
     function: Callable[[Item], Result],
     work: Sequence[Item],
     take: Callable[[int, Result], None],
@@ -110,7 +110,7 @@ def _spread(
 ) -> list[str]:
     problems: dict[int, list[str]] = {}
     waiting = iter(enumerate(work))
-    running: dict[Future, int] = {}
+    running: dict[Future[Result], int] = {}
     finished = 0
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
@@ -129,13 +129,13 @@ def _spread(
                     finished += 1
                     progress(stage, finished, len(work))
         except BrokenProcessPool:
-            raise ValidationErrors(stage, [_killed(processes)]) from None
+            raise ValidationErrors(stage, [_killed_worker_problem(processes)]) from None
         finally:
             pool.shutdown(cancel_futures=True)
     return [p for i in sorted(problems) for p in problems[i]]
 
 
-def _killed(processes: int) -> str:
+def _killed_worker_problem(processes: int) -> str:
     return (
         f"a worker process was killed from outside, most often because memory ran out with {processes} processes; "
         "try again with --processes 1, or run a script that calls autofed under `if __name__ == '__main__':`"

@@ -1,4 +1,4 @@
-"""A hospital's dataset: what it declares, its cases, and whether several hospitals agree."""
+"""A site's dataset: what it declares, its cases, and whether several sites agree."""
 
 from autofed.data.case_files import CaseFiles, find_images
 from autofed.data.dataset import Case, Dataset, open_dataset, open_datasets, site_folders

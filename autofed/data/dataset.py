@@ -1,4 +1,4 @@
-"""A hospital's dataset in nnU-Net's raw layout, and its cases."""
+"""A site's dataset in nnU-Net's raw layout, and its cases."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from autofed.data.dataset_json import channel_names, description_problems, no_da
 from autofed.data.declaration import Declaration, disagreements, site_name_problem
 from autofed.data.images import Geometry
 from autofed.data.labels import Values, canonical, declared_order, declared_structures, value_problems
-from autofed.data.reading import attempt, header_problems, image_problems, read_channels
+from autofed.data.reading import header_problems, image_problems, read_channels, read_or_note
 from autofed.errors import ValidationErrors, prefixed_problems, raise_if_any
 from autofed.files import digest, read_json
 
@@ -60,12 +60,12 @@ class Dataset:
     def read(self, case: str) -> Case:
         """Read a case and check every voxel; `ValidationErrors` names all that is wrong with its image and its label.
 
-        That they lie on each other was seen in their headers; see `open_dataset`.
+        That image and label share a grid was checked in their headers; see `open_dataset`.
         """
         files = self.cases[case]
         problems: list[str] = []
-        scan = attempt(read_channels, files.images, problems)
-        truth = attempt(images.read_labels, files.label, problems) if files.label else None
+        scan = read_or_note(read_channels, files.images, problems)
+        truth = read_or_note(images.read_labels, files.label, problems) if files.label else None
         problems += image_problems(scan[0], self.channels) if scan else []
         problems += value_problems(truth[0], self.labels, self.annotated) if truth else []
         raise_if_any(f"{self.name}/{case}", problems)
@@ -113,8 +113,8 @@ def open_dataset(folder: Path | str, *, headers: bool = True) -> Dataset:
     annotated = declared_structures(description)
     dataset = Dataset(folder, channels, labels, cases, patients, order, annotated, protocol)  # type: ignore[arg-type]
     name_problem = site_name_problem(dataset.name)
-    seen = header_problems(cases, channels) if headers else []
-    problems = [*([name_problem] if name_problem else []), *problems, *seen]
+    header_mistakes = header_problems(cases, channels) if headers else []
+    problems = [*([name_problem] if name_problem else []), *problems, *header_mistakes]
     raise_if_any(str(folder), problems)
     return dataset
 

@@ -24,13 +24,13 @@ def description_problems(description: Any) -> list[str]:
     names = channel_names(description)
     if not isinstance(names, dict) or sorted(names) != sorted(str(i) for i in range(len(names))) or not names:
         problems.append('`channel_names` must map "0", "1", ... to names, for example {"0": "T1"}')
-    wrong = labels_problems(description.get("labels"), declared_order(description))
-    problems += wrong
-    if not wrong and "annotated" in description:
+    label_problems = labels_problems(description.get("labels"), declared_order(description))
+    problems += label_problems
+    if not label_problems and "annotated" in description:
         problems += annotated_problems(description["annotated"], description["labels"])
     if str(description.get("file_ending", "")).lower() not in images.ENDINGS:
-        known = " ".join(sorted(images.ENDINGS))
-        problems.append(f"`file_ending` is {description.get('file_ending')!r}; expected one of {known}")
+        endings = " ".join(sorted(images.ENDINGS))
+        problems.append(f"`file_ending` is {description.get('file_ending')!r}; expected one of {endings}")
     patients = description.get("patients", {})
     if not isinstance(patients, dict) or not all(isinstance(v, str) for v in patients.values()):
         problems.append('`patients` must map case to patient, for example {"case_1": "patient_1"}')
@@ -39,8 +39,8 @@ def description_problems(description: Any) -> list[str]:
 
 def _protocol_problems(protocol: Any) -> list[str]:
     """What is wrong with the facts that a site declares of all its cases."""
-    known = isinstance(protocol, dict) and set(protocol) <= {"spacing_mm", "size"}
-    if not known or not all(_is_triple(value) for value in protocol.values()):
+    has_known_keys = isinstance(protocol, dict) and set(protocol) <= {"spacing_mm", "size"}
+    if not has_known_keys or not all(_is_triple(value) for value in protocol.values()):
         example = '{"spacing_mm": [3, 1, 1], "size": [40, 256, 256]}'
         return [f"`protocol` is {protocol!r}; expected numbers above 0 for (z, y, x), as {example}"]
     return []
@@ -54,18 +54,18 @@ def _is_triple(value: Any) -> bool:
 def number_problems(description: Mapping[str, Any], cases: Mapping[str, CaseFiles]) -> list[str]:
     """nnU-Net's numTraining is never needed here, but where it is wrong, files were lost or forgotten."""
     labelled = sum(files.label is not None for files in cases.values())
-    said = description.get("numTraining", len(cases))
-    if not cases or said in (len(cases), labelled):
+    declared = description.get("numTraining", len(cases))
+    if not cases or declared in (len(cases), labelled):
         return []
-    found = f"imagesTr holds {len(cases)} cases, {labelled} of them with a label"
-    return [f"`numTraining` is {said!r}, but {found}; correct the number, or look for what is missing"]
+    counts = f"imagesTr holds {len(cases)} cases, {labelled} of them with a label"
+    return [f"`numTraining` is {declared!r}, but {counts}; correct the number, or look for what is missing"]
 
 
 def no_dataset(folder: Path) -> str:
     """Why a folder without dataset.json is no dataset, and which one may be meant."""
     if not folder.exists():
         return "there is no such folder"
-    inside = sorted(folder.glob("sites/*/dataset.json")) or sorted(folder.glob("*/dataset.json"))
-    names = ", ".join(str(path.parent.relative_to(folder)) for path in inside[:6])
-    hint = f"; did you mean the folders in it ({names})?" if inside else ""
+    nested = sorted(folder.glob("sites/*/dataset.json")) or sorted(folder.glob("*/dataset.json"))
+    names = ", ".join(str(path.parent.relative_to(folder)) for path in nested[:6])
+    hint = f"; did you mean the folders in it ({names})?" if nested else ""
     return f"there is no dataset.json; expected nnU-Net's raw layout (dataset.json, imagesTr, labelsTr){hint}"

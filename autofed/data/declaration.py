@@ -1,4 +1,4 @@
-"""What a hospital declares of its data, and whether several hospitals agree."""
+"""What a site declares about its data, and whether several sites agree."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class HasDeclaration(HasLabels, Protocol):
 
 
 class Declaration(Record):
-    """What every hospital of a federation must declare alike."""
+    """What every site of a federation must declare alike."""
 
     channels: tuple[str, ...]
     labels: dict[str, Values]
@@ -62,11 +62,11 @@ def disagreements(declarations: Mapping[str, Declaration]) -> list[str]:
     """One sentence for each thing the sites declare differently, naming every site and what it says."""
     problems = []
     for what in DECLARED:
-        views: dict[str, list[str]] = {}
+        sites_by_value: dict[str, list[str]] = {}
         for site, declaration in declarations.items():
-            views.setdefault(describe_regions(declaration, what), []).append(site)
-        if len(views) > 1:
-            listed = "; ".join(f"{', '.join(sites)}: {value}" for value, sites in views.items())
+            sites_by_value.setdefault(describe_regions(declaration, what), []).append(site)
+        if len(sites_by_value) > 1:
+            listed = "; ".join(f"{', '.join(sites)}: {value}" for value, sites in sites_by_value.items())
             hint = _annotated_hint(declarations) if what == "labels" else ""
             problems.append(f"the sites disagree on {what} ({listed}); make dataset.json the same at all sites{hint}")
     return problems
@@ -74,15 +74,17 @@ def disagreements(declarations: Mapping[str, Declaration]) -> list[str]:
 
 def _annotated_hint(declarations: Mapping[str, Declaration]) -> str:
     """What to write where sites leave out structures that they never annotated, as local datasets may well do."""
-    every = dict.fromkeys(name for declaration in declarations.values() for name in Labels.of(declaration).names)
+    all_structures = dict.fromkeys(
+        name for declaration in declarations.values() for name in Labels.of(declaration).names
+    )
     sites: dict[tuple[str, ...], list[str]] = {}
     for site, declaration in declarations.items():
         sites.setdefault(Labels.of(declaration).names, []).append(site)
     return "".join(
-        f"; if {' and '.join(which)} never annotated {' and '.join(missing)}, write the same labels there too and "
-        f'"annotated": {json.dumps(own)}'
-        for own, which in sites.items()
-        if (missing := [name for name in every if name not in own])
+        f"; if {' and '.join(incomplete)} never annotated {' and '.join(missing)}, write the same labels there too and "
+        f'"annotated": {json.dumps(structures)}'
+        for structures, incomplete in sites.items()
+        if (missing := [name for name in all_structures if name not in structures])
     )
 
 

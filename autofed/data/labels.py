@@ -69,15 +69,15 @@ class Labels:
     @classmethod
     def declared(cls, labels: Mapping[str, Any], order: Iterable[int] = ()) -> Labels:
         """The labels of a mapping as dataset.json has it, background included or not."""
-        known = canonical(labels)
-        structures = tuple((name, _listed(values)) for name, values in known.items() if _is_structure(name, values))
-        return cls(structures, _has_regions(known), tuple(order), known.get(IGNORE))  # type: ignore[arg-type]
+        ordered = canonical(labels)
+        structures = tuple((name, _listed(values)) for name, values in ordered.items() if _is_structure(name, values))
+        return cls(structures, _has_regions(ordered), tuple(order), ordered.get(IGNORE))  # type: ignore[arg-type]
 
     def with_annotated(self, names: Iterable[str]) -> Labels:
         """The same labels where only these structures were annotated; no names stand for all of them."""
-        chosen = set(names)
-        known = tuple(name for name in self.names if name in chosen)
-        return replace(self, annotated=() if known == self.names else known)
+        requested = set(names)
+        annotated_names = tuple(name for name in self.names if name in requested)
+        return replace(self, annotated=() if annotated_names == self.names else annotated_names)
 
     def is_annotated(self, name: str) -> bool:
         """Whether what a label map does not show of a structure is not there."""
@@ -114,7 +114,7 @@ class Labels:
         return label > 0 if self.ignore is None else (label > 0) & (label != self.ignore)
 
     def targets(self) -> np.ndarray:
-        """What the network should say of each value: float32 (values, channels) of 0 and 1; of ignore all 0."""
+        """The network's target for each value: float32 (values, channels) of 0 and 1; all 0 for ignore."""
         table = np.zeros((self.highest_value + 1, self.channels), np.float32)
         if not self.is_regions:
             table[0, 0] = 1
@@ -128,7 +128,7 @@ class Labels:
         Of classes the most probable; of regions all that are more probable than not, one on top of the other.
         """
         if not self.is_regions:
-            return probabilities.argmax(0)
+            return np.asarray(probabilities.argmax(0))
         painted = np.zeros(probabilities.shape[1:], np.int64)
         for probability, value in zip(probabilities, self.order, strict=True):
             painted[probability > 0.5] = value
@@ -137,8 +137,8 @@ class Labels:
     def names_of_values(self) -> dict[int, str]:
         """What to call the voxels of each value: the structure, or the smallest region that holds them."""
         by_size = sorted(self.structures, key=lambda structure: -len(structure[1]))
-        found = {value: name for name, values in by_size for value in values}
-        return dict(sorted(found.items()))
+        names = {value: name for name, values in by_size for value in values}
+        return dict(sorted(names.items()))
 
 
 def mask(label: np.ndarray, values: Sequence[int]) -> np.ndarray:
@@ -166,8 +166,8 @@ def declared_order(description: Mapping[str, Any]) -> Any:
 
 def declared_structures(description: Mapping[str, Any]) -> tuple[str, ...]:
     """The `annotated` of a dataset.json that is in order, as its labels are ordered; () without it."""
-    chosen = description.get("annotated", ())
-    return tuple(name for name in Labels.declared(description["labels"]).names if name in chosen)
+    annotated = description.get("annotated", ())
+    return tuple(name for name in Labels.declared(description["labels"]).names if name in annotated)
 
 
 def declared_labels(path: Path) -> dict[str, Values]:
@@ -210,18 +210,18 @@ def annotated_problems(annotated: Any, labels: Mapping[str, Any]) -> list[str]:
     """What is wrong with the structures that a dataset.json says were annotated; its labels are in order."""
     names = Labels.declared(labels).names
     if not isinstance(annotated, list | tuple) or not annotated or not all(isinstance(n, str) for n in annotated):
-        wanted = f'must list some of the structures {", ".join(names)}, for example ["{names[0]}"]'
-        return [f"`annotated` {wanted}; found {annotated!r}; leave it out if all were annotated"]
-    known = f"the structures are {', '.join(names)}"
-    problems = [f"`annotated` names {n!r}, which is no structure; {known}" for n in annotated if n not in names]
-    twice = sorted({name for name in annotated if annotated.count(name) > 1})
-    return problems + [f"`annotated` names {name} {annotated.count(name)} times; keep one" for name in twice]
+        expectation = f'must list some of the structures {", ".join(names)}, for example ["{names[0]}"]'
+        return [f"`annotated` {expectation}; found {annotated!r}; leave it out if all were annotated"]
+    hint = f"the structures are {', '.join(names)}"
+    problems = [f"`annotated` names {n!r}, which is no structure; {hint}" for n in annotated if n not in names]
+    repeated = sorted({name for name in annotated if annotated.count(name) > 1})
+    return problems + [f"`annotated` names {name} {annotated.count(name)} times; keep one" for name in repeated]
 
 
 def _class_problems(labels: Mapping[str, Any]) -> list[str]:
     values = list(labels.values())
-    whole = all(_is_whole(v) for v in values)
-    if whole and labels.get(BACKGROUND) == 0 and sorted(values) == list(range(len(values))) and len(values) > 1:
+    are_whole = all(_is_whole(v) for v in values)
+    if are_whole and labels.get(BACKGROUND) == 0 and sorted(values) == list(range(len(values))) and len(values) > 1:
         return []
     return [f"`labels` must be background 0 and then 1, 2, ... without a gap; found {describe_values(labels)}"]
 
@@ -236,13 +236,15 @@ def _region_problems(labels: Mapping[str, Any]) -> list[str]:
             problems.append(f"`labels` gives {name} the values {list(values)}; write whole numbers above 0, each once")
     if problems:
         return problems
-    found = sorted({value for values in regions.values() for value in values})
-    if found != list(range(1, len(found) + 1)):
+    used_values = sorted({value for values in regions.values() for value in values})
+    if used_values != list(range(1, len(used_values) + 1)):
         problems.append(f"the values of all regions must be 1, 2, ... without a gap; found {describe_values(labels)}")
     for name, values in regions.items():
-        same = [other for other, others in regions.items() if others == values]
-        if len(same) > 1 and same[0] == name:
-            problems.append(f"`labels` gives {' and '.join(same)} the same values {list(values)}; keep one of them")
+        equal_regions = [other_name for other_name, other_values in regions.items() if other_values == values]
+        if len(equal_regions) > 1 and equal_regions[0] == name:
+            problems.append(
+                f"`labels` gives {' and '.join(equal_regions)} the same values {list(values)}; keep one of them"
+            )
     return problems
 
 
@@ -262,8 +264,8 @@ def _order_problems(regions: Mapping[str, tuple[int, ...]], order: Any) -> list[
         or not all(_is_whole(v) for v in order)
         or len(set(order)) < len(order)
     ):
-        wanted = f"one value for each of the regions {', '.join(names)}, in this order and each once"
-        return [f"`regions_class_order` must be {wanted}; found {order!r}{_suggestion(regions)}"]
+        expectation = f"one value for each of the regions {', '.join(names)}, in this order and each once"
+        return [f"`regions_class_order` must be {expectation}; found {order!r}{_suggestion(regions)}"]
     problems = [
         f"`regions_class_order` paints {name} with {value}, which is none of its values {list(regions[name])}"
         for name, value in zip(names, order, strict=True)
@@ -297,8 +299,8 @@ def _plain(values: Any) -> Any:
     """A list as a tuple in ascending order, or as its only value; all else, and what cannot be sorted, as it is."""
     if not isinstance(values, list | tuple):
         return values
-    whole = all(_is_whole(v) for v in values)
-    return values[0] if whole and len(values) == 1 else tuple(sorted(values) if whole else values)
+    are_whole = all(_is_whole(v) for v in values)
+    return values[0] if are_whole and len(values) == 1 else tuple(sorted(values) if are_whole else values)
 
 
 def _listed(values: Values) -> tuple[int, ...]:
@@ -328,19 +330,21 @@ def voxel_counts(label: np.ndarray, values: int = 0) -> np.ndarray:
 def value_problems(label: np.ndarray, labels: Mapping[str, Values], annotated: Iterable[str] = ()) -> Iterator[str]:
     """What is wrong with the values of a site's label map; `annotated` as in `Labels.with_annotated`."""
     declared = {value for values in labels.values() for value in _listed(values)}
-    found = _values(label)
-    unknown = sorted(found - declared)
+    present = _values(label)
+    unknown = sorted(present - declared)
     if unknown:
-        shown = f"{unknown[:10]}" + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
-        yield f"the label holds the values {shown}, but dataset.json declares only {describe_values(labels)}"
-    known = Labels.declared(labels).with_annotated(annotated)
-    taught = {value for name, values in known.structures if known.is_annotated(name) for value in values}
-    untold = sorted(found & (known.values - taught - {0}))
-    if untold:
-        names = ", ".join(dict.fromkeys(known.names_of_values()[value] for value in untold))
+        listed = f"{unknown[:10]}" + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
+        yield f"the label holds the values {listed}, but dataset.json declares only {describe_values(labels)}"
+    site_labels = Labels.declared(labels).with_annotated(annotated)
+    annotated_values = {
+        value for name, values in site_labels.structures if site_labels.is_annotated(name) for value in values
+    }
+    unannotated = sorted(present & (site_labels.values - annotated_values - {0}))
+    if unannotated:
+        names = ", ".join(dict.fromkeys(site_labels.names_of_values()[value] for value in unannotated))
         yield (
-            f"the label holds the values {untold} ({names}), but `annotated` in dataset.json names only "
-            f"{', '.join(known.annotated)}; add what was annotated to it, or write 0 there"
+            f"the label holds the values {unannotated} ({names}), but `annotated` in dataset.json names only "
+            f"{', '.join(site_labels.annotated)}; add what was annotated to it, or write 0 there"
         )
 
 

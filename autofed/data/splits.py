@@ -35,7 +35,7 @@ class Split:
 
 
 def split(patients: Patients, fold: str, folder: Path, *, private: bool) -> Split:
-    """A site's split for a fold, "all" or a number from 0; `folder` is where the site keeps what is its own.
+    """A site's split for a fold, "all" or a number from 0; `folder` is where the site keeps its private files.
 
     As the site's splits.json says if there is one; else by fifths, and by a secret salt if the plan is private.
     """
@@ -61,8 +61,8 @@ def nnunet_split(patients: Sequence[str], fold: int) -> Split:
         return Split(tuple(names), ())
     order = np.arange(len(names))
     np.random.RandomState(_SEED).shuffle(order)
-    held = {names[i] for i in np.array_split(order, FOLDS)[fold]}
-    return _parted(names, held)
+    held_out = {names[i] for i in np.array_split(order, FOLDS)[fold]}
+    return _split_by(names, held_out)
 
 
 def hashed_split(patients: Sequence[str], fold: int, salt: bytes) -> Split:
@@ -72,22 +72,22 @@ def hashed_split(patients: Sequence[str], fold: int, salt: bytes) -> Split:
     whoever does not know the salt cannot tell from a name in which part it is.
     """
     names = sorted(patients)
-    parts = {name: int.from_bytes(hashlib.sha256(salt + name.encode()).digest()[:8]) % FOLDS for name in names}
-    return _parted(names, {name for name in names if parts[name] == fold})
+    fold_of = {name: int.from_bytes(hashlib.sha256(salt + name.encode()).digest()[:8]) % FOLDS for name in names}
+    return _split_by(names, {name for name in names if fold_of[name] == fold})
 
 
 def declared_split(path: Path, patients: Patients, fold: int) -> Split:
     """The split that a site wrote down, as nnU-Net does: a list of {"train": [cases], "val": [cases]}, one a fold.
 
-    Patients that are in neither are left out. `Problems` names what is wrong with it, all at once.
+    Patients that are in neither are left out. `ValidationErrors` names what is wrong with it, all at once.
     """
     folds = read_json(path)
     raise_if_any(str(path), _form_problems(folds, fold))
-    home = {case: patient for patient, cases in patients.items() for case in cases}
+    patient_of = {case: patient for patient, cases in patients.items() for case in cases}
     sides = {side: list(dict.fromkeys(folds[fold][side])) for side in ("train", "val")}
-    raise_if_any(str(path), _content_problems(sides, home))
-    raise_if_any(str(path), _parts_of_patients(sides, patients, home))
-    train, validation = (tuple(sorted({home[case] for case in sides[side]})) for side in ("train", "val"))
+    raise_if_any(str(path), _content_problems(sides, patient_of))
+    raise_if_any(str(path), _divided_patient_problems(sides, patients, patient_of))
+    train, validation = (tuple(sorted({patient_of[case] for case in sides[side]})) for side in ("train", "val"))
     return Split(train, validation)
 
 
@@ -98,8 +98,8 @@ def _salt(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _parted(names: Sequence[str], held: set[str]) -> Split:
-    return Split(tuple(n for n in names if n not in held), tuple(n for n in names if n in held))
+def _split_by(names: Sequence[str], held_out: set[str]) -> Split:
+    return Split(tuple(n for n in names if n not in held_out), tuple(n for n in names if n in held_out))
 
 
 def _form_problems(folds: Any, fold: int) -> list[str]:
@@ -116,20 +116,22 @@ def _is_fold(entry: Any) -> bool:
     return all(isinstance(side, list) and all(isinstance(case, str) for case in side) for side in sides)
 
 
-def _parts_of_patients(sides: Mapping[str, Sequence[str]], patients: Patients, home: Mapping[str, str]) -> list[str]:
-    named = {case for cases in sides.values() for case in cases}
+def _divided_patient_problems(
+    sides: Mapping[str, Sequence[str]], patients: Patients, patient_of: Mapping[str, str]
+) -> list[str]:
+    split_cases = {case for cases in sides.values() for case in cases}
     return [
-        f"{patient} has {', '.join(c for c in patients[patient] if c not in named)} besides, which is in neither; name "
-        "all cases of a patient or none"
-        for patient in sorted({home[case] for case in named})
-        if not named.issuperset(patients[patient])
+        f"{patient} has {', '.join(c for c in patients[patient] if c not in split_cases)} besides, which is in "
+        "neither; name all cases of a patient or none"
+        for patient in sorted({patient_of[case] for case in split_cases})
+        if not split_cases.issuperset(patients[patient])
     ]
 
 
-def _content_problems(sides: Mapping[str, Sequence[str]], home: Mapping[str, str]) -> list[str]:
+def _content_problems(sides: Mapping[str, Sequence[str]], patient_of: Mapping[str, str]) -> list[str]:
     problems = [f"{side} names {case}, which is no case with a label here" for side, cases in sides.items()
-                for case in cases if case not in home]  # fmt: skip
-    patients = {side: {home[case] for case in cases if case in home} for side, cases in sides.items()}
+                for case in cases if case not in patient_of]  # fmt: skip
+    patients = {side: {patient_of[case] for case in cases if case in patient_of} for side, cases in sides.items()}
     both = sorted(patients["train"] & patients["val"])
     problems += [f"the patient {patient} is in train and in val; hold out whole patients" for patient in both]
     return problems if patients["train"] else [*problems, "train is empty; name the cases to train on"]

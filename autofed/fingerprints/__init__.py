@@ -1,4 +1,4 @@
-"""What a site tells of its data before a plan: exact counts and sums, or noised ones (`fingerprints.private`)."""
+"""A summary of a site's data, for planning: exact counts and sums, or noisy ones (`fingerprints.private`)."""
 
 from autofed.fingerprints.exact import (
     FIXED_POINT,

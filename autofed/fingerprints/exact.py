@@ -1,4 +1,4 @@
-"""What a site tells about its data: counts and sums that merge exactly, and no list of cases.
+"""The exact fingerprint of a site's data: counts and sums that merge exactly, and no list of cases.
 
 Every number is an integer (sums in fixed point), so that merging is associative and commutative to the bit: a site, a
 process and a single case are merged by the same function.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, reduce
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -44,6 +44,10 @@ FLOAT_RANGE = (-3.4e38, 3.4e38)
 
 Counts = dict[str, int]
 """How many cases have a value; values are written so that they read back exactly."""
+
+
+Tally = TypeVar("Tally", bound=Record)
+"""A record whose fields are counts and sums."""
 
 
 class SiteCounts(Record):
@@ -95,10 +99,10 @@ class ClassCounts(Record):
 
 
 class NoiseStatement(Record):
-    """Of a fingerprint that was made of noised counts: their noise multiplier, and what the fields of a plan rest on.
+    """Of a fingerprint estimated from a private one: its noise multiplier, and what the fields of a plan are based on.
 
-    `told` maps a field to a sentence: from so many patients with so much noise, or from a prior where noise wins; of
-    the `missing` ones nothing was counted well enough.
+    `told` maps a field to a sentence: estimated from so many patients with so much noise, or taken from a prior where
+    noise hides the data. The `missing` fields could not be estimated well enough.
     """
 
     multiplier: float = Field(gt=0)
@@ -109,7 +113,7 @@ class NoiseStatement(Record):
 class Fingerprint(Record):
     """The data of one site or, merged, of a federation. Axes are (z, y, x) as in the files.
 
-    With `noise` it is not what was counted but what a census under noise says, and has only what a plan needs.
+    With `noise` it is not counted but estimated from a private fingerprint, and has only what a plan needs.
     """
 
     declaration: Declaration
@@ -137,17 +141,19 @@ class Fingerprint(Record):
     @classmethod
     def parse(cls, value: Any, about: str) -> Self:
         """Check a JSON value that came from outside, also for what no single field can see."""
-        found = super().parse(value, about)
-        raise_if_any(about, _inconsistencies(found))
-        return found
+        fingerprint = super().parse(value, about)
+        raise_if_any(about, _inconsistencies(fingerprint))
+        return fingerprint
 
 
 def measure(dataset: Dataset, *, processes: int = 1, progress: Progress = silent) -> Fingerprint:
-    """The fingerprint of a site, in one pass over its cases; `Problems` names every case that is not in order."""
+    """The fingerprint of a site, in one pass over its cases; `ValidationErrors` names every faulty case."""
     declaration = dataset.declaration()
-    summed = total(
+    case_sums = total(
         partial(_measure, declaration),
-        [replace(dataset, cases={case: files}) for case, files in dataset.cases.items()],  # all that a worker is sent
+        [
+            replace(dataset, cases={case: files}) for case, files in dataset.cases.items()
+        ],  # a worker receives one case only
         _add,
         stage=f"fingerprint of {dataset.name}",
         processes=processes,
@@ -161,29 +167,33 @@ def measure(dataset: Dataset, *, processes: int = 1, progress: Progress = silent
         annotated=dataset.annotated,
     )
     labels = Labels.of(dataset).with_annotated(dataset.annotated)
-    unknown = {name: ClassCounts() for name in labels.names if not labels.is_annotated(name)}
-    classes = summed.classes | unknown  # a region may share its values with one that was annotated
-    found = summed.model_copy(update={"sites": {dataset.name: counts}, "classes": classes})
-    raise_if_any(dataset.name, [] if dataset.annotated else _foreground_problems(found))
-    return found
+    unannotated = {name: ClassCounts() for name in labels.names if not labels.is_annotated(name)}
+    classes = case_sums.classes | unannotated  # a region may share its values with one that was annotated
+    fingerprint = case_sums.model_copy(update={"sites": {dataset.name: counts}, "classes": classes})
+    raise_if_any(dataset.name, [] if dataset.annotated else _foreground_problems(fingerprint))
+    return fingerprint
 
 
 def merge(fingerprints: Sequence[Fingerprint]) -> Fingerprint:
-    """The fingerprint of all the data together; `Problems` if the sites disagree or one comes twice."""
+    """The fingerprint of all the data together; `ValidationErrors` if the sites disagree or one comes twice."""
     names = [name for f in fingerprints for name in f.sites]
     problems = [f"the site {n} comes {names.count(n)} times" for n in sorted(set(names)) if names.count(n) > 1]
     if not all(f.sites for f in fingerprints) or not names:
         problems.append("there is no site, or a fingerprint that names none; merge those that the sites handed over")
     problems += disagreements({", ".join(f.sites): f.declaration for f in fingerprints})
-    problems += [f"{', '.join(f.sites)}: this follows from noised counts; merge those" for f in fingerprints if f.noise]
+    problems += [
+        f"{', '.join(f.sites)}: this was estimated from private fingerprints; merge those"
+        for f in fingerprints
+        if f.noise
+    ]
     raise_if_any("the fingerprints", problems)
     return reduce(_add, fingerprints)
 
 
-def _foreground_problems(found: Fingerprint) -> list[str]:
+def _foreground_problems(fingerprint: Fingerprint) -> list[str]:
     """A mask may be empty, but a site where all are has the wrong files, unless it says that it looked."""
-    structures = Labels.of(found.declaration).names
-    if any(found.classes[name].cases for name in structures):
+    structures = Labels.of(fingerprint.declaration).names
+    if any(fingerprint.classes[name].cases for name in structures):
         return []
     quoted = ", ".join(f'"{name}"' for name in structures)
     return [
@@ -192,19 +202,19 @@ def _foreground_problems(found: Fingerprint) -> list[str]:
     ]
 
 
-def _inconsistencies(found: Fingerprint) -> list[str]:
+def _inconsistencies(fingerprint: Fingerprint) -> list[str]:
     """Where the parts of a fingerprint do not belong together."""
-    labels = _declaration_problems(found)
-    annotated = [] if labels else _annotated_problems(found)
-    return [*site_problems(found.sites), *labels, *annotated, *_count_problems(found)]
+    labels = _declaration_problems(fingerprint)
+    annotated = [] if labels else _annotated_problems(fingerprint)
+    return [*site_problems(fingerprint.sites), *labels, *annotated, *_count_problems(fingerprint)]
 
 
-def _annotated_problems(found: Fingerprint) -> list[str]:
+def _annotated_problems(fingerprint: Fingerprint) -> list[str]:
     return [
         f"sites.{name}: {problem}"
-        for name, site in found.sites.items()
+        for name, site in fingerprint.sites.items()
         if site.annotated
-        for problem in annotated_problems(site.annotated, found.declaration.labels)
+        for problem in annotated_problems(site.annotated, fingerprint.declaration.labels)
     ]
 
 
@@ -221,43 +231,47 @@ def site_problems(sites: Mapping[str, SiteCounts]) -> list[str]:
     return problems
 
 
-def _declaration_problems(found: Fingerprint) -> list[str]:
-    declaration = found.declaration
+def _declaration_problems(fingerprint: Fingerprint) -> list[str]:
+    declaration = fingerprint.declaration
     problems = labels_problems(declaration.labels, declaration.regions_class_order)
     if declaration.dimension not in (2, 3):
         problems.append(f"declaration.dimension: found {declaration.dimension}, expected 2 or 3")
-    if len(found.channels) != len(declaration.channels):
-        problems.append(f"channels: found {len(found.channels)}, the declaration has {len(declaration.channels)}")
-    if set(found.classes) != set(declaration.labels):
-        problems.append(f"classes: found {sorted(found.classes)}, the declaration has {sorted(declaration.labels)}")
+    if len(fingerprint.channels) != len(declaration.channels):
+        problems.append(f"channels: found {len(fingerprint.channels)}, the declaration has {len(declaration.channels)}")
+    if set(fingerprint.classes) != set(declaration.labels):
+        problems.append(
+            f"classes: found {sorted(fingerprint.classes)}, the declaration has {sorted(declaration.labels)}"
+        )
     structures = Labels.of(declaration).names
-    most = max((c.cases for name, c in found.classes.items() if name in structures), default=0)
-    for name, sums in zip(declaration.channels, found.channels, strict=False):
-        too_few = sums.cases < most and not found.noise  # which has only what a plan needs
+    most = max((c.cases for name, c in fingerprint.classes.items() if name in structures), default=0)
+    for name, sums in zip(declaration.channels, fingerprint.channels, strict=False):
+        too_few = sums.cases < most and not fingerprint.noise  # which has only what a plan needs
         if too_few or (sums.cases and not any(sums.histogram.values())):
             problems.append(f"channels.{name}: the intensities of {most} cases with a structure are expected")
     return problems
 
 
-def _count_problems(found: Fingerprint) -> list[str]:
+def _count_problems(fingerprint: Fingerprint) -> list[str]:
     problems = []
-    for where, counts, low, high in _all_counts(found):
+    for where, counts, low, high in _all_counts(fingerprint):
         wrong = [key for key, count in counts.items() if not _is_within(key, low, high) or count < 0]
         if wrong:
             problems.append(f"{where}: found {wrong[:3]}; expected numbers from {low:g} to {high:g}, counted 0 or more")
-        elif not where.startswith("channels") and sum(counts.values()) != found.cases:
-            problems.append(f"{where}: {sum(counts.values())} cases are counted, but the sites have {found.cases}")
+        elif not where.startswith("channels") and sum(counts.values()) != fingerprint.cases:
+            problems.append(
+                f"{where}: {sum(counts.values())} cases are counted, but the sites have {fingerprint.cases}"
+            )
     return problems
 
 
-def _all_counts(found: Fingerprint) -> Iterator[tuple[str, Counts, float, float]]:
+def _all_counts(fingerprint: Fingerprint) -> Iterator[tuple[str, Counts, float, float]]:
     """All histograms: where each is, and between which numbers its values lie."""
     tiny, huge = 1e-9, 1e9
-    for name, axis in zip("zyx", found.axes, strict=True):
+    for name, axis in zip("zyx", fingerprint.axes, strict=True):
         for field in AxisCounts.model_fields:
             yield f"axes.{name}.{field}", getattr(axis, field), tiny, huge
-    yield "crop_ratio", found.crop_ratio, 0, 1
-    for name, sums in zip(found.declaration.channels, found.channels, strict=False):
+    yield "crop_ratio", fingerprint.crop_ratio, 0, 1
+    for name, sums in zip(fingerprint.declaration.channels, fingerprint.channels, strict=False):
         yield f"channels.{name}.histogram", sums.histogram, *(HOUNSFIELD_RANGE if is_ct(name) else FLOAT_RANGE)
 
 
@@ -367,17 +381,17 @@ def _classes(case: Case, declared: Iterable[str], labels: Labels) -> dict[str, C
             cases=int(count > 0),
             voxels=count,
             volume=round(count * unit),
-            components=_components(mask(case.label, values[name])) if count and name in labels.names else 0,
+            components=_count_components(mask(case.label, values[name])) if count and name in labels.names else 0,
         )
         for name, count in voxels.items()
     }
 
 
-def _components(held: np.ndarray) -> int:
+def _count_components(structure: np.ndarray) -> int:
     """Connected pieces of a mask, within its bounding box; voxels that touch at a corner are one piece."""
     from scipy import ndimage  # takes as long to import as a small case to measure
 
-    return int(ndimage.label(held[crop_box(held[None])], np.ones((3, 3, 3)))[1])
+    return int(ndimage.label(structure[crop_box(structure[None])], np.ones((3, 3, 3)))[1])
 
 
 def _add(a: Fingerprint, b: Fingerprint) -> Fingerprint:
@@ -391,7 +405,7 @@ def _add(a: Fingerprint, b: Fingerprint) -> Fingerprint:
     )
 
 
-def _add_fields(a, b):
+def _add_fields(a: Tally, b: Tally) -> Tally:
     """Two records of counts and sums, field by field."""
     pairs = ((name, getattr(a, name), getattr(b, name)) for name in type(a).model_fields)
     return type(a)(**{name: _add_counts(x, y) if isinstance(x, dict) else x + y for name, x, y in pairs})

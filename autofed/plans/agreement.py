@@ -21,10 +21,10 @@ class AlgorithmSettings(Record):
 
 
 class AverageSettings(Record):
-    """How the coordinator averages what the sites release, and how far a site that lies can pull it.
+    """How the coordinator aggregates the sites' updates, and how far a malicious site can shift the result.
 
-    "mean" is weighted by patients, and so is "norm-bound", for which answers are first shrunk to at most `bound` times
-    the median norm of all sites' answers. "median" and "trimmed-mean" count every site once, coordinate by coordinate,
+    "mean" is weighted by patients, and so is "norm-bound", for which updates are first clipped to at most `bound` times
+    the median norm of all sites' updates. "median" and "trimmed-mean" count every site once, coordinate by coordinate,
     the latter without the share `trim` of the sites at either end. The `weights` of a mean are the sites' numbers of
     patients; the field has no other value any more, and stays so that a plan reads as it was written.
     """
@@ -58,7 +58,7 @@ class ServerSettings(Record):
 class FaultSettings(Record):
     """What happens when sites fail: a round counts with so many of them, and is tried so often.
 
-    A site that has not answered within `deadline_minutes` is left out of the round; without it the coordinator waits.
+    A site that has not responded within `deadline_minutes` is left out of the round; without it the coordinator waits.
     """
 
     least_sites: int = Field(1, ge=1)
@@ -109,7 +109,7 @@ class RoundSchedule(Record):
         for length in self._lengths:
             if rounds < length or length == self.rounds:
                 climbed = min(1.0, max(0.005, 10 * (rounds - before) / (length - before))) if before else 1.0
-                return climbed * max(0.0, 1 - rounds / length) ** 0.9
+                return float(climbed * max(0.0, 1 - rounds / length) ** 0.9)
             before = length
         return 0.0
 
@@ -154,12 +154,12 @@ class Agreement(Record):
 
 
 def _site_problems(agreement: Agreement) -> list[str]:
-    """What is said of sites and structures that are not in the agreement, or of more sites than there are."""
+    """Settings that name sites or structures which are not in the agreement, or more sites than there are."""
     sites, names = list(agreement.patients), Labels.of(agreement).names
     problems = [
         f"{field} names {site!r}, which is not among the sites {', '.join(sites)}"
-        for field, said in (("training.steps_at", agreement.training.steps_at), ("annotated", agreement.annotated))
-        for site in said
+        for field, entries in (("training.steps_at", agreement.training.steps_at), ("annotated", agreement.annotated))
+        for site in entries
         if site not in sites
     ]
     problems += [
@@ -179,8 +179,8 @@ def _site_problems(agreement: Agreement) -> list[str]:
         if all(name not in agreement.annotated.get(site, names) for site in sites)
     ]
     if agreement.faults.least_sites > len(sites):
-        found = agreement.faults.least_sites
-        problems.append(f"faults.least_sites is {found}, but there are {len(sites)} sites; write {len(sites)} or less")
+        least = agreement.faults.least_sites
+        problems.append(f"faults.least_sites is {least}, but there are {len(sites)} sites; write {len(sites)} or less")
     return problems
 
 

@@ -35,7 +35,7 @@ class Speed(Record):
         return self
 
     def seconds(self, network: Network, patch: Shape, batch: int) -> float:
-        """Seconds of one training step. Feeding is added although it overlaps: a CPU's cores have to do it too."""
+        """Seconds of one training step. Data loading is added although it overlaps: it takes a CPU's cores too."""
         gigaelements, teraflops = network.work(patch, batch)
         megavoxels = batch * network.in_channels * math.prod(patch) / 1e6
         return (
@@ -90,7 +90,7 @@ class Budget(Record):
         """Seconds until every site has taken one step: the slowest site counts.
 
         A step is as many passes over `batch` patches as `passes` says of each site: one, or one for each patient under
-        privacy, and more where public images teach, too.
+        privacy, and more where public images are trained on, too.
         """
         here = sum(count for site, count in passes.items() if site not in self.site_speeds)
         remote = [

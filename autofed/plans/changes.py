@@ -22,33 +22,41 @@ def apply(
 ) -> tuple[dict[str, Any], tuple[Reason, ...]]:
     """The content of a plan with some fields set by hand and what follows from them, and its reasons with one for each.
 
-    `record` is the plan's type, `tree` its content; `why` is said where it was not by hand, of all fields or by the
-    name that each was given. `Problems` names every field that is not there or ambiguous.
+    `ValidationErrors` names every field that is not there or ambiguous.
+
+    Args:
+        record: the plan's type.
+        tree: its content, which is changed in place.
+        reasons: those of the plan so far.
+        assignments: field, by its path or a unique ending of it, to value.
+        why: the reason if it was not by hand, of all fields or by the name that each was given.
     """
     raise_if_any("--set", unknown_fields(record, assignments))
     paths = {name: _resolve(record, name)[0] for name in assignments}
-    chosen = {paths[name]: value for name, value in assignments.items()}
+    values = {paths[name]: value for name, value in assignments.items()}
     whys = {path: why if isinstance(why, str) else why.get(name, "") for name, path in paths.items()}
     planned = {reason.field: reason.value for reason in reasons}
-    new = [_reason(path, value, whys[path], planned.get(path)) for path, value in chosen.items()]
-    following = [(path, value, because) for path, value, because in _followers(chosen, tree) if path not in chosen]
-    for path, value, because in following:
+    new_reasons = [_reason(path, value, whys[path], planned.get(path)) for path, value in values.items()]
+    followers = [
+        (path, value, consequence) for path, value, consequence in _followers(values, tree) if path not in values
+    ]
+    for path, value, consequence in followers:
         code: Code = "by-hand" if path == _COPIED else "planned"
-        new.append(Reason(field=path, value=str(value), why=because, code=code))
-    for path, value in [*chosen.items(), *((path, value) for path, value, _ in following)]:
+        new_reasons.append(Reason(field=path, value=str(value), why=consequence, code=code))
+    for path, value in [*values.items(), *((path, value) for path, value, _ in followers)]:
         _assign(tree, path, value)
-    changed = {reason.field for reason in new}
+    changed = {reason.field for reason in new_reasons}
     changed |= {"local.network"} if any(path.startswith(_SIZES) for path in changed) else set()
-    return tree, (*(reason for reason in reasons if reason.field not in changed), *new)
+    return tree, (*(reason for reason in reasons if reason.field not in changed), *new_reasons)
 
 
 def unknown_fields(record: type[Record], names: Iterable[str]) -> list[str]:
     """What is wrong with names of fields that are to be set by hand: unknown, ambiguous, of the budget, or twice."""
     resolved = [_resolve(record, name) for name in names]
     paths = [path for path, problem in resolved if not problem]
-    twice = [f"{path} is set {paths.count(path)} times; set it once" for path in dict.fromkeys(paths)
+    repeated = [f"{path} is set {paths.count(path)} times; set it once" for path in dict.fromkeys(paths)
              if paths.count(path) > 1]  # fmt: skip
-    return [problem for _, problem in resolved if problem] + twice
+    return [problem for _, problem in resolved if problem] + repeated
 
 
 _SIZES = ("local.network.", "local.training.patch_size", "local.training.batch_size", "local.training.precision")
@@ -63,32 +71,32 @@ def _reason(path: str, value: Any, why: str, planned: str | None) -> Reason:
     return Reason(field=path, value=str(value), why=why) if why else Reason.by_hand(path, str(value), planned)
 
 
-def _followers(chosen: Mapping[str, Any], tree: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+def _followers(values: Mapping[str, Any], tree: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     """What else changes with the fields that were set by hand, unless it was set too: (field, value, why)."""
-    if (rounds := "agreement.training.rounds") in chosen:
-        snapshots = spaced_snapshots(chosen[rounds])
-        yield "agreement.training.snapshots", snapshots, f"the ensemble of {chosen[rounds]} rounds: late and spaced"
-    if (mechanism := "agreement.privacy.mechanism") in chosen:
-        yield from _with_mechanism(chosen[mechanism], tree)
-    if chosen.get("agreement.training.steps_at") and tree["agreement"]["algorithm"]["name"] == "fedavg":
+    if (rounds := "agreement.training.rounds") in values:
+        snapshots = spaced_snapshots(values[rounds])
+        yield "agreement.training.snapshots", snapshots, f"the ensemble of {values[rounds]} rounds: late and spaced"
+    if (mechanism := "agreement.privacy.mechanism") in values:
+        yield from _with_mechanism(values[mechanism], tree)
+    if values.get("agreement.training.steps_at") and tree["agreement"]["algorithm"]["name"] == "fedavg":
         yield "agreement.algorithm.name", "fednova", "sites take different numbers of steps, which fedavg lets weigh"
-    if (optimiser := "agreement.server.optimiser") in chosen:
-        rate, why = _SERVER_RATES.get(chosen[optimiser], (1.0, "that of a plain step"))
+    if (optimiser := "agreement.server.optimiser") in values:
+        rate, why = _SERVER_RATES.get(values[optimiser], (1.0, "that of a plain step"))
         yield "agreement.server.rate", rate, why
-    if (mirrored := "local.training.mirror_axes") in chosen:
-        yield _COPIED, chosen[mirrored], "as in training, which was set by hand"
+    if (mirrored := "local.training.mirror_axes") in values:
+        yield _COPIED, values[mirrored], "as in training, which was set by hand"
 
 
 def _with_mechanism(name: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     """What a mechanism takes that was named by hand: its own fields and no others, and a training that fits it."""
-    now, needed = tree["agreement"]["privacy"], privacy.needs(name)
-    kept = ("census_noise",) if name == privacy.NONE else ("mechanism", *privacy.GUARANTEE_FIELDS)
-    for field, value in now.items():
+    settings, needed = tree["agreement"]["privacy"], privacy.needs(name)
+    lasting = ("census_noise",) if name == privacy.NONE else ("mechanism", *privacy.GUARANTEE_FIELDS)
+    for field, value in settings.items():
         if field in needed and value is None:
             yield f"agreement.privacy.{field}", privacy.default(name, field), f"where {name} begins"
-        elif field not in (*kept, *needed, "mechanism") and value is not None:
+        elif field not in (*lasting, *needed, "mechanism") and value is not None:
             yield f"agreement.privacy.{field}", None, f"{name} is another mechanism than before"
-    if name == privacy.NONE and now["mechanism"] != privacy.NONE:
+    if name == privacy.NONE and settings["mechanism"] != privacy.NONE:
         yield "agreement.training.validate_every", 1, "an open training may be scored"
         yield "agreement.training.ema", 0.0, "there is no noise to average away"
     if name != privacy.NONE:

@@ -1,4 +1,4 @@
-"""The part of a plan by which a site prepares its data, trains and predicts."""
+"""The part of a plan by which a site preprocesses its data, trains and predicts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from autofed.plans.network import ENCODER, Network, Trained
 
 
 class TargetGrid(Record):
-    """The grid of the prepared data. Axes are in the plan's order, which is `transpose` of the file's (z, y, x)."""
+    """The grid of the preprocessed data. Axes are in the plan's order, which is `transpose` of the file's (z, y, x)."""
 
     configuration: Configuration
     transpose: tuple[int, int, int]
@@ -61,14 +61,13 @@ class Training(Record):
     momentum: float = Field(0.99, ge=0, lt=1)
     weight_decay: float = Field(3e-5, ge=0)
     keep_momentum: bool = False
-    """Whether a site's momentum outlives a round, where the algorithm does not count its way from rest
-    (`resets_momentum`).
+    """Whether a site's momentum outlives a round, where the algorithm does not reset it (`resets_momentum`).
 
     Else the optimiser starts anew from the weights that the site is sent.
     """
     trained: Trained = "all"
-    """Which weights learn: with "decoder" those on the way down stay as the training began, which then must know
-    something (`--init`), and neither a private mechanism's clip nor its noise sees them."""
+    """Which weights learn: with "decoder" the encoder stays as it was initialised, which should then be from a trained
+    model (`--init`), and neither a private mechanism's clip nor its noise applies to it."""
     gradient_clip: float = Field(12.0, gt=0)
     foreground_share: float = Field(0.33, ge=0, le=1)
     batch_dice: bool = False
@@ -93,7 +92,7 @@ class Training(Record):
 
 
 class LocalPlan(Record):
-    """What a site needs to prepare and train: the same at all sites where weights travel."""
+    """What a site needs to preprocess and train: the same at all sites where weights travel."""
 
     geometry: TargetGrid
     intensity: Intensity
@@ -106,12 +105,12 @@ class LocalPlan(Record):
         return 2 if self.geometry.configuration == "2d" else 3
 
     def preprocessing_digest(self) -> str:
-        """Names the prepared data: it changes when the grid or the normalisation does, and with nothing else."""
+        """Identifies the preprocessed data: it changes with the grid and the normalisation, and with nothing else."""
         return PreprocessingPlan(geometry=self.geometry, intensity=self.intensity).digest()
 
 
 class PreprocessingPlan(Record):
-    """The two sections that prepared data depends on."""
+    """The two sections that the preprocessed data depend on."""
 
     geometry: TargetGrid
     intensity: Intensity

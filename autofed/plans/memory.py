@@ -1,7 +1,7 @@
-"""What a training step takes of memory on a CPU, told from the network's layers. No torch.
+"""The memory of a training step on a CPU, computed from the network's layers without torch.
 
-A training step is written down as a tape: for each operation what it stores for the way back, the gradient that it
-computes there, and what it needs beside them while it does. Reading the tape from its end finds the largest sum.
+A training step is written down as a tape: for each operation what it stores for the backward pass, the gradient that it
+computes there, and its workspace while it does. Reading the tape from its end finds the largest sum.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def peak(operations: list[Operation]) -> float:
 def training_bytes(network: Network, patch: Shape, batch: int, precision: Precision = "float32") -> int:
     """What training on a CPU takes at its peak, in bytes beyond what the process had before.
 
-    Patches of one step, weights, momentum, gradients, all that is stored for the way back, and the largest workspace.
+    Patches of one step, weights, momentum, gradients, all that is stored for the backward pass, the largest workspace.
     Tensors only: glibc keeps freed blocks below 32 MB for the next step, which may add half as much.
     """
     tape = Tape(network, patch, batch, precision)
@@ -191,7 +191,7 @@ class Tape:
         width, volume = network.features[stage], math.prod(network.kernels[stage])
         weights = network.features[stage + 1] * width * math.prod(network.strides[stage + 1])
         yield self._convolution(below, 2 * here, weights, works=below + 2 * here)
-        yield Operation(holds=2 * here)  # both halves of the gradient live until the way down has used its half
+        yield Operation(holds=2 * here)  # both halves of the gradient live until the encoder has used its half
         yield from self._layer(stage, 2 * here, 2 * width, volume, stores=2 * here)
         if network.kind == "unet":
             yield from self._layer(stage, here, width, volume)

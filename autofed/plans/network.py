@@ -15,10 +15,10 @@ SPATIAL_KERNEL = 7
 """Edge of the kernel that weighs places in the attention blocks of a "dcfed" network."""
 
 Trained = Literal["all", "decoder"]
-"""Which weights learn: every one, or those on the way up and of the heads."""
+"""Which weights learn: every one, or those of the decoder and the heads."""
 
 ENCODER = "down."
-"""How the names of the weights on the way down begin, in a network that is built."""
+"""Prefix of the names of the encoder's weights, in a network that is built."""
 
 Probability = Annotated[float, Field(ge=0, lt=1, exclude_if=lambda chance: not chance)]
 """How likely something is left out, in a record: where it never is, that is not written."""
@@ -61,10 +61,11 @@ class Convolution(NamedTuple):
 class Network(Record):
     """A U-Net stage by stage: features, kernel sizes and strides, and what it costs in parameters and memory.
 
-    "unet" has two convolutions per stage on both ways. "resenc" has residual `blocks` of two convolutions on the way
-    down, behind a stem of one, and one convolution on the way up. "dcfed" is a resenc whose stages end in an attention
-    block (CBAM) each, the coarsest in atrous spatial pyramid pooling (ASPP), as in DCFed (JBHI 2025). In training
-    each channel of an image is left out with the chance `dropout` behind the coarsest stage and each one on the way up.
+    "unet" has two convolutions per stage in encoder and decoder. "resenc" has residual `blocks` of two convolutions in
+    the encoder, behind a stem of one, and one convolution per stage in the decoder. "dcfed" is a resenc whose stages
+    end in an attention block (CBAM) each, the coarsest in atrous spatial pyramid pooling (ASPP), as in DCFed (JBHI
+    2025). In training each channel is left out with probability `dropout` behind the coarsest stage and each stage of
+    the decoder.
     """
 
     kind: Literal["unet", "resenc", "dcfed"] = "unet"

@@ -50,11 +50,14 @@ class Plan(Record):
 
         Patients that are drawn by a coin each are as many as expected. Who is no site counts as one of mean size.
         """
-        drawn, patients = self.agreement.privacy, self.agreement.patients
-        if drawn.sampling_rate is None or drawn.patches_per_patient is None:
+        privacy, patients = self.agreement.privacy, self.agreement.patients
+        if privacy.sampling_rate is None or privacy.patches_per_patient is None:
             return 1
-        known = patients.get(site, sum(patients.values()) / len(patients))
-        return max(1, round(drawn.sampling_rate * known * drawn.patches_per_patient / self.local.training.batch_size))
+        site_patients = patients.get(site, sum(patients.values()) / len(patients))
+        return max(
+            1,
+            round(privacy.sampling_rate * site_patients * privacy.patches_per_patient / self.local.training.batch_size),
+        )
 
     def extend(self, rounds: int) -> Plan:
         """The plan of a training that has come to its end and goes on to `rounds` rounds, without a jump.
@@ -69,9 +72,9 @@ class Plan(Record):
         if self.agreement.privacy.is_private:
             problems.append("the noise of a private plan is made for its rounds; plan again and begin a new run")
         raise_if_any("--rounds", problems)
-        wanted = spaced_snapshots(rounds)
-        late = [s for s in wanted if s > training.rounds]
-        early = training.snapshots[-(len(wanted) - len(late)) :] if len(late) < len(wanted) else ()
+        snapshots = spaced_snapshots(rounds)
+        late = [s for s in snapshots if s > training.rounds]
+        early = training.snapshots[-(len(snapshots) - len(late)) :] if len(late) < len(snapshots) else ()
         return self.change({
             "agreement.training.rounds": rounds,
             "agreement.training.snapshots": [*early, *late],
@@ -90,8 +93,8 @@ class Plan(Record):
 
     def with_reason(self, field: str, value: str, why: str) -> Plan:
         """The same plan with one more reason, of something that it has no field for."""
-        kept = self.without_reason(field).reasons
-        return self.model_copy(update={"reasons": (*kept, Reason(field=field, value=value, why=why))})
+        reasons = self.without_reason(field).reasons
+        return self.model_copy(update={"reasons": (*reasons, Reason(field=field, value=value, why=why))})
 
     def without_reason(self, field: str) -> Plan:
         """The same plan without the reason of a field."""
@@ -111,8 +114,8 @@ def _problems(plan: Plan) -> list[str]:
 def _privacy_problems(plan: Plan) -> list[str]:
     mechanism = plan.agreement.privacy.mechanism
     if plan.agreement.privacy.by_patient and plan.local.training.batch_dice:
-        found = f"local.training.batch_dice couples the patients of a batch, and {mechanism} bounds each by itself"
-        return [f"{found}; write false"]
+        conflict = f"local.training.batch_dice couples the patients of a batch, and {mechanism} bounds each by itself"
+        return [f"{conflict}; write false"]
     return []
 
 
@@ -122,8 +125,8 @@ def _axes_problems(plan: Plan) -> list[str]:
     configuration = plan.local.geometry.configuration
     axes = plan.local.axes
     if dimension == 2 and plan.local.geometry.transpose[0] != 0:
-        found = list(plan.local.geometry.transpose)
-        problems.append(f"local.geometry.transpose must begin with 0, the one slice of a picture, found {found}")
+        transpose = list(plan.local.geometry.transpose)
+        problems.append(f"local.geometry.transpose must begin with 0, the one slice of a picture, found {transpose}")
     if axes > dimension:
         problems.append(f"local.geometry.configuration is {configuration}, but the data are pictures; write 2d")
     if len(patch) != axes:

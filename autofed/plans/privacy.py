@@ -1,4 +1,4 @@
-"""The mechanism that everything leaving a site passes, as numbers: what it needs, and nothing that it does not know."""
+"""The privacy mechanism that protects everything leaving a site, as numbers: what it needs, and no other field."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ class Privacy(Record):
     last round is `noise_ratio` times that of the first, in equal factors between. "feddp" adds noise of z times C to a
     whole round's update, bounded by C.
 
-    `epsilon` and `delta` are the promise. With `score_noise` the sites tell the scores of their held-out patients in
-    the end, with noise of that multiplier; without it scores stay where they are. The plan rests on fingerprints with
-    noise of the multiplier `census_noise`, where there is one: the promise counts them too. With the mechanism "none"
-    nothing is promised and all others are None. `noise_response` means nothing any more: it stays None, or the 0 of a
-    plan that was written before, whose digest then stays as well.
+    `epsilon` and `delta` are the privacy guarantee. With `score_noise` the sites release the scores of their held-out
+    patients in the end, with noise of that multiplier; without it scores stay at the sites. `census_noise` is the noise
+    multiplier of the private fingerprints that the plan is based on, if it is: the guarantee covers them too. With the
+    mechanism "none" there is no guarantee and all others are None. `noise_response` means nothing any more: it stays
+    None, or the 0 of a plan that was written before, whose digest then stays as well.
     """
 
     mechanism: str = NONE
@@ -90,16 +90,16 @@ class Privacy(Record):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        given = [name for name, value in self if name != "mechanism" and value is not None]
-        promising = [name for name in given if name != "census_noise"]
-        if self.mechanism == NONE and promising:
-            found = ", ".join(f"{name} {getattr(self, name)}" for name in promising)
-            raise ValueError(f'the mechanism "none" protects nothing, but {found} promises something; '
+        fields = [name for name, value in self if name != "mechanism" and value is not None]
+        spending = [name for name in fields if name != "census_noise"]
+        if self.mechanism == NONE and spending:
+            listed = ", ".join(f"{name} {getattr(self, name)}" for name in spending)
+            raise ValueError(f'the mechanism "none" protects nothing, but {listed} promises something; '
                              "name a private mechanism, or leave these out")  # fmt: skip
         if self.mechanism not in _NEEDS or self.mechanism == NONE:
             return self  # `privacy.find` says which there are
-        missing = [name for name in needs(self.mechanism) if name not in given]
-        foreign = [name for name in given if name not in (*needs(self.mechanism), *GUARANTEE_FIELDS, "noise_response")]
+        missing = [name for name in needs(self.mechanism) if name not in fields]
+        foreign = [name for name in fields if name not in (*needs(self.mechanism), *GUARANTEE_FIELDS, "noise_response")]
         problems = [f"the mechanism {self.mechanism!r} needs {', '.join(missing)}"] if missing else []
         problems += [f"the mechanism {self.mechanism!r} has no {', '.join(foreign)}; leave it out"] if foreign else []
         if problems:

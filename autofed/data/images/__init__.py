@@ -6,6 +6,7 @@ Inside autofed every image is (C, Z, Y, X) and every map (Z, Y, X); a picture is
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -21,6 +22,19 @@ __all__ = [
 ]  # fmt: skip
 
 
+class Format(Protocol):
+    """A module that reads and writes some file formats: `pictures` or `volumes`."""
+
+    def header(self, path: Path, /) -> Header:
+        """See `header`."""
+
+    def read(self, path: Path, /) -> Image:
+        """See `read`."""
+
+    def write(self, path: Path, array: np.ndarray, geometry: Geometry, /) -> None:
+        """See `write`."""
+
+
 def ending_of(name: str | Path) -> str:
     """The file ending of a name that autofed reads (".nii.gz"), or "" for any other."""
     lower = Path(name).name.lower()
@@ -28,7 +42,7 @@ def ending_of(name: str | Path) -> str:
 
 
 def is_picture(file: Path | str) -> bool:
-    """Whether a file is a 2D picture without a spacing in millimetres; told by its name, a TIFF by its pages.
+    """Whether a file is a 2D picture without a spacing in millimetres: by its name, a TIFF by its pages.
 
     Given an ending alone, a TIFF counts as the picture that it most often is.
     """
@@ -37,37 +51,37 @@ def is_picture(file: Path | str) -> bool:
 
 
 def label_ending(ending: str) -> str:
-    """The ending of label maps beside images of `ending`: lossy pictures have PNG labels."""
+    """The ending of the label maps of images with `ending`: lossy pictures have PNG labels."""
     return ".png" if ending in pictures.LOSSY else ending
 
 
 def spacing_file(path: Path) -> Path | None:
-    """The file beside an image that says its spacing; None if the image says it itself, or nobody does."""
+    """The JSON file that holds the spacing of an image; None if the image holds it itself or none is known."""
     return pictures.spacing_file(Path(path))
 
 
-def _reader(path: Path):
+def _module_reading(path: Path) -> Format:
     if not ending_of(path):
         raise ValidationErrors(
             str(path), [f"files of this kind are not read; expected one of {' '.join(sorted(ENDINGS))}"]
         )
     if not Path(path).is_file():
         raise ValidationErrors(str(path), ["there is no such file"])
-    return _room(path)
+    return _module_for(path)
 
 
-def _room(path: Path):
+def _module_for(path: Path) -> Format:
     return pictures if ending_of(path) in pictures.ENDINGS else volumes
 
 
 def header(path: Path) -> Header:
     """Shape and spacing of a file, without reading its voxels where the format allows it."""
-    return _reader(path).header(Path(path))
+    return _module_reading(path).header(Path(path))
 
 
 def read(path: Path) -> Image:
     """An image as float32 (C, Z, Y, X) with its geometry; `ValidationErrors` if the file cannot be read whole."""
-    return _reader(path).read(Path(path))
+    return _module_reading(path).read(Path(path))
 
 
 def read_labels(path: Path) -> tuple[np.ndarray, Geometry]:
@@ -80,11 +94,11 @@ def read_labels(path: Path) -> tuple[np.ndarray, Geometry]:
     with np.errstate(invalid="ignore"):  # NaN becomes some number, which then differs from NaN
         labels = image.array[0].astype(np.int32)
     if not np.array_equal(labels, image.array[0]):
-        found = "a label map holds whole numbers only, but this file has fractions or NaN"
-        raise ValidationErrors(str(path), [f"{found}; write the numbers that dataset.json declares"])
+        problem = "a label map holds whole numbers only, but this file has fractions or NaN"
+        raise ValidationErrors(str(path), [f"{problem}; write the numbers that dataset.json declares"])
     return labels, image.geometry
 
 
 def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """Write a map (Z, Y, X) in the geometry of the image it belongs to, whole or not at all."""
-    _room(path).write(Path(path), array, geometry)
+    _module_for(path).write(Path(path), array, geometry)

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image as Pillow
@@ -25,8 +26,8 @@ LOSSY = (".jpg", ".jpeg")
 TIFF = (".tif", ".tiff")
 ENDINGS = (".png", ".bmp", *TIFF, *LOSSY)
 
-_FLAT = Geometry(2, (PICTURE_SLICE_MM, 1.0, 1.0))
-_UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+_PICTURE_GEOMETRY = Geometry(2, (PICTURE_SLICE_MM, 1.0, 1.0))
+_IDENTITY_DIRECTION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 def is_volume(path: Path) -> bool:
@@ -42,10 +43,10 @@ def header(path: Path) -> Header:
     with _open(path) as picture:
         shapes = [_shape(page) for page in _pages(path, picture)]
     if len(set(shapes)) > 1:
-        odd = next(i for i, shape in enumerate(shapes) if shape != shapes[0])
-        found = f"page 0 is {_say(shapes[0])}, page {odd} is {_say(shapes[odd])}"
+        deviant = next(i for i, shape in enumerate(shapes) if shape != shapes[0])
+        difference = f"page 0 is {_describe_shape(shapes[0])}, page {deviant} is {_describe_shape(shapes[deviant])}"
         raise ValidationErrors(
-            str(path), [f"the pages of a volume are its slices, of one size, but {found}; remove previews"]
+            str(path), [f"the pages of a volume are its slices, of one size, but {difference}; remove previews"]
         )
     channels, height, width = shapes[0]
     return _geometry(path, len(shapes)).header((channels, len(shapes), height, width))
@@ -98,9 +99,11 @@ def _open(path: Path) -> Iterator[Pillow.Image]:
     except (ValidationErrors, MemoryError):
         raise
     except Exception as error:  # Pillow raises a different class for each kind of damage
-        wide = isinstance(error, UnidentifiedImageError) and path.suffix.lower() in TIFF
-        mend = "copy it again from its source" + (", or write it with 32 bits a number or fewer" if wide else "")
-        raise ValidationErrors(str(path), [f"the picture cannot be read ({error}); {mend}"]) from None
+        is_unknown_tiff = isinstance(error, UnidentifiedImageError) and path.suffix.lower() in TIFF
+        fix = "copy it again from its source" + (
+            ", or write it with 32 bits a number or fewer" if is_unknown_tiff else ""
+        )
+        raise ValidationErrors(str(path), [f"the picture cannot be read ({error}); {fix}"]) from None
 
 
 def _count_pages(picture: Pillow.Image) -> int:
@@ -121,19 +124,19 @@ def _pages(path: Path, picture: Pillow.Image) -> Iterator[Pillow.Image]:
 def _refuse_more_axes(path: Path, picture: Pillow.Image, pages: int) -> None:
     """`ValidationErrors` if a TIFF of ImageJ or OME says that its pages are not, one by one, the slices of a volume."""
     text = str(getattr(picture, "tag_v2", {}).get(270, ""))  # 270: ImageDescription
-    said = {key: int(n) for key, n in re.findall(r'\b(images|channels|frames|SizeC|SizeT)="?([0-9]+)', text)}
-    images = said.pop("images", pages) if text.startswith("ImageJ=") else pages
-    if images != pages or (pages > 1 and max(said.values(), default=1) > 1):
-        found = ", ".join(f"{key} {n}" for key, n in {"images": images, **said}.items())
-        found = f"found {pages} pages, while its description says {found}"
-        raise ValidationErrors(str(path), [f"{found}; write one file per channel, with a page per slice"])
+    description = {key: int(n) for key, n in re.findall(r'\b(images|channels|frames|SizeC|SizeT)="?([0-9]+)', text)}
+    images = description.pop("images", pages) if text.startswith("ImageJ=") else pages
+    if images != pages or (pages > 1 and max(description.values(), default=1) > 1):
+        claim = ", ".join(f"{key} {n}" for key, n in {"images": images, **description}.items())
+        claim = f"found {pages} pages, while its description says {claim}"
+        raise ValidationErrors(str(path), [f"{claim}; write one file per channel, with a page per slice"])
 
 
 def _shape(page: Pillow.Image) -> tuple[int, int, int]:
     return len(page.getbands()), page.height, page.width
 
 
-def _say(shape: tuple[int, int, int]) -> str:
+def _describe_shape(shape: tuple[int, int, int]) -> str:
     channels, height, width = shape
     return f"{height} x {width}" + (f" with {channels} channels" if channels > 1 else "")
 
@@ -141,24 +144,28 @@ def _say(shape: tuple[int, int, int]) -> str:
 def _geometry(path: Path, pages: int) -> Geometry:
     """Of a volume without a spacing each voxel counts as 1, and that it has no origin says that these are no mm."""
     if pages == 1:
-        return _FLAT
+        return _PICTURE_GEOMETRY
     file = spacing_file(path)
-    found = _object(file).get("spacing") if file else None
-    if found is None:
+    declared_spacing = _json_object(file).get("spacing") if file else None
+    if declared_spacing is None:
         return Geometry(3, (1.0, 1.0, 1.0))
-    if not isinstance(found, list) or len(found) != 3 or not all(_is_length(v) for v in found):
+    if (
+        not isinstance(declared_spacing, list)
+        or len(declared_spacing) != 3
+        or not all(_is_length(v) for v in declared_spacing)
+    ):
         raise ValidationErrors(
-            str(file), [f"`spacing` is {found!r}; expected mm from voxel to voxel, [z, y, x], as [3, 1, 1]"]
+            str(file), [f"`spacing` is {declared_spacing!r}; expected mm from voxel to voxel, [z, y, x], as [3, 1, 1]"]
         )
-    z, y, x = map(float, found)
-    return Geometry(3, (z, y, x), (0.0, 0.0, 0.0), _UPRIGHT)
+    z, y, x = map(float, declared_spacing)
+    return Geometry(3, (z, y, x), (0.0, 0.0, 0.0), _IDENTITY_DIRECTION)
 
 
 def _is_length(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
-def _object(file: Path) -> dict:
+def _json_object(file: Path) -> dict[str, Any]:
     value = read_json(file)
     return value if isinstance(value, dict) else {}
 
@@ -166,8 +173,8 @@ def _object(file: Path) -> dict:
 def _write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     file = path.with_suffix(".json")
     if geometry.in_millimetres:  # before the voxels: a volume is never there without its spacing
-        known = _object(file) if file.is_file() else {}
-        write_json(file, {**known, "spacing": list(geometry.spacing_mm)})
+        content = _json_object(file) if file.is_file() else {}
+        write_json(file, {**content, "spacing": list(geometry.spacing_mm)})
     first, *rest = [Pillow.fromarray(page) for page in _storable(array)]
     with whole_file(path) as part:
         first.save(part, save_all=True, append_images=rest, compression="tiff_adobe_deflate")

@@ -1,8 +1,8 @@
-"""What a site tells of its data under noise: bounded numbers of each patient, whose noised sums merge by addition.
+"""The private fingerprint: bounded features of each patient, whose noisy sums merge by addition.
 
-Each patient has one row of numbers. A row is made of parts (which bin, which angle, whether), each at most 1 long, and
-its parts are weighted so that the whole row is at most 1 long too: what a patient can change, counted as one vector.
-Which parts there are follows from what is declared alone.
+Each patient has one row of numbers. A row is a concatenation of features (a bin, an angle, a yes or no), each of L2
+norm at most 1 and weighted so that the whole row has norm at most 1 too: that is the sensitivity to one patient.
+Which features there are follows from the declaration alone.
 """
 
 from autofed.fingerprints.private.estimates import (

@@ -1,4 +1,4 @@
-"""What a census says of its patients, with the errors that its noise leaves."""
+"""Estimates from a private fingerprint, with the standard errors that its noise leaves."""
 
 from __future__ import annotations
 
@@ -35,63 +35,70 @@ class Distribution:
         """
         rare = min(1.5 * self.error, 0.5)
         share = np.where(self.share < rare, 0.0, np.where(self.share > 1 - rare, 1.0, self.share))
-        upto = np.round(share * patients).astype(int)
-        often = np.diff(upto, prepend=0)
-        return {repr(float(value)): int(n) for value, n in zip(self.values, often, strict=True) if n > 0}
+        cumulative = np.round(share * patients).astype(int)
+        patients_at = np.diff(cumulative, prepend=0)
+        return {repr(float(value)): int(n) for value, n in zip(self.values, patients_at, strict=True) if n > 0}
 
 
-def distribution(found: PrivateFingerprint, kind: str, axis: int) -> Distribution:
-    """Of the spacings or extents ("spacing." or "extent.") on an axis: noised counts and declared facts together."""
-    name, said = f"{kind}{AXES[axis]}", found.declared.get(f"{kind}{AXES[axis]}", {})
-    values = np.array(sorted({*BINS[kind], *map(float, said)} if name in found.parts else {*map(float, said)}))
-    upto = np.zeros(len(values))
-    for value, patients in said.items():
-        upto += patients * (values >= float(value))
+def distribution(fingerprint: PrivateFingerprint, kind: str, axis: int) -> Distribution:
+    """Of the spacings or extents ("spacing." or "extent.") on an axis: noisy counts and declared values together."""
+    name, declared = f"{kind}{AXES[axis]}", fingerprint.declared.get(f"{kind}{AXES[axis]}", {})
+    values = np.array(
+        sorted({*BINS[kind], *map(float, declared)} if name in fingerprint.parts else {*map(float, declared)})
+    )
+    cumulative = np.zeros(len(values))
+    for value, patients in declared.items():
+        cumulative += patients * (values >= float(value))
     error = 0.0
-    if name in found.parts:
-        counted, error = _upto(found.parts[name])
-        upto += counted[np.searchsorted(BINS[kind], values, side="right").clip(1) - 1] * (values >= BINS[kind][0])
-    return Distribution(values, upto / upto[-1], error / found.patients)
+    if name in fingerprint.parts:
+        noisy_cumulative, error = _cumulative_counts(fingerprint.parts[name])
+        cumulative += noisy_cumulative[np.searchsorted(BINS[kind], values, side="right").clip(1) - 1] * (
+            values >= BINS[kind][0]
+        )
+    return Distribution(values, cumulative / cumulative[-1], error / fingerprint.patients)
 
 
-def spacings(found: PrivateFingerprint) -> list[Distribution]:
-    """Of the axes that were asked, (z, y, x) or (y, x). Where noise could explain how two differ, both are their mean.
+def spacings(fingerprint: PrivateFingerprint) -> list[Distribution]:
+    """Of the axes of the images, (z, y, x) or (y, x). Where noise could explain how two differ, both are their mean.
 
     Voxels are mostly square within slices; then this halves the variance, and the axes come out equal.
     """
-    first = 3 - found.declaration.dimension
-    alone = [distribution(found, SPACING, axis) for axis in range(first, 3)]
-    return [_mean([other for other in alone if other is one or _are_alike(one, other)]) for one in alone]
+    first_axis = 3 - fingerprint.declaration.dimension
+    by_axis = [distribution(fingerprint, SPACING, axis) for axis in range(first_axis, 3)]
+    return [
+        _mean([candidate for candidate in by_axis if candidate is own or _are_compatible(own, candidate)])
+        for own in by_axis
+    ]
 
 
-def _are_alike(one: Distribution, other: Distribution) -> bool:
+def _are_compatible(a: Distribution, b: Distribution) -> bool:
     """Whether two standard errors of the difference are more than the largest difference."""
-    if not one.error or not other.error or len(one.values) != len(other.values):
+    if not a.error or not b.error or len(a.values) != len(b.values):
         return False
-    return bool(np.max(np.abs(one.share - other.share)) <= 2 * math.hypot(one.error, other.error))
+    return bool(np.max(np.abs(a.share - b.share)) <= 2 * math.hypot(a.error, b.error))
 
 
-def _mean(alike: Sequence[Distribution]) -> Distribution:
-    share = np.mean([one.share for one in alike], axis=0)
-    return Distribution(alike[0].values, share, alike[0].error / math.sqrt(len(alike)))
+def _mean(distributions: Sequence[Distribution]) -> Distribution:
+    share = np.mean([distribution.share for distribution in distributions], axis=0)
+    return Distribution(distributions[0].values, share, distributions[0].error / math.sqrt(len(distributions)))
 
 
-def _upto(part: NoisySums) -> tuple[np.ndarray, float]:
+def _cumulative_counts(sums_of_bins: NoisySums) -> tuple[np.ndarray, float]:
     """How many patients are in a bin or below, rising from 0 to all of them, and the largest standard error.
 
-    All patients are in some bin, and what that says of the noise is taken out of every sum; then the nearest rising
-    sums are taken.
+    All patients are in some bin: every sum is corrected by the noise that the last one reveals, and then made
+    ascending by isotonic regression.
     """
     from scipy.optimize import isotonic_regression
 
-    size = len(part.numbers)
-    noise = triangular_factor(size) / triangular_factor(size)[0, 0] ** 2  # from bins as they are told to sums
-    sums, spread = noise @ np.asarray(part.numbers), noise @ noise.T
-    pull = spread[:, -1] / spread[-1, -1]
-    known = sums + pull * (part.patients - sums[-1])
-    error = math.sqrt(part.variance * float(np.max(np.diag(spread) - pull * spread[:, -1])))
-    rising = np.clip(isotonic_regression(known).x, 0, part.patients)
-    rising[-1] = part.patients
+    size = len(sums_of_bins.numbers)
+    noise = triangular_factor(size) / triangular_factor(size)[0, 0] ** 2  # from factored bins to prefix sums
+    sums, spread = noise @ np.asarray(sums_of_bins.numbers), noise @ noise.T
+    gain = spread[:, -1] / spread[-1, -1]
+    corrected = sums + gain * (sums_of_bins.patients - sums[-1])
+    error = math.sqrt(sums_of_bins.variance * float(np.max(np.diag(spread) - gain * spread[:, -1])))
+    rising = np.clip(isotonic_regression(corrected).x, 0, sums_of_bins.patients)
+    rising[-1] = sums_of_bins.patients
     return rising, error
 
 
@@ -104,14 +111,14 @@ class Estimate:
     spread: float
 
 
-def cropped_share(found: PrivateFingerprint) -> tuple[float, float] | None:
-    """The share of patients of whose images cropping keeps little, and its standard error; None if nobody was asked."""
-    part = found.parts.get(KEPT)
+def cropped_share(fingerprint: PrivateFingerprint) -> tuple[float, float] | None:
+    """The share of patients of whose images cropping keeps little, and its standard error; None if not counted."""
+    part = fingerprint.parts.get(KEPT)
     return None if part is None else (part.numbers[0] / part.patients, math.sqrt(part.variance) / part.patients)
 
 
-def circular_estimate(found: PrivateFingerprint, channel: int, what: str) -> Estimate | None:
-    """What the angles of all periods say of a number of CT, coarse to fine; None if a step is lost in the noise.
+def circular_estimate(fingerprint: PrivateFingerprint, channel: int, what: str) -> Estimate | None:
+    """A CT statistic decoded from its angles at all periods, coarse to fine; None if noise hides one of them.
 
     A step counts if the mean of its angles is longer than three times its noise, and if three errors of the number so
     far are half of its period at most. How far patients are apart follows from how much shorter the mean is at the
@@ -120,13 +127,13 @@ def circular_estimate(found: PrivateFingerprint, channel: int, what: str) -> Est
     value = error = 0.0
     lengths = []
     for at, (period, _) in enumerate(PERIODS[what]):
-        part = found.parts[f"{CT}{channel}.{what}.{period:g}"]
+        part = fingerprint.parts[f"{CT}{channel}.{what}.{period:g}"]
         length, noise = math.hypot(*part.numbers), math.sqrt(part.variance)
         if length < 3 * noise or (at and error > period / 6):
             return None
-        turned = math.atan2(part.numbers[1], part.numbers[0]) / (2 * math.pi) * period
+        remainder = math.atan2(part.numbers[1], part.numbers[0]) / (2 * math.pi) * period
         least = value - period / 2 if at else LEAST[what]
-        value = least + (turned - least) % period
+        value = least + (remainder - least) % period
         error = noise / length * period / (2 * math.pi)
         lengths.append(math.sqrt(length**2 - 2 * part.variance))
     return Estimate(value, error, _spread(PERIODS[what], lengths))

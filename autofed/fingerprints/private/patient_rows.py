@@ -43,7 +43,7 @@ class IntensityStatistics:
 
 @dataclass(frozen=True)
 class CaseFeatures:
-    """What the census asks of one case: axes (z, y, x), the share that cropping keeps, intensities by channel."""
+    """The measurements of one case: axes (z, y, x), the share that cropping keeps, intensities by channel."""
 
     spacing_mm: tuple[float, float, float]
     extent_mm: tuple[float, float, float]
@@ -51,28 +51,31 @@ class CaseFeatures:
     values: tuple[IntensityStatistics | None, ...]
 
 
-def feature_row(parts: Sequence[Feature], facts: CaseFeatures) -> np.ndarray:
-    """The numbers of one case, one part after the other; at most 1 long."""
-    coded = [math.sqrt(share) * _code(part, facts) for part, share in zip(parts, feature_shares(parts), strict=True)]
+def feature_row(features: Sequence[Feature], case: CaseFeatures) -> np.ndarray:
+    """The row of one case, its features concatenated; its L2 norm is at most 1."""
+    coded = [
+        math.sqrt(share) * _encode(feature, case)
+        for feature, share in zip(features, feature_shares(features), strict=True)
+    ]
     return np.concatenate(coded)
 
 
-def _code(part: Feature, facts: CaseFeatures) -> np.ndarray:
-    """A part of a case: at most 1 long."""
-    if part.name == KEPT:
-        return np.array([float(facts.kept < KEPT_BELOW)])
-    if part.name.startswith(CT):
-        return _angle(part.name, facts)
-    kind, axis = part.name[:-1], AXES.index(part.name[-1])
-    value = (facts.spacing_mm if kind == SPACING else facts.extent_mm)[axis]
-    found = np.abs(np.log(BINS[kind]) - math.log(max(value, 1e-9))).argmin()
-    return triangular_factor(part.size)[:, found]
+def _encode(feature: Feature, case: CaseFeatures) -> np.ndarray:
+    """One feature of a case: an array of L2 norm at most 1."""
+    if feature.name == KEPT:
+        return np.array([float(case.kept < KEPT_BELOW)])
+    if feature.name.startswith(CT):
+        return _angle(feature.name, case)
+    kind, axis = feature.name[:-1], AXES.index(feature.name[-1])
+    value = (case.spacing_mm if kind == SPACING else case.extent_mm)[axis]
+    nearest = np.abs(np.log(BINS[kind]) - math.log(max(value, 1e-9))).argmin()
+    return triangular_factor(feature.size)[:, nearest]
 
 
-def _angle(name: str, facts: CaseFeatures) -> np.ndarray:
+def _angle(name: str, case: CaseFeatures) -> np.ndarray:
     """A point on the unit circle that turns with the number; the middle for a case that does not have it."""
     channel, what, period = name.removeprefix(CT).split(".", 2)
-    values = facts.values[int(channel)]
+    values = case.values[int(channel)]
     if values is None:
         return np.zeros(2)
     std = min(max(values.std, STDS[0]), STDS[1])
@@ -82,28 +85,32 @@ def _angle(name: str, facts: CaseFeatures) -> np.ndarray:
         "low": (values.mean - values.low) / std,
         "high": (values.high - values.mean) / std,
     }[what]
-    turned = 2 * math.pi * number / float(period)
-    return np.array([math.cos(turned), math.sin(turned)])
+    angle = 2 * math.pi * number / float(period)
+    return np.array([math.cos(angle), math.sin(angle)])
 
 
 def feature_rows(
-    dataset: Dataset, parts: Sequence[Feature], *, processes: int = 1, progress: Progress = silent
+    dataset: Dataset, features: Sequence[Feature], *, processes: int = 1, progress: Progress = silent
 ) -> np.ndarray:
     """The rows of a site's patients (patients, numbers): each the mean over the patient's labelled cases."""
     cases = labelled_cases(dataset)
-    alone = [replace(dataset, cases={case: dataset.cases[case]}) for case in cases]
-    stage = f"census of {dataset.name}"
-    facts = each(partial(_facts, dataset.declaration()), alone, stage=stage, processes=processes, progress=progress)
-    return patient_rows(parts, facts, [dataset.patient(case) for case in cases])
+    single_cases = [replace(dataset, cases={case: dataset.cases[case]}) for case in cases]
+    stage = f"private fingerprint of {dataset.name}"
+    measurements = each(
+        partial(_measure, dataset.declaration()), single_cases, stage=stage, processes=processes, progress=progress
+    )
+    return patient_rows(features, measurements, [dataset.patient(case) for case in cases])
 
 
-def patient_rows(parts: Sequence[Feature], facts: Sequence[CaseFeatures], patients: Sequence[str]) -> np.ndarray:
+def patient_rows(
+    features: Sequence[Feature], measurements: Sequence[CaseFeatures], patients: Sequence[str]
+) -> np.ndarray:
     """The rows of the patients of these cases: who has several has their mean, and so counts once."""
-    coded, often = [feature_row(parts, fact) for fact in facts], Counter(patients)
-    found = {patient: np.zeros(sum(part.size for part in parts)) for patient in sorted(often)}
-    for patient, numbers in zip(patients, coded, strict=True):
-        found[patient] += numbers / often[patient]
-    return np.stack(list(found.values()))
+    case_rows, case_counts = [feature_row(features, case) for case in measurements], Counter(patients)
+    rows = {patient: np.zeros(sum(feature.size for feature in features)) for patient in sorted(case_counts)}
+    for patient, numbers in zip(patients, case_rows, strict=True):
+        rows[patient] += numbers / case_counts[patient]
+    return np.stack(list(rows.values()))
 
 
 def labelled_cases(dataset: Dataset) -> list[str]:
@@ -111,13 +118,13 @@ def labelled_cases(dataset: Dataset) -> list[str]:
     return [case for case, files in dataset.cases.items() if files.label is not None]
 
 
-def _facts(declaration: Declaration, dataset: Dataset) -> CaseFeatures:
+def _measure(declaration: Declaration, dataset: Dataset) -> CaseFeatures:
     (case,) = dataset.cases
     return case_features(dataset.read(case), declaration)
 
 
 def case_features(case: Case, declaration: Declaration) -> CaseFeatures:
-    """What is asked of a case; intensities of its annotated foreground, where a channel is CT."""
+    """The measurements of a case; intensities of its annotated foreground, where a channel is CT."""
     box, whole = crop_box(case.image), case.image.shape[1:]
     size = [edge.stop - edge.start for edge in box]
     foreground = np.zeros(whole, bool) if case.label is None else Labels.of(declaration).is_foreground(case.label)
@@ -143,7 +150,7 @@ def intensity_statistics(voxels: np.ndarray) -> IntensityStatistics | None:
 
 
 def declared_features(dataset: Dataset) -> dict[str, float]:
-    """The parts whose value dataset.json declares for all cases of a site; pictures' files have no millimetres."""
+    """The features whose value dataset.json declares for all cases of a site; pictures' files have no millimetres."""
     flat = dataset.declaration().dimension == 2
     first = next(iter(dataset.cases.values())).images[0]
     protocol = dataset.protocol
@@ -153,5 +160,5 @@ def declared_features(dataset: Dataset) -> dict[str, float]:
         example = '"spacing_mm": [3, 1, 1]'
         raise_if_any(dataset.name, [f"`protocol` has a size and no spacing; add one in mm for (z, y, x), as {example}"])
     axes = [axis for axis in range(3) if axis or not flat]
-    found = {f"{SPACING}{AXES[axis]}": spacing[axis] for axis in axes} if spacing else {}
-    return found | ({f"{EXTENT}{AXES[axis]}": spacing[axis] * size[axis] for axis in axes} if size else {})
+    spacings = {f"{SPACING}{AXES[axis]}": spacing[axis] for axis in axes} if spacing else {}
+    return spacings | ({f"{EXTENT}{AXES[axis]}": spacing[axis] * size[axis] for axis in axes} if size else {})

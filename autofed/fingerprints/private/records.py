@@ -1,4 +1,4 @@
-"""The record that leaves a site, and what several say together."""
+"""The private fingerprint that leaves a site, and the merged one of several sites."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from autofed.plans import Speed
 
 
 class NoisySums(Record):
-    """Of one part the sum over patients, with independent Gaussian noise of this variance in each number."""
+    """The sum over patients of one feature, with independent Gaussian noise of this variance in each number."""
 
     numbers: tuple[float, ...]
     variance: float = Field(gt=0)
@@ -29,9 +29,9 @@ class NoisySums(Record):
 
 
 class PrivateFingerprint(Record):
-    """What one site, or several, tell under noise. Every number in it that depends on a patient is in `parts`.
+    """The private fingerprint of one site or, merged, of several. Every number that depends on a patient is in `parts`.
 
-    `declared_features` are protocol facts: for each part that they stand for, how many patients have which value.
+    `declared` are facts of the protocol: for each feature that they replace, how many patients have which value.
     """
 
     declaration: Declaration
@@ -53,69 +53,80 @@ class PrivateFingerprint(Record):
     @classmethod
     def parse(cls, value: Any, about: str) -> Self:
         """Check a JSON value that came from outside, also for what no single field can see."""
-        found = super().parse(value, about)
-        raise_if_any(about, _inconsistencies(found))
-        return found
+        fingerprint = super().parse(value, about)
+        raise_if_any(about, _inconsistencies(fingerprint))
+        return fingerprint
 
 
 def private_fingerprint(
-    dataset: Dataset, parts: Sequence[Feature], sums: np.ndarray, noise_multiplier: float
+    dataset: Dataset, features: Sequence[Feature], sums: np.ndarray, noise_multiplier: float
 ) -> PrivateFingerprint:
-    """The record of a site from the noised sum of its patients' rows. Its numbers are rounded, after the noise."""
+    """The record of a site from the noisy sum of its patients' rows. Its numbers are rounded, after the noise."""
     patients = len({dataset.patient(case) for case in labelled_cases(dataset)})
     counts = SiteCounts(patients=patients, cases=patients, labelled=patients, annotated=dataset.annotated)
-    said = {name: {repr(float(value)): patients} for name, value in declared_features(dataset).items()}
-    return assemble(dataset.declaration(), {dataset.name: counts}, parts, sums, noise_multiplier, said)
+    declared = {name: {repr(float(value)): patients} for name, value in declared_features(dataset).items()}
+    return assemble(dataset.declaration(), {dataset.name: counts}, features, sums, noise_multiplier, declared)
 
 
 def assemble(
     declaration: Declaration,
     sites: dict[str, SiteCounts],
-    parts: Sequence[Feature],
+    features: Sequence[Feature],
     sums: np.ndarray,
     noise_multiplier: float,
     declared: dict[str, dict[str, int]],
 ) -> PrivateFingerprint:
-    """The record of the noised sum of rows, its parts in units of a patient."""
+    """The private fingerprint of a noisy sum of rows, its features in units of one patient.
+
+    Args:
+        declaration: what the sites declare alike.
+        sites: their numbers of patients and cases, which are public.
+        features: those of a row, in its order.
+        sums: the noisy sum of the rows (numbers,).
+        noise_multiplier: standard deviation of the noise in each number of `sums`; a row has norm at most 1.
+        declared: by feature that the protocol states, how many patients have which value."""
     patients = sum(site.patients for site in sites.values())
-    cuts = np.cumsum([part.size for part in parts])[:-1]
-    noised = {
-        part.name: NoisySums(
+    cuts = np.cumsum([feature.size for feature in features])[:-1]
+    noisy_sums = {
+        feature.name: NoisySums(
             numbers=tuple(round(float(number) / math.sqrt(share), 3) for number in numbers),
             variance=noise_multiplier**2 / share,
             patients=patients,
         )
-        for part, share, numbers in zip(parts, feature_shares(parts), np.split(sums, cuts), strict=True)
+        for feature, share, numbers in zip(features, feature_shares(features), np.split(sums, cuts), strict=True)
     }
     return PrivateFingerprint(
-        declaration=declaration, sites=sites, noise_multiplier=noise_multiplier, parts=noised, declared=declared
+        declaration=declaration, sites=sites, noise_multiplier=noise_multiplier, parts=noisy_sums, declared=declared
     )
 
 
-def merge(found: Sequence[PrivateFingerprint]) -> PrivateFingerprint:
-    """All sites together: noised sums, their variances and patients are added. `Problems` if they disagree."""
-    names = [name for one in found for name in one.sites]
-    noises = {", ".join(one.sites): one.noise_multiplier for one in found}
+def merge(fingerprints: Sequence[PrivateFingerprint]) -> PrivateFingerprint:
+    """All sites together: noisy sums, their variances and patients are added; `ValidationErrors` if they disagree."""
+    names = [name for fingerprint in fingerprints for name in fingerprint.sites]
+    noises = {", ".join(fingerprint.sites): fingerprint.noise_multiplier for fingerprint in fingerprints}
     problems = [f"the site {n} comes {names.count(n)} times" for n in sorted(set(names)) if names.count(n) > 1]
-    problems += disagreements({", ".join(one.sites): one.declaration for one in found})
+    problems += disagreements({", ".join(fingerprint.sites): fingerprint.declaration for fingerprint in fingerprints})
     if len(set(noises.values())) > 1:
         listed = "; ".join(f"{sites}: {noise:g}" for sites, noise in noises.items())
         problems.append(f"the noise multipliers differ ({listed}); one --epsilon and one --delta at all sites give one")
-    raise_if_any("the noised fingerprints", problems)
+    raise_if_any("the private fingerprints", problems)
     return PrivateFingerprint(
-        declaration=found[0].declaration,
-        sites={name: site for one in found for name, site in sorted(one.sites.items())},
-        noise_multiplier=found[0].noise_multiplier,
-        parts={name: _sum([one.parts[name] for one in found if name in one.parts]) for name in _named(found, "parts")},
+        declaration=fingerprints[0].declaration,
+        sites={name: site for fingerprint in fingerprints for name, site in sorted(fingerprint.sites.items())},
+        noise_multiplier=fingerprints[0].noise_multiplier,
+        parts={
+            name: _sum([fingerprint.parts[name] for fingerprint in fingerprints if name in fingerprint.parts])
+            for name in _names_in(fingerprints, "parts")
+        },
         declared={
-            name: dict(sum((Counter(one.declared.get(name, {})) for one in found), Counter()))
-            for name in _named(found, "declared")
+            name: dict(sum((Counter(fingerprint.declared.get(name, {})) for fingerprint in fingerprints), Counter()))
+            for name in _names_in(fingerprints, "declared")
         },
     )
 
 
-def _named(found: Sequence[PrivateFingerprint], field: str) -> Iterator[str]:
-    yield from dict.fromkeys(name for one in found for name in getattr(one, field))
+def _names_in(fingerprints: Sequence[PrivateFingerprint], field: str) -> Iterator[str]:
+    yield from dict.fromkeys(name for fingerprint in fingerprints for name in getattr(fingerprint, field))
 
 
 def _sum(parts: Sequence[NoisySums]) -> NoisySums:
@@ -126,30 +137,30 @@ def _sum(parts: Sequence[NoisySums]) -> NoisySums:
     )
 
 
-def _inconsistencies(found: PrivateFingerprint) -> list[str]:
-    """Where the parts of a census do not belong together; only what a single site hands over is read from files."""
-    declaration = found.declaration
+def _inconsistencies(fingerprint: PrivateFingerprint) -> list[str]:
+    """Where a private fingerprint contradicts itself; only those of single sites are read from files."""
+    declaration = fingerprint.declaration
     problems = [
-        *site_problems(found.sites),
+        *site_problems(fingerprint.sites),
         *labels_problems(declaration.labels, declaration.regions_class_order),
         *([] if declaration.dimension in (2, 3) else [f"declaration.dimension: found {declaration.dimension}"]),
     ]
     if problems:
         return problems
-    asked = {part.name: part.size for part in feature_layout(found.declaration)}
-    wanted = set(asked) - set(found.declared)
-    if set(found.parts) != wanted:
-        problems.append(f"parts: found {sorted(found.parts)}; the declaration asks for {sorted(wanted)}")
+    sizes = {sums.name: sums.size for sums in feature_layout(fingerprint.declaration)}
+    expected = set(sizes) - set(fingerprint.declared)
+    if set(fingerprint.parts) != expected:
+        problems.append(f"parts: found {sorted(fingerprint.parts)}; the declaration asks for {sorted(expected)}")
     problems += [
-        f"parts.{name}: found {len(part.numbers)} numbers of {part.patients} patients; expected {asked[name]} numbers "
-        f"of {found.patients} patients"
-        for name, part in found.parts.items()
-        if name in asked and (len(part.numbers), part.patients) != (asked[name], found.patients)
+        f"parts.{name}: found {len(sums.numbers)} numbers of {sums.patients} patients; expected {sizes[name]} numbers "
+        f"of {fingerprint.patients} patients"
+        for name, sums in fingerprint.parts.items()
+        if name in sizes and (len(sums.numbers), sums.patients) != (sizes[name], fingerprint.patients)
     ]
     return problems + [
-        f"declared.{name}: found {counts}; expected a spacing or an extent of all {found.patients} patients"
-        for name, counts in found.declared.items()
-        if name not in asked or name[:-1] not in BINS or not _is_declared(counts, found.patients)
+        f"declared.{name}: found {counts}; expected a spacing or an extent of all {fingerprint.patients} patients"
+        for name, counts in fingerprint.declared.items()
+        if name not in sizes or name[:-1] not in BINS or not _is_declared(counts, fingerprint.patients)
     ]
 
 
