@@ -14,9 +14,9 @@ from tests.plans_made import small_plan
 
 
 def test_saved_and_loaded_is_the_same(tmp_path):
-    made = small_plan()
-    made.save(tmp_path / "plan.json")
-    assert plans.load(tmp_path / "plan.json") == made
+    plan = small_plan()
+    plan.save(tmp_path / "plan.json")
+    assert plans.load(tmp_path / "plan.json") == plan
 
 
 def test_unknown_key_is_refused_by_name(tmp_path):
@@ -38,11 +38,11 @@ def test_other_files_are_no_plans(tmp_path, content, says):
 
 
 def test_set_finds_a_field_by_its_ending_and_notes_it():
-    made = small_plan().change({"training.rounds": 20, "batch_size": 4})
-    assert made.agreement.training.rounds == 20
-    assert made.local.training.batch_size == 4
-    assert made.agreement.training.snapshots == tuple(spaced_snapshots(20))
-    assert [r.why for r in made.reasons if r.field == "local.training.batch_size"] == ["set by hand, instead of 2"]
+    plan = small_plan().change({"training.rounds": 20, "batch_size": 4})
+    assert plan.agreement.training.rounds == 20
+    assert plan.local.training.batch_size == 4
+    assert plan.agreement.training.snapshots == tuple(spaced_snapshots(20))
+    assert [r.why for r in plan.reasons if r.field == "local.training.batch_size"] == ["set by hand, instead of 2"]
 
 
 def test_set_names_every_wrong_field_at_once():
@@ -95,10 +95,10 @@ def test_values_that_cannot_be_are_refused(field, value, says):
 
 
 def test_every_site_annotated_something_and_every_structure_was_annotated_somewhere():
-    made = small_plan()
-    assert made.change({"annotated": {"alpha": ["structure_1"]}}).agreement.annotated == {"alpha": ("structure_1",)}
+    plan = small_plan()
+    assert plan.change({"annotated": {"alpha": ["structure_1"]}}).agreement.annotated == {"alpha": ("structure_1",)}
     with pytest.raises(ValidationErrors) as caught:
-        made.change({"annotated": {"alpha": [], "bravo": ["structure_1"], "charlie": ["kidney"]}})
+        plan.change({"annotated": {"alpha": [], "bravo": ["structure_1"], "charlie": ["kidney"]}})
     for said in (
         "annotated names 'charlie', which is not among the sites alpha, bravo",
         "annotated names 'kidney' at charlie, which is no structure",
@@ -115,24 +115,24 @@ def test_the_slices_come_first_in_a_flat_plan():
 
 @pytest.mark.parametrize("name", ["snapshots", "training.snapshots", "agreement.training.snapshots"])
 def test_snapshots_set_by_hand_stand_however_they_are_named(name):
-    made = small_plan().change({name: [7, 20], "training.rounds": 20})
-    assert made.agreement.training.snapshots == (7, 20)
-    assert [r.value for r in made.reasons if r.field == "agreement.training.snapshots"][-1] == "[7, 20]"
+    plan = small_plan().change({name: [7, 20], "training.rounds": 20})
+    assert plan.agreement.training.snapshots == (7, 20)
+    assert [r.value for r in plan.reasons if r.field == "agreement.training.snapshots"][-1] == "[7, 20]"
 
 
 def test_what_follows_a_field_set_by_hand_is_noted():
-    made = small_plan().change({"training.rounds": 20, "training.mirror_axes": [1, 2]})
-    assert made.agreement.training.snapshots == (16, 18, 20)
-    assert made.local.training.mirror_axes == made.inference.mirror_axes == (1, 2)
-    last = {r.field: r for r in made.reasons}
+    plan = small_plan().change({"training.rounds": 20, "training.mirror_axes": [1, 2]})
+    assert plan.agreement.training.snapshots == (16, 18, 20)
+    assert plan.local.training.mirror_axes == plan.inference.mirror_axes == (1, 2)
+    last = {r.field: r for r in plan.reasons}
     assert last["agreement.training.snapshots"].value == "[16, 18, 20]"
     assert "20 rounds" in last["agreement.training.snapshots"].why
     assert last["inference.mirror_axes"].value == "[1, 2]" and "as in training" in last["inference.mirror_axes"].why
 
 
 def test_mirrored_views_set_by_hand_stand():
-    made = small_plan().change({"training.mirror_axes": [1, 2], "inference.mirror_axes": [2]})
-    assert made.local.training.mirror_axes == (1, 2) and made.inference.mirror_axes == (2,)
+    plan = small_plan().change({"training.mirror_axes": [1, 2], "inference.mirror_axes": [2]})
+    assert plan.local.training.mirror_axes == (1, 2) and plan.inference.mirror_axes == (2,)
 
 
 @pytest.mark.parametrize(
@@ -158,18 +158,18 @@ def test_a_private_mechanism_may_promise():
 
 
 def test_preparation_digest_knows_grid_and_intensity_only():
-    made = small_plan()
-    assert made.change({"learning_rate": 0.5}).local.preprocessing_digest() == made.local.preprocessing_digest()
+    plan = small_plan()
+    assert plan.change({"learning_rate": 0.5}).local.preprocessing_digest() == plan.local.preprocessing_digest()
     assert (
-        made.change({"geometry.spacing_mm": [2, 1, 1]}).local.preprocessing_digest()
-        != made.local.preprocessing_digest()
+        plan.change({"geometry.spacing_mm": [2, 1, 1]}).local.preprocessing_digest()
+        != plan.local.preprocessing_digest()
     )
 
 
 def test_agreement_digest_changes_with_what_sites_vet():
-    made = small_plan()
-    assert made.change({"training.rounds": 9}).agreement.digest() != made.agreement.digest()
-    assert made.change({"learning_rate": 0.5}).agreement.digest() == made.agreement.digest()
+    plan = small_plan()
+    assert plan.change({"training.rounds": 9}).agreement.digest() != plan.agreement.digest()
+    assert plan.change({"learning_rate": 0.5}).agreement.digest() == plan.agreement.digest()
 
 
 @pytest.mark.parametrize(("rounds", "expected"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (50, [40, 45, 50])])
@@ -202,23 +202,23 @@ def test_the_rate_falls_with_the_power_of_nine_tenths():
 
 @pytest.mark.parametrize("lengths", [(10, 20), (10, 20, 40), (10, 11), (50, 100)])
 def test_more_rounds_make_no_jump(lengths):
-    made = schedule(*lengths)
+    training = schedule(*lengths)
     for before, after in itertools.pairwise(lengths):
-        assert made.rate_at(before - 1e-6) == pytest.approx(0, abs=1e-5)
-        assert 0 < made.rate_at(before) <= 0.005  # a step at rate 0 would be for nothing
+        assert training.rate_at(before - 1e-6) == pytest.approx(0, abs=1e-5)
+        assert 0 < training.rate_at(before) <= 0.005  # a step at rate 0 would be for nothing
         climb = (after - before) / 10
         steps = before + np.linspace(0, climb, 101)
-        rates = np.array([made.rate_at(t) for t in steps])
+        rates = np.array([training.rate_at(t) for t in steps])
         assert (np.diff(rates) > 0).all() or after - before == 1  # it climbs, in no larger steps than a hundredth
         assert np.abs(np.diff(rates)).max() <= 0.011
-        assert made.rate_at(before + climb) == pytest.approx((1 - (before + climb) / after) ** 0.9)
-    assert made.rate_at(lengths[-1]) == 0
+        assert training.rate_at(before + climb) == pytest.approx((1 - (before + climb) / after) ** 0.9)
+    assert training.rate_at(lengths[-1]) == 0
 
 
 def test_what_was_before_an_extension_stays_as_it_was():
     short, long = schedule(10), schedule(10, 30)
     assert [short.rate_at(t / 10) for t in range(100)] == [long.rate_at(t / 10) for t in range(100)]
-    short, long = (made.model_copy(update={"validate_every": 3}) for made in (short, long))
+    short, long = (training.model_copy(update={"validate_every": 3}) for training in (short, long))
     assert [short.validates(r) for r in range(1, 11)] == [long.validates(r) for r in range(1, 11)]
 
 
@@ -229,9 +229,9 @@ def test_an_extension_makes_a_training_longer(lengths):
 
 
 def test_a_plan_is_extended_with_its_history_and_keeps_snapshots_that_are_there():
-    made = small_plan(**{"training.rounds": 20})
-    assert made.agreement.training.snapshots == (16, 18, 20)
-    longer = made.extend(21)
+    plan = small_plan(**{"training.rounds": 20})
+    assert plan.agreement.training.snapshots == (16, 18, 20)
+    longer = plan.extend(21)
     assert longer.agreement.training.extended == (20,)
     assert longer.agreement.training.snapshots == (18, 20, 21)
     longest = longer.extend(60)
@@ -255,16 +255,16 @@ def test_a_private_plan_is_not_extended_and_chooses_nothing_by_scores():
 
 
 def test_rounds_that_are_validated():
-    made = plans.RoundSchedule(rounds=7, snapshots=(7,), validate_every=3)
-    assert [r for r in range(1, 8) if made.validates(r)] == [3, 6, 7]
-    assert not any(made.model_copy(update={"validate_every": 0}).validates(r) for r in range(1, 8))
+    training = plans.RoundSchedule(rounds=7, snapshots=(7,), validate_every=3)
+    assert [r for r in range(1, 8) if training.validates(r)] == [3, 6, 7]
+    assert not any(training.model_copy(update={"validate_every": 0}).validates(r) for r in range(1, 8))
 
 
 @pytest.mark.parametrize(("setting", "stays"), [({"batch_size": 1}, False), ({"training.rounds": 2}, True)])
 def test_the_stated_memory_goes_with_the_sizes_that_it_was_stated_for(setting, stays):
     reason = plans.Reason(field="local.network", value="1 GB", why="told from the layers")
-    made = small_plan().model_copy(update={"reasons": (reason,)})
-    assert (reason in made.change(setting).reasons) == stays
+    plan = small_plan().model_copy(update={"reasons": (reason,)})
+    assert (reason in plan.change(setting).reasons) == stays
 
 
 def code_of(plan, field):
@@ -272,22 +272,22 @@ def code_of(plan, field):
 
 
 def test_what_a_person_set_is_known_by_its_code_also_after_it_was_written(tmp_path):
-    made = small_plan().change({"batch_size": 4, "training.mirror_axes": [1]}).change({"training.rounds": 9}, "planned")
-    made.save(tmp_path / "plan.json")
+    plan = small_plan().change({"batch_size": 4, "training.mirror_axes": [1]}).change({"training.rounds": 9}, "planned")
+    plan.save(tmp_path / "plan.json")
     read = plans.load(tmp_path / "plan.json")
-    assert read == made
+    assert read == plan
     for field in ("local.training.batch_size", "local.training.mirror_axes", "inference.mirror_axes"):
-        assert code_of(made, field) == code_of(read, field) == "by-hand"
+        assert code_of(plan, field) == code_of(read, field) == "by-hand"
     for field in ("agreement.training.rounds", "agreement.training.snapshots"):
-        assert code_of(made, field) == code_of(read, field) == "planned"
+        assert code_of(plan, field) == code_of(read, field) == "planned"
 
 
 def test_the_code_of_a_reason_changes_neither_file_nor_digest(tmp_path):
     reason = plans.Reason(field="local.network", value="1 GB", why="told from the layers")
-    made = small_plan().model_copy(update={"reasons": (reason,)})
-    coded = made.model_copy(update={"reasons": (reason.model_copy(update={"code": "by-hand"}),)})
-    assert made != coded and made.digest() == coded.digest() and made.model_dump_json() == coded.model_dump_json()
-    assert set(made.model_dump(mode="json")["reasons"][0]) == {"field", "value", "why"}
+    plan = small_plan().model_copy(update={"reasons": (reason,)})
+    coded = plan.model_copy(update={"reasons": (reason.model_copy(update={"code": "by-hand"}),)})
+    assert plan != coded and plan.digest() == coded.digest() and plan.model_dump_json() == coded.model_dump_json()
+    assert set(plan.model_dump(mode="json")["reasons"][0]) == {"field", "value", "why"}
 
 
 @pytest.mark.parametrize("why, code", [
