@@ -383,7 +383,7 @@ def pair():
 def test_whoever_makes_them_patches_are_the_same_to_the_bit(pair):
     expected = taken(0)
     assert same_patches(expected, taken("thread")) and same_patches(expected, taken(1))
-    assert same_patches(expected, taken(pair)) and same_patches(expected, taken(pair))  # a feeder is used again
+    assert same_patches(expected, taken(pair)) and same_patches(expected, taken(pair))  # a loader is used again
     assert not same_patches(expected, taken(0, seed=(1, 3)))
 
 

@@ -23,12 +23,14 @@ def at_full_rate(steps):
     return Schedule(steps, lambda done: 1, (1,))
 
 
-def train(lone_site, mechanism=None, steps=4, seed=(1,), begun=0.0, share=1.0, weights=None, beside=None, **settings):
+def train(
+    lone_site, mechanism=None, steps=4, seed=(1,), begun=0.0, share=1.0, weights=None, auxiliary=None, **settings
+):
     plan, store = lone_site
     local = plan.change(settings).local if settings else plan.local
     weights = weights or weights_of(build(local.network, seed=1))
     rate, chosen = poly(begun, share), mechanism or NoPrivacy(2)
-    return fit(weights, store, local, chosen, Schedule(steps, rate, seed), terms=GradientTerms(auxiliary=beside))
+    return fit(weights, store, local, chosen, Schedule(steps, rate, seed), terms=GradientTerms(auxiliary=auxiliary))
 
 
 def test_the_same_seed_gives_the_same_weights_to_the_bit(lone_site):
@@ -74,7 +76,7 @@ def test_the_mechanism_draws_and_takes_every_step(lone_site):
     assert all(np.array_equal(fitted.weights[n], weights[n]) for n in weights)
 
 
-def beside(lone_site, weight=1.0, **more):
+def auxiliary(lone_site, weight=1.0, **more):
     """The site's own cases as if they were public ones."""
     plan, store = lone_site
     return AuxiliaryLoss(store, replace(Labels.of(plan.agreement), ignore=255), weight, **more)
@@ -84,10 +86,10 @@ def test_public_cases_are_learned_outside_of_the_mechanism(lone_site):
     """It sees as many gradients as without them, and what it makes of these has no part in theirs."""
     weights = weights_of(build(lone_site[0].local.network, seed=1))
     mechanism = _Recording(batch_size=1)
-    fitted = train(lone_site, mechanism, steps=3, weights=weights, weight_decay=0, beside=beside(lone_site))
+    fitted = train(lone_site, mechanism, steps=3, weights=weights, weight_decay=0, auxiliary=auxiliary(lone_site))
     assert mechanism.seen == [2, 2, 2]
     assert all(not np.array_equal(fitted.weights[n], weights[n]) for n in weights if weights[n].ndim > 1)
-    plain, same_draws = train(lone_site), train(lone_site, beside=beside(lone_site, 0.0))
+    plain, same_draws = train(lone_site), train(lone_site, auxiliary=auxiliary(lone_site, 0.0))
     assert all(np.array_equal(plain.weights[n], same_draws.weights[n]) for n in weights)
 
 
@@ -97,8 +99,10 @@ def test_public_cases_weigh_what_they_are_said_to_and_have_the_clip_of_their_own
     plain = {"learning_rate": 0.01, "training.momentum": 0, "weight_decay": 0}
 
     def way(weight, clip=None, **settings):
-        lesson = beside(lone_site, weight, clip=clip)
-        fitted = train(lone_site, _Recording(batch_size=1), 1, weights=weights, beside=lesson, **plain, **settings)
+        public_loss = auxiliary(lone_site, weight, clip=clip)
+        fitted = train(
+            lone_site, _Recording(batch_size=1), 1, weights=weights, auxiliary=public_loss, **plain, **settings
+        )
         return sum(float(((fitted.weights[n] - weights[n]) ** 2).sum()) for n in weights) ** 0.5
 
     assert way(1000.0, gradient_clip=1e-3) == pytest.approx(0.01 * 1000 * 1e-3, rel=1e-2)
@@ -118,7 +122,7 @@ def test_public_cases_come_in_as_many_batches_as_wanted_and_their_gradients_are_
     weights = weights_of(build(lone_site[0].local.network, seed=1))
     plain = {"learning_rate": 1.0, "training.momentum": 0, "weight_decay": 0, "gradient_clip": 1e6}
     fitted = train(
-        lone_site, _Recording(batch_size=1), 1, weights=weights, beside=beside(lone_site, batches=3), **plain
+        lone_site, _Recording(batch_size=1), 1, weights=weights, auxiliary=auxiliary(lone_site, batches=3), **plain
     )
     assert len(seen) == 3
     for (name, before), *parts in zip(weights.items(), *seen, strict=True):
@@ -130,7 +134,7 @@ def test_public_cases_teach_what_the_patients_do(lone_site):
     """With the decoder alone, the way down stays as it began for both."""
     weights = weights_of(build(lone_site[0].local.network, seed=1))
     parts = {"trained": "decoder", "weight_decay": 0}
-    fitted = train(lone_site, _Recording(batch_size=1), 2, weights=weights, beside=beside(lone_site), **parts)
+    fitted = train(lone_site, _Recording(batch_size=1), 2, weights=weights, auxiliary=auxiliary(lone_site), **parts)
     moved = {n.split(".")[0] for n in weights if not np.array_equal(fitted.weights[n], weights[n])}
     assert moved == {"up", "heads"}
 

@@ -49,8 +49,8 @@ def test_regions_are_binary_tasks_without_a_background():
     target = torch.cat([maps > 0, maps == 2], dim=1).float()
     p = torch.sigmoid(logits[0])
     entropy = -(target * p.log() + (1 - target) * (1 - p).log()).mean()
-    found = make_loss(TRAINING, 1, REGIONS)(logits[:1], maps)
-    assert found.item() == pytest.approx((dice_of(p, target) + entropy).item(), abs=1e-5)
+    loss_gradients = make_loss(TRAINING, 1, REGIONS)(logits[:1], maps)
+    assert loss_gradients.item() == pytest.approx((dice_of(p, target) + entropy).item(), abs=1e-5)
 
 
 def test_what_is_annotated_counts_as_if_the_rest_were_not_there():
@@ -71,9 +71,9 @@ def test_ignored_voxels_have_no_influence(labels, batch_dice):
     logits, maps = drawn(labels)
     maps[..., :4] = labels.ignore  # whole blocks, so that the coarser grid has the same border
     maps[..., 4:] = maps[..., 4:].clamp_max(2)
-    value, found = gradients(loss, logits, maps)
+    value, loss_gradients = gradients(loss, logits, maps)
     other = [part.clone() for part in logits]
-    for part, gradient in zip(other, found, strict=True):
+    for part, gradient in zip(other, loss_gradients, strict=True):
         edge = part.shape[-1] // 2
         part[..., :edge] = 50 * torch.randn_like(part[..., :edge])
         assert not gradient[..., :edge].any() and gradient[..., edge:].any()
@@ -85,13 +85,13 @@ def test_ignored_voxels_have_no_influence(labels, batch_dice):
 def test_a_patch_that_nobody_annotated_teaches_nothing(labels, batch_dice):
     loss = make_loss(TRAINING.model_copy(update={"batch_dice": batch_dice}), 2, labels)
     logits, maps = drawn(labels)
-    value, found = gradients(loss, logits, torch.full_like(maps, labels.ignore))
-    assert value == 0 and not any(gradient.any() for gradient in found)
+    value, loss_gradients = gradients(loss, logits, torch.full_like(maps, labels.ignore))
+    assert value == 0 and not any(gradient.any() for gradient in loss_gradients)
     mixed = maps.clamp_max(2)
     mixed[0] = labels.ignore
-    value, found = gradients(loss, logits, mixed)
+    value, loss_gradients = gradients(loss, logits, mixed)
     assert 0 < value < 10
-    assert all(not gradient[0].any() and gradient[1].any() and gradient.isfinite().all() for gradient in found)
+    assert all(not gradient[0].any() and gradient[1].any() and gradient.isfinite().all() for gradient in loss_gradients)
 
 
 # Structures that a site never annotated
@@ -117,15 +117,15 @@ def test_moving_probability_between_background_and_what_was_not_annotated_change
     """The gradient along that direction is 0: for each class, its share of the logits' gradient is that of its p."""
     loss = make_loss(TRAINING.model_copy(update={"batch_dice": batch_dice}), 2, labels)
     logits, maps = partial_maps(labels)
-    value, found = gradients(loss, logits, maps)
+    value, loss_gradients = gradients(loss, logits, maps)
     unknown = [k for k, name in enumerate(labels.names, start=1) if not labels.is_annotated(name)]
     background = maps[:, 0] == 0
-    for part, gradient in zip(logits, found, strict=True):
+    for part, gradient in zip(logits, loss_gradients, strict=True):
         p = part.softmax(1)
         for k in unknown:
             along = gradient[:, 0] / p[:, 0] - gradient[:, k] / p[:, k]  # p0 rises as much as pk falls
             assert along.abs().max() < 1e-6 < (gradient[:, 0] / p[:, 0]).abs().max()
-    assert all((found[0][:, k][background] <= 0).all() for k in unknown)  # descent pushes it down nowhere
+    assert all((loss_gradients[0][:, k][background] <= 0).all() for k in unknown)  # descent pushes it down nowhere
     moved = []
     for part in logits:
         p = part.softmax(1)
@@ -148,18 +148,18 @@ def test_the_loss_is_that_of_a_network_with_the_summed_probabilities(batch_dice)
     logits, maps = partial_maps(labels)
     p = [part.softmax(1) for part in logits]
     two = [torch.stack([part[:, 0] + part[:, 1] + part[:, 3], part[:, 2]], 1).log() for part in p]
-    wanted = make_loss(training, 2)(two, (maps == 2).to(torch.int16))
-    assert make_loss(training, 2, labels)(logits, maps).item() == pytest.approx(wanted.item(), abs=1e-6)
+    expected_loss = make_loss(training, 2)(two, (maps == 2).to(torch.int16))
+    assert make_loss(training, 2, labels)(logits, maps).item() == pytest.approx(expected_loss.item(), abs=1e-6)
 
 
 def test_a_region_that_was_not_annotated_has_no_part_in_the_loss():
     labels = REGIONS.with_annotated(["whole"])
     logits, maps = drawn(REGIONS)
-    value, found = gradients(make_loss(TRAINING, 2, labels), logits, maps)
-    assert all(not gradient[:, 1].any() and gradient[:, 0].any() for gradient in found)
+    value, loss_gradients = gradients(make_loss(TRAINING, 2, labels), logits, maps)
+    assert all(not gradient[:, 1].any() and gradient[:, 0].any() for gradient in loss_gradients)
     alone = Labels.declared({"background": 0, "whole": [1, 2], "ignore": 3}, (1,))
-    wanted = make_loss(TRAINING, 2, alone)([part[:, :1] for part in logits], maps)
-    assert value == pytest.approx(wanted.item(), abs=1e-6)
+    expected_loss = make_loss(TRAINING, 2, alone)([part[:, :1] for part in logits], maps)
+    assert value == pytest.approx(expected_loss.item(), abs=1e-6)
 
 
 def test_where_every_structure_was_annotated_the_loss_is_bit_for_bit_the_common_one():

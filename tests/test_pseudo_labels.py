@@ -11,7 +11,7 @@ SHAPE = (1, 6, 8)
 OPEN = ConfidenceThresholds(0.0, 1.0, 0.0)
 
 
-def said(tumour, doubt=0.0, shape=SHAPE):
+def site_prediction(tumour, doubt=0.0, shape=SHAPE):
     """What a site says that sees a tumour with this probability."""
     p = np.broadcast_to(np.asarray(tumour, np.float32), shape)
     return pseudo_labels.encode_prediction(
@@ -47,10 +47,14 @@ def test_a_site_that_says_more_than_everything_is_still_read_as_probabilities():
 
 def test_fusion_is_the_mean_weighted_by_certainty():
     """By hand: w = exp(-0/.5) = 1 and exp(-1/.5) = .1353; p = (1 + 0 * .1353) / 1.1353."""
-    fused = pseudo_labels.fuse({"a": said(1.0), "b": said(0.0, doubt=1.0)}, {"a": 1, "b": 1}, 0.5, is_regions=False)
+    fused = pseudo_labels.fuse(
+        {"a": site_prediction(1.0), "b": site_prediction(0.0, doubt=1.0)}, {"a": 1, "b": 1}, 0.5, is_regions=False
+    )
     assert fused[1] == pytest.approx(1 / (1 + np.exp(-2)), rel=1e-5)
     assert fused.sum(0) == pytest.approx(1)
-    halved = pseudo_labels.fuse({"a": said(1.0), "b": said(0.0)}, {"a": 0.5, "b": 1}, 0.5, is_regions=False)
+    halved = pseudo_labels.fuse(
+        {"a": site_prediction(1.0), "b": site_prediction(0.0)}, {"a": 0.5, "b": 1}, 0.5, is_regions=False
+    )
     assert halved[1] == pytest.approx(1 / 3)
 
 
@@ -160,7 +164,7 @@ def test_of_one_or_two_sites_nobody_can_say_who_errs(sites):
 
 def test_a_liar_does_not_turn_the_labels_of_three():
     good, bad = square(), 1 - square()
-    views = {"a": said(good, 0.1), "b": said(good, 0.1), "liar": said(bad, 0.0)}
+    views = {"a": site_prediction(good, 0.1), "b": site_prediction(good, 0.1), "liar": site_prediction(bad, 0.0)}
     between = pseudo_labels.PairwiseDice()
     between.add([pseudo_labels.structure_masks(view, is_regions=False) for view in views.values()])
     trust = dict(zip(views, pseudo_labels.site_weights(between.dice(), 0.1), strict=True))

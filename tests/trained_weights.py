@@ -51,10 +51,12 @@ def train(name: str, folder: Path) -> str:
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
     """SHA-256 of arrays, by name."""
-    found = hashlib.sha256()
+    digest_of_all = hashlib.sha256()
     for name, array in sorted(arrays.items()):
-        found.update(f"{name} {array.dtype.str} {array.shape}\n".encode() + np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
+        digest_of_all.update(
+            f"{name} {array.dtype.str} {array.shape}\n".encode() + np.ascontiguousarray(array).tobytes()
+        )
+    return digest_of_all.hexdigest()
 
 
 def in_words(message: Message) -> dict[str, Any]:
