@@ -78,11 +78,11 @@ class RawPercentile(Adaptive):
 class Laplace(DPSGD):
     """Laplace noise of the same standard deviation: it would need a bound in L1."""
 
-    def with_key(self, secret):
-        return replace(self, chance=_LaplaceChance(secret))
+    def with_key(self, noise_key):
+        return replace(self, randomness=_LaplaceRandomness(noise_key))
 
 
-class _LaplaceChance(Randomness):
+class _LaplaceRandomness(Randomness):
     def normal(self, shape):
         return self.noise.laplace(0, 1 / math.sqrt(2), shape).astype(np.float32)
 
@@ -93,7 +93,7 @@ class Shuffling(DPSGD):
     def sampler(self, patients, seed):
         size = round(self.expected)
         while True:
-            order = list(self._chance.draws.permutation(sorted(patients)))
+            order = list(self._randomness.draws.permutation(sorted(patients)))
             yield from ([[n] * 2 for n in order[i : i + size]] for i in range(0, len(order), size))
 
 
@@ -178,11 +178,11 @@ class OverItsNorm(DPSGD):
 class GlobalNoise(DPSGD):
     """Noise from the generator that the training's seed has set."""
 
-    def with_key(self, secret):
-        return replace(self, chance=_GlobalChance(secret))
+    def with_key(self, noise_key):
+        return replace(self, randomness=_GlobalRandomness(noise_key))
 
 
-class _GlobalChance(Randomness):
+class _GlobalRandomness(Randomness):
     def normal(self, shape):
         return np.random.standard_normal(shape).astype(np.float32)
 

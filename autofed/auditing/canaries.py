@@ -82,8 +82,9 @@ def make_canaries(plan: Plan, count: int, generator: np.random.Generator, site: 
 def make_picture(plan: Plan, generator: np.random.Generator) -> np.ndarray:
     """Smooth random values (C, *grid) of mean 0 and deviation 1, as normalised images have them, of a patch's size."""
     shape = (len(plan.agreement.channels), *(1, *plan.local.training.patch_size)[-3:])
-    image = gaussian_filter(generator.standard_normal(shape), [0, *(edge * _SMOOTH for edge in shape[1:])])
-    return ((image - image.mean()) / image.std()).astype(np.float32)
+    image: np.ndarray = gaussian_filter(generator.standard_normal(shape), [0, *(edge * _SMOOTH for edge in shape[1:])])
+    normalised: np.ndarray = ((image - image.mean()) / image.std()).astype(np.float32)
+    return normalised
 
 
 def _blocks(shape: Sequence[int], values: Sequence[int], generator: np.random.Generator) -> np.ndarray:
@@ -120,11 +121,12 @@ def attack(
 def of_weights(plan: Plan, canaries: Canaries, device: str = "cpu") -> Score:
     """The attacker who sees weights: by how much a canary's loss has fallen from the start to the end."""
 
-    def fallen(rounds: Iterator[Arrays]) -> np.ndarray:
+    def loss_decrease(rounds: Iterator[Arrays]) -> np.ndarray:
         (last,) = deque(rounds, maxlen=1)
-        return _losses(plan, canaries, start(plan), device)[0] - _losses(plan, canaries, last, device)[0]
+        before, after = (_losses(plan, canaries, weights, device)[0] for weights in (start(plan), last))
+        return np.subtract(before, after)
 
-    return fallen
+    return loss_decrease
 
 
 def exposed(plan: Plan, canaries: Canaries, weights: Arrays, device: str = "cpu") -> np.ndarray:
@@ -137,8 +139,9 @@ def exposed(plan: Plan, canaries: Canaries, weights: Arrays, device: str = "cpu"
     """
     losses = _losses(plan, canaries, weights, device, min(_DECOYS, len(canaries.patients) - 1))
     of_picture = losses.mean(axis=0)
-    of_labels = np.mean([np.roll(found, turn) for turn, found in enumerate(losses)], axis=0)
-    return of_picture + of_labels - losses[0]
+    of_labels = np.mean([np.roll(row, shift) for shift, row in enumerate(losses)], axis=0)
+    scores: np.ndarray = of_picture + of_labels - losses[0]
+    return scores
 
 
 def start(plan: Plan) -> dict[str, np.ndarray]:

@@ -90,7 +90,9 @@ def invert_gradient(
     return image.detach()[0].numpy()
 
 
-def gradient_of(image: np.ndarray, label: np.ndarray, weights: Arrays, local: LocalPlan, labels: Labels | None = None):
+def gradient_of(
+    image: np.ndarray, label: np.ndarray, weights: Arrays, local: LocalPlan, labels: Labels | None = None
+) -> dict[str, np.ndarray]:
     """What training computes of one patch (C, *patch) with its label map (*patch): one array for each weight."""
     victim = _Victim(weights, label, local, labels)
     parts = victim.gradient(torch.from_numpy(image[None]).float(), further=False)

@@ -1,6 +1,6 @@
 """What may leave a site, and what it cost: mechanisms and the ledger.
 
-A mechanism is one frozen object that draws the patients, bounds what they do to a step and to a release, and states
+A mechanism is one frozen object that samples the patients, bounds what they do to a step and to a release, and states
 what that cost; so these cannot disagree. "No privacy" is an ordinary mechanism.
 """
 
@@ -20,7 +20,7 @@ Gradient = list[Any]
 
 
 class OutputMechanism(Protocol):
-    """What stands before the door: it says what an answer costs, and what of it may leave."""
+    """What protects a response: it states what the response costs, and which arrays of it may leave the site."""
 
     @property
     def name(self) -> str:
@@ -29,15 +29,15 @@ class OutputMechanism(Protocol):
 
     @property
     def private(self) -> bool:
-        """Whether it bounds what can be told of a patient: then every answer has a secret of its own (`with_key`)."""
+        """Whether it bounds what can be learned of a patient; each response has a noise key (`with_key`)."""
         ...
 
-    def with_key(self, secret: bytes) -> Self:
-        """The same for one answer: who is drawn and which noise is added follow from the secret alone."""
+    def with_key(self, noise_key: bytes) -> Self:
+        """The mechanism for one response: the sampled patients and the noise follow from the noise key alone."""
         ...
 
     def cost(self, steps: int) -> tuple[PrivacyEvent, ...]:
-        """What an answer after so many local steps costs a patient, for the ledger."""
+        """The privacy events of a response after so many local steps, for the ledger."""
         ...
 
     def release(self, arrays: ArrayGroups) -> ArrayGroups:
@@ -61,14 +61,14 @@ class Mechanism(OutputMechanism, Protocol):
     def sampler(self, patients: Sequence[str], seed: Sequence[int]) -> Iterator[BatchSample]:
         """The patients of one step after another, in groups that share a backward pass, each named once per patch.
 
-        `seed` makes the drawing repeatable; a private mechanism draws by its secret instead.
+        `seed` makes the sampling repeatable; a private mechanism samples by its noise key instead.
         """
         ...
 
     def step(self, gradients: Iterable[Gradient], like: Gradient) -> Gradient:
-        """The gradient to step along, from one gradient per group of the draw (in the draw's order).
+        """The gradient to step along, from one gradient per group of the sample (in its order).
 
-        An empty draw has no gradients and is a step all the same; `like` are the parameters, for shapes and device.
+        An empty sample has no gradients and is a step all the same; `like` are the parameters, for shapes and device.
         Gradients are taken one by one, so that the next need not be computed before this one is dealt with.
         """
         ...
@@ -89,8 +89,8 @@ ADAPTATION = "adaptation"
 def adapted_mechanism(mechanism: Mechanism, history: Arrays, round: int) -> Mechanism:
     """The mechanism of a round, after those whose averaged adaptation groups are stacked in `history`, oldest first.
 
-    Coordinator and sites rebuild it from what was shared, so a round that is asked again has the same mechanism.
-    `ValidationErrors` if a mechanism that adapts is not told of every round before: its noise depends on how many there
+    Coordinator and sites rebuild it from what was shared, so a round that is requested again has the same mechanism.
+    `ValidationErrors` if a mechanism that adapts lacks a round before this one: its noise depends on how many there
     were.
     """
     before = min((len(array) for array in history.values()), default=0)

@@ -125,8 +125,8 @@ def calibrate(
 ) -> float:
     """The smallest noise multiplier whose events cost at most `epsilon` at `delta`: at least 4 digits, rounded up.
 
-    `make_events` gives the events of a plan with that multiplier; more noise must cost less. What they cost is said by
-    `measure`, by default as in `epsilon`. `ValidationErrors` if no noise brings them below `epsilon`, or if they cost
+    `make_events` gives the events of a plan with that multiplier; more noise must cost less. `measure` computes what
+    they cost, by default as `epsilon` does. `ValidationErrors` if no noise brings them below `epsilon`, or if they cost
     next to nothing whatever the noise.
     """
 
@@ -212,7 +212,7 @@ def _smallest(cost: Callable[[float], float], most: float, low: float, high: flo
 
     digits = max(4, 3 - math.floor(math.log10(low)))
     unit = 10.0**-digits
-    root = brentq(lambda noise: math.log(max(cost(noise), 1e-12) / most), low, high, xtol=unit / 4)
+    root: float = brentq(lambda noise: math.log(max(cost(noise), 1e-12) / most), low, high, xtol=unit / 4)
     noise = round(math.ceil(root / unit) * unit, digits)
     while cost(noise) > most:  # the grid of the accountant leaves small steps in the curve
         noise = round(noise + unit, digits)

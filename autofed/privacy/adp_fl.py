@@ -59,9 +59,9 @@ class Adaptive(DPSGD):
             object.__setattr__(self, "first_clip", self.clip)
             object.__setattr__(self, "first_noise", self.noise_multiplier)
 
-    def with_key(self, secret: bytes) -> Self:
+    def with_key(self, noise_key: bytes) -> Self:
         """The same mechanism for one answer, which has not counted anybody yet."""
-        return replace(self, chance=Randomness(secret), answers=[])
+        return replace(self, randomness=Randomness(noise_key), answers=[])
 
     @property
     def gradient_noise(self) -> float:
@@ -76,7 +76,7 @@ class Adaptive(DPSGD):
     def _note(self, norms: Sequence[float]) -> None:
         """Answer how many gradients were not longer than the clip."""
         count = sum((norm <= self.clip) - 0.5 for norm in norms)
-        noised = count + self.count_noise * float(self._chance.normal((1,))[0])
+        noised = count + self.count_noise * float(self._randomness.normal((1,))[0])
         self.answers.append(noised / self.expected + 0.5)
 
     def release(self, arrays: ArrayGroups) -> ArrayGroups:

@@ -24,8 +24,8 @@ _LONGEST = 1e30
 
 def length(gradient: Gradient) -> float:
     """The Euclidean length over all arrays; infinite where a number is not finite or it is longer than 1e30."""
-    found = math.hypot(*(_norm(part) for part in gradient))
-    return found if found <= _LONGEST else math.inf  # also if it is not a number
+    norm = math.hypot(*(_norm(part) for part in gradient))
+    return norm if norm <= _LONGEST else math.inf  # also if it is not a number
 
 
 def _norm(part: torch.Tensor) -> float:

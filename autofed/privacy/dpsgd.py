@@ -24,8 +24,8 @@ class DPSGD:
     patients, q n, never by the drawn one. So a patient who is replaced by nothing changes the sum by C at most, and
     that is what `cost` says. A gradient that is not finite counts as zero.
 
-    What is made of such steps alone may leave as it is: updates, control variates, and answers: what the model says of
-    public images. Losses may not.
+    What is computed from such steps alone may leave as it is: updates, control variates, and predictions for public
+    images (the group `answers`). Losses may not.
     """
 
     patients: int
@@ -34,25 +34,25 @@ class DPSGD:
     clip: float
     noise_multiplier: float
     normalised: bool = False
-    chance: Randomness | None = None
+    randomness: Randomness | None = None
 
     name = "dp-sgd"
     private = True
     adapts: ClassVar[Mapping[str, tuple[int, ...]]] = {}
     protects = ("update", "control", "answers")
 
-    def with_key(self, secret: bytes) -> Self:
-        """The same mechanism for one answer."""
-        return replace(self, chance=Randomness(secret))
+    def with_key(self, noise_key: bytes) -> Self:
+        """The same mechanism for one response."""
+        return replace(self, randomness=Randomness(noise_key))
 
     def sampler(self, patients: Sequence[str], seed: Sequence[int]) -> Iterator[list[list[str]]]:
-        """For every step each patient or not, by a coin of the site's own secret; `seed`, which is known, is not used.
+        """For every step each patient or not, by a coin from the noise key; `seed`, which others know, is not used.
 
         `ValueError` if these are not as many patients as the noise was made for.
         """
         if len(patients) != self.patients:
             raise ValueError(f"found {len(patients)} patients, the mechanism is made for {self.patients}")
-        names, draws = sorted(patients), self._chance.draws
+        names, draws = sorted(patients), self._randomness.draws
         while True:
             coins = draws.random(len(names))
             yield [
@@ -72,7 +72,7 @@ class DPSGD:
         self._note([self._add(total, gradient) for gradient in gradients])
         std = self.gradient_noise * self.clip
         for part in total:
-            noised = torch.from_numpy(np.asarray(self._chance.normal(tuple(part.shape)))).mul_(std).add_(part.cpu())
+            noised = torch.from_numpy(np.asarray(self._randomness.normal(tuple(part.shape)))).mul_(std).add_(part.cpu())
             part.copy_(noised.mul_(1 / self.expected))  # rounded once, after the noise
         return total
 
@@ -98,11 +98,11 @@ class DPSGD:
         return norm
 
     def _note(self, norms: Sequence[float]) -> None:
-        """What else is asked of a step's draw: nothing."""
+        """What else a step releases of its sample: nothing."""
 
     def release(self, arrays: ArrayGroups) -> ArrayGroups:
-        """What is made of steps alone; losses, and whatever else an algorithm has to say, stay at the site."""
-        return {group: found for group, found in arrays.items() if group in self.protects}
+        """What is computed from steps alone; losses, and whatever else an algorithm computes, stay at the site."""
+        return {group: values for group, values in arrays.items() if group in self.protects}
 
     def cost(self, steps: int) -> tuple[PrivacyEvent, ...]:
         """So many Gaussian mechanisms, each on a Poisson sample of the patients."""
@@ -124,5 +124,5 @@ class DPSGD:
         return self
 
     @property
-    def _chance(self) -> Randomness:
-        return require_randomness(self.chance)
+    def _randomness(self) -> Randomness:
+        return require_randomness(self.randomness)

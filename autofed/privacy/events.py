@@ -1,4 +1,4 @@
-"""What a mechanism says a release has cost: the one language in which ledger and accountants are told."""
+"""What a mechanism states as the cost of a release: the terms that the ledger and the accountants share."""
 
 from __future__ import annotations
 

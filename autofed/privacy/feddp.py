@@ -33,16 +33,16 @@ class FedDP:
     noise_multiplier: float
     batch_size: int
     frozen: tuple[str, ...] = ()
-    chance: Randomness | None = None
+    randomness: Randomness | None = None
 
     name = "feddp"
     private = True
     adapts: ClassVar[Mapping[str, tuple[int, ...]]] = {}
     protects = (UPDATE,)
 
-    def with_key(self, secret: bytes) -> Self:
-        """The same mechanism for one answer."""
-        return replace(self, chance=Randomness(secret))
+    def with_key(self, noise_key: bytes) -> Self:
+        """The same mechanism for one response."""
+        return replace(self, randomness=Randomness(noise_key))
 
     def sampler(self, patients: Sequence[str], seed: Sequence[int]) -> Iterator[list[list[str]]]:
         """As without privacy."""
@@ -81,9 +81,9 @@ class FedDP:
 
     def _noised(self, update: Arrays) -> dict[str, np.ndarray]:
         """Rounded once, after the noise."""
-        chance, std = require_randomness(self.chance), self.noise_multiplier * self.clip
-        found = {name: array + std * chance.normal(array.shape) for name, array in self.bounded(update).items()}
-        return {name: np.asarray(found.get(name, np.zeros_like(was)), was.dtype) for name, was in update.items()}
+        randomness, std = require_randomness(self.randomness), self.noise_multiplier * self.clip
+        noisy = {name: array + std * randomness.normal(array.shape) for name, array in self.bounded(update).items()}
+        return {name: np.asarray(noisy.get(name, np.zeros_like(was)), was.dtype) for name, was in update.items()}
 
     def _learns(self, name: str) -> bool:
         return not name.startswith(self.frozen)

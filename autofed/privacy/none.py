@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from autofed.messages import ArrayGroups, Arrays
+from autofed.privacy import Gradient
 from autofed.privacy.events import PrivacyEvent
 
 
@@ -24,7 +25,7 @@ class NoPrivacy:
     adapts: ClassVar[Mapping[str, tuple[int, ...]]] = {}
     protects = ()
 
-    def with_key(self, secret: bytes) -> NoPrivacy:
+    def with_key(self, noise_key: bytes) -> NoPrivacy:
         """The same mechanism: it has nothing to hide."""
         return self
 
@@ -32,15 +33,15 @@ class NoPrivacy:
         """Patients drawn uniformly with replacement, repeatable by the seed."""
         generator = np.random.default_rng(list(seed))
         while True:
-            drawn = generator.integers(len(patients), size=(self.passes, self.batch_size))
-            yield [[patients[i] for i in group] for group in drawn]
+            indices = generator.integers(len(patients), size=(self.passes, self.batch_size))
+            yield [[patients[i] for i in group] for group in indices]
 
-    def step(self, gradients: Iterable[list], like: list) -> list:
-        """The mean over the groups, of which two are in memory at most; nothing for an empty draw."""
-        total: list = []
+    def step(self, gradients: Iterable[Gradient], like: Gradient) -> Gradient:
+        """The mean over the groups, of which two are in memory at most; zeros for an empty sample."""
+        total: Gradient = []
         groups = 0
-        for groups, found in enumerate(gradients, 1):
-            total = found if groups == 1 else [sum(parts) for parts in zip(total, found, strict=True)]
+        for groups, gradient in enumerate(gradients, 1):
+            total = gradient if groups == 1 else [sum(parts) for parts in zip(total, gradient, strict=True)]
         if not groups:
             return [parameter * 0 for parameter in like]
         return total if groups == 1 else [part / groups for part in total]

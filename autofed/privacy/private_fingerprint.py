@@ -27,21 +27,21 @@ class PrivateFingerprintMechanism:
     """The sum over patients of rows, each at most 1 long, with noise of `noise_multiplier` in each number, once."""
 
     noise_multiplier: float
-    chance: Randomness | None = None
+    randomness: Randomness | None = None
 
     name = NAME
     private = True
 
-    def with_key(self, secret: bytes) -> Self:
-        """The same mechanism for one answer."""
-        return replace(self, chance=Randomness(secret))
+    def with_key(self, noise_key: bytes) -> Self:
+        """The same mechanism for one response."""
+        return replace(self, randomness=Randomness(noise_key))
 
     def release(self, arrays: ArrayGroups) -> ArrayGroups:
         """The noised sum of rows (patients, numbers); a longer one is cut to length 1, one that is not finite is 0."""
         rows = np.asarray(arrays[OF_PATIENTS]["rows"], np.float64)
         rows = np.where(np.isfinite(rows).all(axis=1, keepdims=True), rows, 0.0)
         rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1.0)
-        noise = require_randomness(self.chance).normal(rows.shape[1:])
+        noise = require_randomness(self.randomness).normal(rows.shape[1:])
         return {"sums": {"rows": rows.sum(axis=0) + self.noise_multiplier * noise}}
 
     def cost(self, steps: int = 0) -> tuple[PrivacyEvent, ...]:

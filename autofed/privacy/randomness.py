@@ -1,4 +1,4 @@
-"""The randomness of one private answer: who is drawn for it and which noise is added to it."""
+"""The randomness of one private response: which patients are sampled for it and which noise is added to it."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ import numpy as np
 NOISE_KEY_BYTES = 32
 
 
-def require_randomness(chance: Randomness | None) -> Randomness:
-    """The chance of a mechanism that was given a secret; `RuntimeError` if it was not."""
-    if chance is None:
-        raise RuntimeError("a private answer needs a secret: call `with_key` first")
-    return chance
+def require_randomness(randomness: Randomness | None) -> Randomness:
+    """The randomness of a mechanism that has a noise key; `RuntimeError` if it has none."""
+    if randomness is None:
+        raise RuntimeError("a private response needs a noise key: call `with_key` first")
+    return randomness
 
 
 class Randomness:
-    """All that an answer leaves to chance, from a `secret` of 32 bytes that nobody but the site ever knows.
+    """All that is random in a response, from a `noise_key` of 32 bytes that nobody but the site ever knows.
 
-    A site takes the secret from the operating system and never from a seed of the training, which everyone has: who
-    can draw the noise again can take it away again. The draws of patients are secret, too: that nobody knows who took
+    A site takes the noise key from the operating system and never from a seed of the training, which everyone has: who
+    can draw the noise again can take it away again. The samples of patients are secret, too: that nobody knows who took
     part in a step is what Poisson sampling gains its epsilon by. Both are streams of Philox, a counter-based generator
-    with a key of 128 bits. The same secret gives the same answer, so that one that was cut off is finished with the
-    noise that it was charged for.
+    with a key of 128 bits. The same noise key gives the same response, so that one that was cut off is finished
+    with the noise that it was charged for.
     """
 
-    def __init__(self, secret: bytes):
-        self._secret = secret
+    def __init__(self, noise_key: bytes):
+        self._noise_key = noise_key
 
     @cached_property
     def draws(self) -> np.random.Generator:
-        """Who is drawn."""
+        """Which patients are sampled."""
         return self._stream(b"draws")
 
     @cached_property
     def noise(self) -> np.random.Generator:
-        """What is added."""
+        """The noise that is added."""
         return self._stream(b"noise")
 
     def normal(self, shape: tuple[int, ...]) -> np.ndarray:
@@ -49,5 +49,5 @@ class Randomness:
         return self.noise.standard_normal(shape)
 
     def _stream(self, name: bytes) -> np.random.Generator:
-        key = hashlib.blake2b(name, key=self._secret, digest_size=16).digest()
+        key = hashlib.blake2b(name, key=self._noise_key, digest_size=16).digest()
         return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big")))

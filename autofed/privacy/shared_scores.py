@@ -26,22 +26,22 @@ class SharedScores:
 
     noise_multiplier: float
     columns: int
-    chance: Randomness | None = None
+    randomness: Randomness | None = None
 
     name = "scores"
     private = True
 
-    def with_key(self, secret: bytes) -> Self:
-        """The same mechanism for one answer."""
-        return replace(self, chance=Randomness(secret))
+    def with_key(self, noise_key: bytes) -> Self:
+        """The same mechanism for one response."""
+        return replace(self, randomness=Randomness(noise_key))
 
     def release(self, arrays: ArrayGroups) -> ArrayGroups:
         """For each structure (2, columns): the sum of the scores and their number, both noised, in every column."""
-        chance, found = require_randomness(self.chance), arrays.get(OF_PATIENTS, {})
+        randomness, found = require_randomness(self.randomness), arrays.get(OF_PATIENTS, {})
         std = self.noise_multiplier * math.sqrt(2 * len(found))
         sums = {}
         for name, rows in found.items():
-            total = np.clip(np.nan_to_num(rows), 0, 1).sum(0) + std * chance.normal((2,))
+            total = np.clip(np.nan_to_num(rows), 0, 1).sum(0) + std * randomness.normal((2,))
             sums[name] = np.repeat(np.maximum(total, 0)[:, None], self.columns, axis=1).astype(np.float32)
         return {"sums": sums}
 
