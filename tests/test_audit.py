@@ -195,10 +195,10 @@ def test_images_of_a_network_that_learns_them_by_heart_are_told_apart():
 
     def score(rounds):
         seen.extend(rounds)
-        return canaries.of_weights(plan, planted)(iter(seen))
+        return canaries.loss_decrease_scores(plan, planted)(iter(seen))
 
     trial = canaries.attack(plan, privacy.find_mechanism(plan, 24), planted, 60, generator, score)
-    exposed = replace(trial, scores=canaries.exposed(plan, planted, seen[-1]))
+    exposed = replace(trial, scores=canaries.label_exposure_scores(plan, planted, seen[-1]))
     for found in (trial, exposed):
         assert found.scores[found.included].mean() > found.scores[~found.included].mean() + 0.05
         assert found.right(12) >= 10
@@ -215,7 +215,7 @@ def test_how_hard_a_picture_or_a_label_map_is_falls_out_of_the_score(monkeypatch
         return np.array([table[0] - known, *table[1:]])
 
     monkeypatch.setattr(canaries, "_losses", losses)
-    scores = canaries.exposed(plan, planted, {})
+    scores = canaries.label_exposure_scores(plan, planted, {})
     assert scores.argmax() == 3 and np.ptp(np.delete(scores, 3)) < 1e-9 and np.ptp(scores) > 0.05
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from autofed import algorithms, plans, privacy
 from autofed.api.public_images import with_image_digests
 from autofed.auditing import one_run as audits
-from autofed.auditing.canaries import attack, make_canaries, make_picture, of_weights
+from autofed.auditing.canaries import attack, loss_decrease_scores, make_canaries, make_picture
 from autofed.auditing.inversion import (
     Inversion,
     Reconstruction,
@@ -133,7 +133,7 @@ def _of_images(
     given.progress("training on canaries", 0, total)
     mechanism = privacy.find_mechanism(made, found)
     if public is None:
-        score = of_weights(made, canaries, device)
+        score = loss_decrease_scores(made, canaries, device)
     else:
         score = label_attack_score(made, canaries, public, scratch, device, given.progress)
     trial = attack(made, mechanism, canaries, course["steps"], given.generator, score, device=device, on_step=on_step)

@@ -1,8 +1,8 @@
 """Canary patients: pictures with wrong labels, each in or out of a training by a coin, that an audit looks for.
 
 A network that was trained on such a picture errs on it in the way it was taught to; so its loss on it tells an attacker
-whether it was there (as the loss tells Steinke et al. 2023, section 6): one who sees the final weights (`of_weights`),
-or one who has but a network that learned from it (`exposed`).
+whether it was there (as the loss tells Steinke et al. 2023, section 6): one who sees the final weights
+(`loss_decrease_scores`), or one who has only a network that learned from its labels (`label_exposure_scores`).
 """
 
 from __future__ import annotations
@@ -118,18 +118,19 @@ def attack(
     return Trial(scores, included, tuple(events))
 
 
-def of_weights(plan: Plan, canaries: Canaries, device: str = "cpu") -> Score:
+def loss_decrease_scores(plan: Plan, canaries: Canaries, device: str = "cpu") -> Score:
     """The attacker who sees weights: by how much a canary's loss has fallen from the start to the end."""
 
     def loss_decrease(rounds: Iterator[Arrays]) -> np.ndarray:
         (last,) = deque(rounds, maxlen=1)
         before, after = (_losses(plan, canaries, weights, device)[0] for weights in (start(plan), last))
-        return np.subtract(before, after)
+        decrease: np.ndarray = before - after
+        return decrease
 
     return loss_decrease
 
 
-def exposed(plan: Plan, canaries: Canaries, weights: Arrays, device: str = "cpu") -> np.ndarray:
+def label_exposure_scores(plan: Plan, canaries: Canaries, weights: Arrays, device: str = "cpu") -> np.ndarray:
     """By how much better a network fits each canary's wrong labels to its picture than both are fitted otherwise.
 
     l(i, j) is the loss of the labels of canary j over the picture of canary i. The score is mean_j l(i, j) +
@@ -220,13 +221,13 @@ def _losses(plan: Plan, canaries: Canaries, weights: Arrays, device: str, decoys
     place(module, network, device)
     loss = make_loss(training, len(module.heads), Labels.of(plan.agreement))
     names, shape = sorted(canaries.patients), tuple(training.patch_size)
-    found = np.zeros((1 + decoys, len(names)))
+    losses = np.zeros((1 + decoys, len(names)))
     for number, name in enumerate(names):
         image = torch.from_numpy(canaries.images[name].reshape(1, -1, *shape))
         with torch.no_grad(), autocast(training.precision, device):
             outputs = [logits.float() for logits in module(place(image, network, device))]
-            for turn in range(1 + decoys):
-                taught = canaries.maps[names[(number + turn) % len(names)]]
-                label = torch.from_numpy(taught.reshape(1, 1, *shape)).to(device)
-                found[turn, number] = float(loss(outputs, label))
-    return found
+            for shift in range(1 + decoys):
+                label_map = canaries.maps[names[(number + shift) % len(names)]]
+                label = torch.from_numpy(label_map.reshape(1, 1, *shape)).to(device)
+                losses[shift, number] = float(loss(outputs, label))
+    return losses

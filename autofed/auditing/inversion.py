@@ -101,7 +101,7 @@ def gradient_of(
 
 def reconstruction_metrics(found: np.ndarray, truth: np.ndarray) -> ReconstructionMetrics:
     """PSNR and SSIM of an image (C, *patch) beside the true one, each channel's brightness and contrast fitted."""
-    from monai.metrics import PSNRMetric, SSIMMetric
+    from monai.metrics.regression import PSNRMetric, SSIMMetric
 
     fitted = torch.from_numpy(fit_intensities(found, truth))[None].float()
     true = torch.from_numpy(truth)[None].float()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autofed.auditing.canaries import Canaries, Score, exposed
+from autofed.auditing.canaries import Canaries, Score, label_exposure_scores
 from autofed.errors import ValidationErrors
 from autofed.federation.model_selection import moving_average
 from autofed.federation.public_labelling import Labeller
@@ -62,7 +62,7 @@ def scores_from_labels(
     """The score of every canary, from what was said of public images (`pseudo_labels.write`) and what everybody knows.
 
     A student learns the most likely labels from the weights that the plan starts from, for as many steps as a site, and
-    is asked how well it fits each canary's wrong labels (`canaries.exposed`).
+    is asked how well it fits each canary's wrong labels (`canaries.label_exposure_scores`).
     """
     labels, total, done = public.labels, student_steps(plan), count(1)
     maps = {
@@ -80,7 +80,7 @@ def scores_from_labels(
         device,
         lambda: progress("training a student", next(done), total),
     )
-    return exposed(plan, canaries, weights, device)
+    return label_exposure_scores(plan, canaries, weights, device)
 
 
 def _model(plan: Plan, rounds: Iterator[Arrays]) -> Arrays:
