@@ -117,9 +117,9 @@ def gives_away_more(kind) -> bool:
 class Forgetful(PrivacyLedger):
     """A new accountant each round: what was spent before is not counted."""
 
-    def _refuse_unaffordable(self, charge):
+    def _ceiling_problems(self, charge):
         self._spent = ()
-        super()._refuse_unaffordable(charge)
+        return super()._ceiling_problems(charge)
 
 
 def keeps_its_ceiling(kind) -> Callable[[Path], bool]:
