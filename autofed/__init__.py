@@ -1,6 +1,6 @@
 """autofed: plan, train and ship a segmentation model over several hospitals, none of which shares a scan.
 
-The functions are imported lazily, so that `import autofed` costs nothing: `autofed.plan(...)`, `autofed.predict(...)`.
+`autofed.plan(...)`, `autofed.predict(...)` and so on are imported when first used, so that `import autofed` is fast.
 """
 
 from __future__ import annotations

@@ -440,7 +440,7 @@ def test_what_a_start_has_told_of_the_same_patients_must_be_in_the_ledger(privat
     with pytest.raises(ValidationErrors, match="is a simulation on patients of alpha, bravo"):
         train(ground.plan, tmp_path / "here", tmp_path / "next", init=tmp_path / "tried")
     train(made, tmp_path / "elsewhere", tmp_path / "open")
-    with pytest.raises(ValidationErrors, match="was trained on patients of alpha, but .* knows nothing of it"):
+    with pytest.raises(ValidationErrors, match="was trained on patients of alpha, but .* has no record of it"):
         train(ground.plan, tmp_path / "here", tmp_path / "next", init=tmp_path / "open")
     train(
         ground.plan, tmp_path / "elsewhere", tmp_path / "next", init=tmp_path / "open"

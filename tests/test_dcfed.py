@@ -778,6 +778,6 @@ def test_a_private_run_hands_each_site_its_better_model_and_the_world_the_studen
     for init in (folder / SITE_ONLY / last, kept):
         with pytest.raises(ValidationErrors, match="for its site alone"):
             pictures.train(tmp_path / "next", "fedavg", init=init)
-    with pytest.raises(ValidationErrors, match="is what a site remembers"):
+    with pytest.raises(ValidationErrors, match="is the stored state of a site"):
         pictures.train(tmp_path / "next", "fedavg", plan=made, simulation=True, init=folder / "memory" / last)
     assert not (tmp_path / "next" / "run.json").exists()

@@ -402,7 +402,7 @@ def test_a_site_that_could_take_part_in_nothing_says_so_at_once(ground, tmp_path
 @pytest.mark.parametrize(
     ("wanted", "says"),
     [
-        ({"work": None}, "WORK, the prepared data of every site, is missing"),
+        ({"work": None}, "WORK, the preprocessed data of every site, is missing"),
         ({"work": "work", "connection": "x"}, "the data is at the sites; leave work out"),
         ({"work": None, "connection": "x", "algorithm": "pooled"}, "needs all data in one place"),
         ({"work": None, "connection": "x", "folds": ("0", "1")}, "one fold is trained at a time, found 0, 1"),

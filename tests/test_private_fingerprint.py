@@ -372,7 +372,7 @@ def test_folders_and_noised_files_make_one_plan_whose_promise_counts_them(tmp_pa
 def test_open_and_noised_fingerprints_are_not_mixed(tmp_path, settled):
     alpha, bravo = (make_site(tmp_path / name, cases=3) for name in ("alpha", "bravo"))
     api.private_fingerprint(alpha, tmp_path / "alpha.json", work=tmp_path / "work", epsilon=8.0)
-    with pytest.raises(ValidationErrors, match="alpha are noised, those of bravo are not"):
+    with pytest.raises(ValidationErrors, match="alpha are private, those of bravo are not"):
         api.plan([tmp_path / "alpha.json", bravo], **settled)
 
 

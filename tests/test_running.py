@@ -49,10 +49,8 @@ def test_a_call_that_would_have_given_another_plan_is_refused(federation, finish
     with pytest.raises(ValidationErrors) as error:
         autofed.run([federation], federation / "RUN", hours=2, epsilon=8.0, work=federation / "other")
     said = error.value.problems
-    assert len(said) == 3 and said[0].startswith(
-        "it was begun with hours 0.01, and is asked for 2 now; leave hours out"
-    )
-    assert said[1].startswith("it was begun without epsilon, and is asked for 8.0 now")
+    assert len(said) == 3 and said[0].startswith("it was begun with hours 0.01, now hours is 2; leave hours out")
+    assert said[1].startswith("it was begun without epsilon, now epsilon is 8.0")
     assert not (federation / "other").exists()
     with pytest.raises(ValidationErrors, match="it was planned for alpha, bravo, and found alpha; name the same sites"):
         autofed.run([federation / "sites" / "alpha"], federation / "RUN")
@@ -60,7 +58,7 @@ def test_a_call_that_would_have_given_another_plan_is_refused(federation, finish
 
 def test_a_run_that_train_began_is_left_to_train(federation, finished, tmp_path):
     autofed.train(finished.plan(), federation / "work", tmp_path / "RUN", rounds=1, device="cpu", simulation=True)
-    with pytest.raises(ValidationErrors, match="not begun by `autofed run`; go on with `autofed train --resume`"):
+    with pytest.raises(ValidationErrors, match="not begun by `autofed run`; continue it with `autofed train --resume`"):
         autofed.run([federation], tmp_path / "RUN")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("mine")
@@ -148,8 +146,8 @@ def test_the_command_says_what_to_do_next(federation, tmp_path, monkeypatch, cap
     places = ("-o", tmp_path / "RUN", "--work", tmp_path / "work")
     code, text = call(monkeypatch, capsys, "run", federation, *places, "--hours", "0.01", "--device", "cpu", *settings)
     assert code == 0, text
-    assert f"the plan is {tmp_path / 'RUN' / 'plan.json'}; prepared data and ledgers are in" in text
+    assert f"the plan is {tmp_path / 'RUN' / 'plan.json'}; preprocessed data and ledgers are in" in text
     assert f"next: autofed predict {tmp_path / 'RUN'} -i IMAGES -o OUT" in text and "then: autofed evaluate" in text
     assert json.loads((tmp_path / "RUN" / "options.json").read_text())["settings"] == SMALL
     code, text = call(monkeypatch, capsys, "run", federation, "-o", tmp_path / "RUN", "--hours", "3")
-    assert code == 2 and "it was begun with hours 0.01, and is asked for 3.0 now" in text
+    assert code == 2 and "it was begun with hours 0.01, now hours is 3.0" in text

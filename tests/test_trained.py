@@ -115,7 +115,9 @@ def work(tmp_path_factory):
 
 def test_a_way_down_that_was_given_stays_and_random_weights_are_refused(work, tmp_path):
     plan, prepared = work
-    with pytest.raises(ValidationErrors, match='with "decoder" the way down stays as .* give --init a RUN'):
+    with pytest.raises(
+        ValidationErrors, match='with "decoder" the encoder keeps its initial weights.* give --init a RUN'
+    ):
         autofed.train(plan, prepared, tmp_path / "run", device="cpu", simulation=True)
     start = {name: array + np.float32(0.25) for name, array in begun(plan).items()}
     save_groups(tmp_path / "start.safetensors", {"weights": start})

@@ -1,6 +1,6 @@
-"""What autofed does, as plain Python functions on paths and arrays; the command line only parses and calls them.
+"""The API: plain Python functions on paths and arrays. The command line only parses arguments and calls them.
 
-Each is imported when it is first asked for, so that fingerprinting and preprocessing do without torch.
+Each is imported when it is first used, so that fingerprinting and preprocessing do not import torch.
 """
 
 from __future__ import annotations

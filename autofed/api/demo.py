@@ -1,4 +1,4 @@
-"""The whole way on the small federations that come with autofed."""
+"""The whole pipeline on the small federations that come with autofed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from autofed.plans import Plan
 FEDERATIONS = {"3d": "hippocampus", "2d": "nuclei"}
 
 FEWEST_STEPS = 150
-"""At each site: after fewer the model may find nothing at all, which shows nobody what autofed does."""
+"""Steps at each site. After fewer the model may find nothing at all, and the demo would show nothing."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What the demo shows: mean Dice over the test cases, and where to look."""
+    """The result of the demo: mean Dice over the test cases, the folder of pictures, and the page."""
 
     cases: int
     dice: float | None
@@ -29,41 +29,41 @@ class Result:
 
 
 def data(task: str) -> Path:
-    """The folder of a shipped federation: inside the installed package, or in the checkout's tests/data."""
+    """The folder of a shipped federation ("3d" or "2d"): in the installed package, or in a checkout's tests/data."""
     name = FEDERATIONS[task]
     package = Path(__file__).resolve().parents[1]
-    for place in (package / "demo_data" / name, package.parent / "tests" / "data" / name):
-        if place.is_dir():
-            return place
+    for folder in (package / "demo_data" / name, package.parent / "tests" / "data" / name):
+        if folder.is_dir():
+            return folder
     raise ValidationErrors("demo", [f"the shipped data ({name}) is not there; install autofed again"])
 
 
 def run(output: Path, task: str = "3d", *, minutes: float = 2.5, progress: Progress = silent) -> Result:
-    """Plan, preprocess, train, predict and evaluate; run again, it goes on where it was interrupted.
+    """Plan, preprocess, train, predict and evaluate; called again, it continues where it was interrupted.
 
-    Where fewer than `FEWEST_STEPS` fit into the minutes, since the machine is slow or busy, it takes longer.
+    On a machine so slow that fewer than `FEWEST_STEPS` fit into the minutes, it takes longer.
     """
-    source, out = data(task), Path(output) / task
+    source, folder = data(task), Path(output) / task
     sites = sorted(p.parent for p in source.glob("sites/*/dataset.json"))
     processes = os.cpu_count() or 1
-    plan_path = out / "plan.json"
-    if not plan_path.is_file():  # a second plan would measure the machine anew and belong to another run
+    plan_path = folder / "plan.json"
+    if not plan_path.is_file():  # a second plan would measure the machine again and would not fit the run
         _plan(sites, minutes, processes, progress).save(plan_path)
-    made = plans.load(plan_path)
-    api.preprocess(made, sites, out / "work", processes=processes, progress=progress)
-    api.train(made, out / "work", out / "run", resume=(out / "run" / "run.json").is_file(), progress=progress)
+    plan = plans.load(plan_path)
+    api.preprocess(plan, sites, folder / "work", processes=processes, progress=progress)
+    api.train(plan, folder / "work", folder / "run", resume=(folder / "run" / "run.json").is_file(), progress=progress)
     test = source / "test"
-    api.predict(out / "run", test / "imagesTs", out / "predictions", progress=progress)
-    pictures = report.draw_predictions(out / "predictions", progress)
-    found = api.evaluate(out / "predictions", test / "labelsTs", out / "report.json", progress=progress)
-    page = out / "report.html"
-    report.page(found, out / "predictions", test / "labelsTs", [out / "run"], page)
-    return Result(len(found.cases), found.mean.dice, pictures[0].parent, page)
+    api.predict(folder / "run", test / "imagesTs", folder / "predictions", progress=progress)
+    pictures = report.draw_predictions(folder / "predictions", progress)
+    scores = api.evaluate(folder / "predictions", test / "labelsTs", folder / "report.json", progress=progress)
+    page = folder / "report.html"
+    report.page(scores, folder / "predictions", test / "labelsTs", [folder / "run"], page)
+    return Result(len(scores.cases), scores.mean.dice, pictures[0].parent, page)
 
 
 def _plan(sites: Sequence[Path], minutes: float, processes: int, progress: Progress) -> Plan:
-    made = api.plan(sites, hours=minutes / 60, processes=processes, progress=progress)
-    fit = made.agreement.training.rounds * made.local.training.steps_per_round
-    if fit >= FEWEST_STEPS:
-        return made
-    return api.plan(sites, hours=minutes / 60 * FEWEST_STEPS / fit, processes=processes, progress=progress)
+    plan = api.plan(sites, hours=minutes / 60, processes=processes, progress=progress)
+    steps = plan.agreement.training.rounds * plan.local.training.steps_per_round
+    if steps >= FEWEST_STEPS:
+        return plan
+    return api.plan(sites, hours=minutes / 60 * FEWEST_STEPS / steps, processes=processes, progress=progress)

@@ -22,7 +22,15 @@ def evaluate(
 ) -> Report:
     """Dice, Jaccard and HD95 of a folder of predictions against reference labels, per case, class and site.
 
-    `labels` is a folder of label files, or a folder of sites in raw layout, whose scores are then also given by site.
+    Args:
+        predictions: The folder that `predict` wrote, or any folder of label maps.
+        labels: A folder of reference labels, or of sites in raw layout, whose scores are then also given by site.
+        output: A JSON file to write the report to; nothing is written without.
+        processes: How many processes score cases.
+        progress: Called with a stage, how many cases are done, and how many there are.
+
+    Raises:
+        ValidationErrors: If a prediction has no reference or another grid, is incomplete, or label names are unknown.
     """
     folder = Path(predictions)
     names = _label_names(folder, Path(labels))
@@ -34,15 +42,15 @@ def evaluate(
 
 
 def _label_names(predictions: Path, labels: Path) -> dict[str, Values]:
-    """Names of the label values: from what predict wrote, or from the dataset.json of the references."""
+    """Names of the label values: from prediction.json, or from the dataset.json of the references."""
     about = predictions / ABOUT
     beside = [labels / "dataset.json", labels.parent / "dataset.json", *sorted(labels.glob("*/dataset.json"))]
     source = next((p for p in (about, *beside) if p.is_file()), None)
     if source is None:
-        missing = [p for p in (predictions, labels) if not p.is_dir()]
+        missing_folders = [p for p in (predictions, labels) if not p.is_dir()]
         raise ValidationErrors(
             "evaluate",
-            [f"{p}: there is no such folder" for p in missing]
-            or [f"nothing says what the label values mean; expected {about}, or a dataset.json beside {labels}"],
+            [f"{p}: there is no such folder" for p in missing_folders]
+            or [f"the meaning of the label values is unknown; expected {about}, or a dataset.json beside {labels}"],
         )
     return declared_labels(source)

@@ -1,7 +1,7 @@
-"""What the verbs may be asked for, beside what they work on: a record for each verb, whose fields are its keywords.
+"""The options of the API's functions: a record for each function, whose fields are its keyword arguments.
 
-Who calls a verb writes keywords, `plan(sites, hours=1, epsilon=8)`; within, they travel as one frozen record. The typed
-dictionaries tell editors and type checkers the same names and types (tests/test_options.py holds them together).
+Callers write keywords, `plan(sites, hours=1, epsilon=8)`; inside, they are one frozen record. The typed dictionaries
+give editors and type checkers the same names and types (tests/test_options.py compares them).
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Say = Callable[[str], None]
-"""Told sentences while a verb works."""
+"""Called with each message of a function while it works."""
 
 
 def quiet(_sentence: str) -> None:
-    """For those who do not want to be told any."""
+    """Ignore all messages."""
 
 
 @dataclass(frozen=True)
-class NoisedFingerprintOptions:
-    """How a site's fingerprint is counted under noise."""
+class PrivateFingerprintOptions:
+    """How a site's private fingerprint is made."""
 
     work: PathLike | None
-    """WORK, where the prepared data will be: the site's ledger is in `WORK/<site>`."""
+    """WORK, the folder for preprocessed data: the site's ledger is in `WORK/<site>`."""
     epsilon: float | None
-    """That of the plan to come, to which the noise belongs."""
+    """The epsilon of the plan that will be made from it; the noise is part of that guarantee."""
     delta: float | None = None
-    """That of the plan to come; by default the smaller of 1e-5 and a tenth of one over the site's patients."""
+    """The delta of that plan; by default the smaller of 1e-5 and 1/(10 n), n patients at the site."""
     simulation: bool = False
-    """Whether its ledger counts for nobody."""
+    """Whether its ledger is one for simulations, which protects no real patient."""
     speed: bool = False
-    """Whether the speed of this machine is measured and handed over, too."""
+    """Whether to measure the speed of this machine too and add it."""
     device: str = "auto"
-    """Where that is measured: auto (the fastest there is), cpu, cuda or mps."""
+    """The device whose speed is measured: auto (the fastest there is), cpu, cuda or mps."""
     processes: int = 1
-    """So many read the cases."""
+    """How many processes read the cases."""
     progress: Progress = silent
-    """Told what is being done, how many are done, and how many there are."""
+    """Called with the stage, how many items are done, and how many there are."""
 
 
-class NoisedFingerprintKeywords(TypedDict, total=False):
-    """The fields of `NoisedFingerprintOptions`."""
+class PrivateFingerprintKeywords(TypedDict, total=False):
+    """The fields of `PrivateFingerprintOptions`."""
 
     work: PathLike | None
     epsilon: float | None
@@ -69,14 +69,14 @@ class NoisedFingerprintKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What a plan may cost, what it shall promise, and what is decided by hand."""
+    """The budget of a plan, its privacy guarantee, and the fields that are set by hand."""
 
     hours: float | None = None
     """Training time from start to end; by default 1 on a CPU and nnU-Net's full training elsewhere."""
     memory_gb: float | None = None
     """Memory of the device in GB; by default what the preset was made for."""
     device: str = "auto"
-    """What trains: auto (the fastest here), cpu, cuda or mps. One that is not here is planned for without measuring."""
+    """What trains: auto (the fastest here), cpu, cuda or mps. The speed of one that is not here is not measured."""
     speed: PathLike | Speed | None = None
     """How fast the device is, instead of measuring it here: a record, or a JSON file that holds one."""
     algorithm: str | None = None
@@ -86,28 +86,28 @@ class PlanOptions:
     preset: str | None = None
     """Which network; by default that of the algorithm (dcfed has its own), or else nnU-Net's plain one."""
     like: PathLike | None = None
-    """A run or its plan, whose weights shall go on being trained: grid, network and recipe are then those of it."""
+    """A run or its plan, whose weights will be trained further: grid, network and training settings are copied from it.
+    """
     settings: Mapping[str, Any] | None = None
     """Fields of the plan, by their paths or unique endings, and the values that they are set to by hand."""
     epsilon: float | None = None
-    """The promise to every patient: network, steps and privacy parameters are planned for it."""
+    """The privacy guarantee for every patient: network, steps and privacy parameters are planned for it."""
     delta: float | None = None
-    """How likely it may be broken; by default the smaller of 1e-5 and a tenth of one over the largest site's patients.
-    """
+    """The delta of the guarantee; by default the smaller of 1e-5 and 1/(10 n), n patients at the largest site."""
     even_if_hopeless: bool = False
-    """Whether to plan also where hardly anything would be learned under the promise."""
+    """Whether to make a private plan even if hardly anything would be learned."""
     private_census: bool = False
-    """Whether the folders are counted under noise, charged to the sites' ledgers in `work`."""
+    """Whether to make private fingerprints of the folders, charged to the sites' ledgers in `work`."""
     work: PathLike | None = None
-    """With `private_census`: WORK, where the prepared data will be."""
+    """With `private_census`: WORK, the folder for preprocessed data and ledgers."""
     simulation: bool = False
-    """With `private_census`: whether these ledgers count for nobody."""
+    """With `private_census`: whether these ledgers are for simulations, which protect no real patient."""
     prior: PathLike | None = None
-    """A plan for data of the same kind, for what noised fingerprints do not tell."""
+    """A plan for data of the same kind, which completes what private fingerprints leave out."""
     processes: int = 1
-    """So many read the cases."""
+    """How many processes read the cases."""
     progress: Progress = silent
-    """Told what is being done, how many are done, and how many there are."""
+    """Called with the stage, how many items are done, and how many there are."""
 
     @property
     def by_hand(self) -> Mapping[str, Any]:
@@ -140,35 +140,35 @@ class PlanKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a training is run: with what, for how long, on whom, and where."""
+    """How to train: algorithm, rounds, folds, initial weights and device."""
 
     algorithm: str | None = None
     """Instead of the plan's."""
     public: PathLike | None = None
-    """A folder of public images, for an algorithm that labels them; the plan agrees on them by digest."""
+    """A folder of public images, for an algorithm that labels them; the plan holds their digests."""
     site_plans: Mapping[str, PathLike | Plan] | None = None
-    """By site: a plan with a network and grid of its own, for such an algorithm."""
+    """By site: a plan with another network or grid, for an algorithm that labels public images."""
     rounds: int | None = None
-    """Instead of the plan's; together with `resume`, to go on for longer."""
+    """Instead of the plan's; with `resume`, the total number of rounds that a run is extended to."""
     folds: Sequence[str] = (ALL,)
-    """"all" (nobody is held out), numbers of parts of the patients that each site holds out, or "cv" for all five."""
+    """"all" (nobody is held out), "0" to "4" (each site holds out a fifth of its patients), or "cv" for all five."""
     init: PathLike | None = None
     """A run or a file of weights to start from."""
     resume: bool = False
-    """Whether to go on after the last finished round, to the weights of an unbroken run."""
+    """Whether to continue after the last finished round; the weights are those of an uninterrupted run."""
     device: str = "auto"
     """Where to compute: auto (the fastest there is), cpu, cuda or mps."""
     workers: Workers | None = None
-    """Who makes the patches: 0 for none beside the training, "thread", or so many processes; by default a thread on a
+    """What makes the patches: a number of processes, "thread", or 0 for the training itself; by default a thread on a
     CPU and processes elsewhere."""
     simulation: bool = False
-    """Whether ledgers of this run are charged, and the sites' own left alone."""
+    """Whether to charge ledgers of this run instead of the sites' own."""
     connection: str | None = None
-    """The name of a SuperLink in Flower's configuration, behind which the sites are."""
+    """The name, in Flower's configuration, of the SuperLink that the sites connect to."""
     progress: Progress = silent
-    """Told what is being done, how many are done, and how many there are."""
+    """Called with the stage, how many items are done, and how many there are."""
     say: Say = quiet
-    """Told what the SuperLink says."""
+    """Called with each line that the SuperLink reports."""
 
 
 class TrainKeywords(TypedDict, total=False):
@@ -198,19 +198,19 @@ class PredictOptions:
     model: str | None = None
     """"global" (the default), a site with a model of its own, or "student"."""
     folds: Sequence[str] = ()
-    """Only these; by default the training on all patients, or else every fold that was trained."""
+    """The folds that predict; by default the training on all patients, or else every fold that was trained."""
     postprocessing: bool = True
-    """Whether to do what the runs found to help on held-out cases."""
+    """Whether to apply the postprocessing that improved held-out cases of the runs."""
     mirroring: bool = True
-    """Whether to average mirrored views."""
+    """Whether to average predictions of mirrored views (test-time augmentation)."""
     save_probabilities: bool = False
-    """Whether to keep the probabilities of all structures, too."""
+    """Whether to write the probabilities of all structures, too."""
     device: str = "auto"
     """Where to compute: auto (the fastest there is), cpu, cuda or mps."""
     progress: Progress = silent
-    """Told what is being done, how many are done, and how many there are."""
+    """Called with the stage, how many items are done, and how many there are."""
     say: Say = quiet
-    """Told which weights predict, and how many cases were predicted before."""
+    """Called with messages: which weights predict, and how many cases were already predicted."""
 
 
 class PredictKeywords(TypedDict, total=False):
@@ -229,7 +229,7 @@ class PredictKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the plan of a run may cost and shall promise, and how it is trained."""
+    """The budget and privacy guarantee of the plan of a run, and how it is trained."""
 
     hours: float | None = None
     """Training time from start to end; by default 1 on a CPU and nnU-Net's full training elsewhere."""
@@ -246,26 +246,25 @@ class RunOptions:
     settings: Mapping[str, Any] | None = None
     """Fields of the plan, by their paths or unique endings, and the values that they are set to by hand."""
     epsilon: float | None = None
-    """The promise to every patient: network, steps and privacy parameters are planned for it."""
+    """The privacy guarantee for every patient: network, steps and privacy parameters are planned for it."""
     delta: float | None = None
-    """How likely it may be broken; by default the smaller of 1e-5 and a tenth of one over the largest site's patients.
-    """
+    """The delta of the guarantee; by default the smaller of 1e-5 and 1/(10 n), n patients at the largest site."""
     even_if_hopeless: bool = False
-    """Whether to plan also where hardly anything would be learned under the promise."""
+    """Whether to make a private plan even if hardly anything would be learned."""
     work: PathLike | None = None
-    """WORK, for prepared data and ledgers; by default the folder `work` beside RUN."""
+    """WORK, the folder for preprocessed data and ledgers; by default the folder `work` beside RUN."""
     public: PathLike | None = None
     """A folder of public images, for an algorithm that labels them."""
     folds: Sequence[str] = (ALL,)
-    """"all" (nobody is held out), numbers of parts of the patients that each site holds out, or "cv" for all five."""
+    """"all" (nobody is held out), "0" to "4" (each site holds out a fifth of its patients), or "cv" for all five."""
     simulation: bool = False
-    """Whether ledgers of this run are charged, and the sites' own left alone."""
+    """Whether to charge ledgers of this run instead of the sites' own."""
     processes: int = 1
-    """So many read and prepare the cases."""
+    """How many processes read and preprocess the cases."""
     progress: Progress = silent
-    """Told what is being done, how many are done, and how many there are."""
+    """Called with the stage, how many items are done, and how many there are."""
     say: Say = quiet
-    """Told where the plan and the prepared data are."""
+    """Called with a message: where the plan and the preprocessed data are."""
 
 
 class RunKeywords(TypedDict, total=False):
@@ -290,41 +289,41 @@ class RunKeywords(TypedDict, total=False):
     say: Say
 
 
-PLANNED = (
+PLAN_OPTIONS = (
     "hours", "memory_gb", "device", "algorithm", "configuration", "preset", "settings", "epsilon", "delta",
     "even_if_hopeless",
 )  # fmt: skip
-"""The options of a run that its plan follows from."""
+"""The options of a run that determine its plan."""
 
 
 def takes(record: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """For a function whose further keywords are the fields of a record: it shows them, and refuses all others.
+    """Decorate a function whose further keywords are the fields of `record`: they appear in its signature.
 
-    An unknown or missing keyword is a TypeError, as of any function; it names the keywords that may be meant.
+    An unknown or missing keyword raises TypeError, as for any function; the message suggests similar keywords.
     """
-    further = [_parameter(field) for field in fields(record)]
-    names = [parameter.name for parameter in further]
+    options = [_parameter(field) for field in fields(record)]
+    names = [parameter.name for parameter in options]
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)
         own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        shown = signature.replace(parameters=[*own, *further])
+        full = signature.replace(parameters=[*own, *options])
 
         @wraps(function)
         def checked(*args: P.args, **keywords: P.kwargs) -> R:
             for name in keywords:
-                if name not in shown.parameters:
+                if name not in full.parameters:
                     raise TypeError(_unknown(function.__name__, name, names))
-            shown.bind(*args, **keywords)
+            full.bind(*args, **keywords)
             return function(*args, **keywords)
 
-        checked.__signature__ = shown  # type: ignore[attr-defined]
+        checked.__signature__ = full  # type: ignore[attr-defined]
         return checked
 
     return decorate
 
 
-def _parameter(field: Field) -> inspect.Parameter:
+def _parameter(field: Field[Any]) -> inspect.Parameter:
     default = inspect.Parameter.empty if field.default is MISSING else field.default
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=field.type)
 

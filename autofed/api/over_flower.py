@@ -1,7 +1,7 @@
-"""Training over sites on machines of their own: begun at the keyboard, led at the SuperLink, both on one machine.
+"""Training over sites on machines of their own, connected by Flower. The coordinator runs on the SuperLink's machine.
 
-`submit` has Flower ship an app without any code in it; the SuperLink then starts `server_app`, which runs the same
-loop on the run's folder as a training on one machine.
+`submit` starts a Flower run whose app contains no code; the SuperLink then starts `server_app` (installed with
+autofed), which runs the same loop on the run's folder as a training on one machine.
 """
 
 from __future__ import annotations
@@ -51,64 +51,73 @@ fold = "all"
 # --- at the SuperLink
 
 
-def _lead(config: Mapping[str, Any], reach: Callable[[Plan, str], OverFlower], say: Say) -> None:
-    """Lead a fold of the run in `config` to its end."""
+def _coordinate_fold(config: Mapping[str, Any], reach: Callable[[Plan, str], OverFlower], say: Say) -> None:
+    """Coordinate a fold of the run that `config` names, to its end."""
     run, fold = Run(str(config["run"])), str(config["fold"])
     if not run.exists:
-        where = "the SuperLink finds no run there; run `autofed train --connection` on the machine of the SuperLink"
-        raise ValidationErrors(str(run.folder), [where])
+        problem = "the SuperLink finds no run there; run `autofed train --connection` on the machine of the SuperLink"
+        raise ValidationErrors(str(run.folder), [problem])
     plan, identity = run.plan(), run.identity()
     public = open_public_of(plan, Path(identity.public) if identity.public else None, run.folder)
     coordinator = Coordinator(
         run, plan, algorithms.make(plan.agreement.algorithm), identity, public, pick_device("auto")
     )
-    begun = bool(checkpoints.saved_rounds(run.fold_folder(fold)))
+    has_begun = bool(checkpoints.saved_rounds(run.fold_folder(fold)))
     sites = reach(plan, request_name(identity.id, fold))
-    sites.meet(least=plan.agreement.faults.least_sites if begun else None, holding_out=fold != ALL)
+    sites.meet(least=plan.agreement.faults.least_sites if has_begun else None, holding_out=fold != ALL)
 
-    def transport(requests: Mapping[str, bytes]) -> Mapping[str, bytes]:
-        begin = time.monotonic()
-        answers = sites(requests)
+    def reporting(requests: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        began = time.monotonic()
+        responses = sites(requests)
         rounds = plan.agreement.training.rounds
-        at = min(run.finished(fold) + 1, rounds)
-        found = f"{len(answers)} of {len(requests)} sites answered"
-        say(f"round {at} of {rounds}: {found} in {time.monotonic() - begin:.0f} s")
-        return answers
+        round_number = min(run.finished(fold) + 1, rounds)
+        counts = f"{len(responses)} of {len(requests)} sites answered"
+        say(f"round {round_number} of {rounds}: {counts} in {time.monotonic() - began:.0f} s")
+        return responses
 
-    coordinator.train(fold, transport)
+    coordinator.train(fold, reporting)
 
 
-server_app = serve(_lead)
+server_app = serve(_coordinate_fold)
 
 
 # --- at a site
 
 
 def serve_site(
-    premises: SiteNode,
+    site: SiteNode,
     superlink: str,
     *,
     key: PathLike | None = None,
     authority: PathLike | None = None,
     say: Say = quiet,
 ) -> None:
-    """Take part as a site in every run by its plan that the SuperLink at HOST:PORT leads, until this process is ended.
+    """Serve requests of every run of the site's plan at a SuperLink, until this process is ended.
 
-    `premises` says where the site has what it needs, `key` and `authority` are files. `ValidationErrors` before that if
-    it could take part in no run.
+    Args:
+        site: The site's plan, preprocessed data, state folder and device.
+        superlink: The address of the SuperLink, HOST:PORT.
+        key: The file of the site's private key; None for an insecure connection.
+        authority: The file of the certificate that signed the SuperLink's; None for an insecure connection.
+        say: Called with each message.
+
+    Raises:
+        ValidationErrors: If the site could take part in no run, before it connects.
     """
-    premises = premises.resolved()
-    premises.check()
-    mine, root = (None if path is None else Path(path).resolve() for path in (key, authority))
-    raise_if_any("site", [f"{path}: there is no such file" for path in (mine, root) if path and not path.is_file()])
-    node.serve(premises, superlink, mine, root, say)
+    site = site.resolved()
+    site.check()
+    key_path, authority_path = (None if path is None else Path(path).resolve() for path in (key, authority))
+    raise_if_any(
+        "site", [f"{path}: there is no such file" for path in (key_path, authority_path) if path and not path.is_file()]
+    )
+    node.serve(site, superlink, key_path, authority_path, say)
 
 
-# --- at the coordinator's keyboard
+# --- where the training is started
 
 
 def submit(coordinator: Coordinator, fold: str, connection: str, say: Say, progress: Progress) -> None:
-    """Have a SuperLink lead a fold of a run to its end; `ValidationErrors` says why it did not come to a good one."""
+    """Train a fold of a run at a SuperLink, to its end; `ValidationErrors` with the reason if that fails."""
     run, rounds = coordinator.run, coordinator.plan.agreement.training.rounds
     with tempfile.TemporaryDirectory() as folder:
         app = Path(folder) / "autofed"
@@ -117,24 +126,24 @@ def submit(coordinator: Coordinator, fold: str, connection: str, say: Say, progr
         config = Path(folder) / "run.toml"
         values = {"run": str(run.folder.resolve()), "fold": fold}
         config.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in values.items()), encoding="utf-8")
-        started = commands.ask("run", str(app), connection, "--run-config", str(config))
-    number = started["run-id"]
+        submission = commands.ask("run", str(app), connection, "--run-config", str(config))
+    run_id = submission["run-id"]
     try:
-        for line in commands.stream(number, connection):
+        for line in commands.stream(run_id, connection):
             say(line)
             progress("training", run.finished(fold), rounds)
     except KeyboardInterrupt:
-        commands.ask("stop", number, connection)
+        commands.ask("stop", run_id, connection)
         raise
-    _refuse_bad_end(number, connection)
+    _raise_unless_completed(run_id, connection)
 
 
-def _refuse_bad_end(number: str, connection: str) -> None:
+def _raise_unless_completed(run_id: str, connection: str) -> None:
     status = ""
-    while not status.startswith("finished"):  # the last lines come a moment before the end
-        (found,) = commands.ask("list", connection, "--run-id", number)["runs"]
-        status = found["status"]
+    while not status.startswith("finished"):  # the log's last lines arrive shortly before the status
+        (run,) = commands.ask("list", connection, "--run-id", run_id)["runs"]
+        status = run["status"]
         time.sleep(1)
     if status != "finished:completed":
-        details = str(found["status-details"]).removeprefix("ServerApp failed with exception: ")
-        raise ValidationErrors(f"run {number} at {connection}", [f"{details or status}; go on with --resume"])
+        details = str(run["status-details"]).removeprefix("ServerApp failed with exception: ")
+        raise ValidationErrors(f"run {run_id} at {connection}", [f"{details or status}; go on with --resume"])

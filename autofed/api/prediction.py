@@ -35,11 +35,11 @@ def predict(
 ) -> Prediction | list[Path]:
     """Labels and uncertainty for new scans by the ensemble of one or more runs.
 
-    Cases that were predicted before by the same weights are left as they are. The ensemble is that of `Run.members`.
-    `ValidationErrors`, before anything is written, if a scan or a file of somebody else would be written over.
+    Cases that were already predicted by the same weights are not predicted again. The ensemble is that of
+    `Run.members`. `ValidationErrors`, before anything is written, if a scan or another file would be overwritten.
 
     Args:
-        runs: A run's folder, or several, whose models vote together.
+        runs: A run's folder, or several, whose predictions are averaged.
         images: An array (channels first; Z, Y, X or Y, X after it; the channel axis may be left out if there is one
             channel) with its `spacing_mm`, or an image that nibabel has loaded: gives a `Prediction`, whose maps are
             (Z, Y, X). Or a folder or a file: writes labels, maps and a JSON per case, and gives the JSON files.
@@ -51,43 +51,45 @@ def predict(
     members = [member for folder in folders for member in folder.members(options.model, options.folds)]
     raise_if_any("predict", [] if members else ["no run was given; name at least one"])
     for folder in folders:
-        for missing in folder.unfinished(options.model, options.folds):
-            _log.warning("%s is not finished (%s): what predicts is an early model", folder.folder, missing)
-    load = partial(_predictor, members, folders, options)
+        for status in folder.unfinished(options.model, options.folds):
+            _log.warning("%s is not finished (%s): what predicts is an early model", folder.folder, status)
+    load = partial(_load_predictor, members, folders, options)
     if not isinstance(images, Path | str):
         array, spacing = _array_of(images, options.spacing_mm)
         case = _case_of(array, spacing, members[0].plan)
         return load().predict(case, probabilities=options.save_probabilities)
     if output is None:
-        raise ValidationErrors("predict", ["images in files need an output folder; name one, or hand over an array"])
+        raise ValidationErrors("predict", ["images in files need an output folder; name one, or pass an array"])
     cases = find_images(Path(images), len(members[0].plan.agreement.channels))
     predictions = PredictionFolder(output, probabilities=options.save_probabilities)
     predictions.refuse_clashes(cases)
     predictor, model = load(), options.model or GLOBAL
-    before = len(predictions.finished(cases, predictor))
+    finished = len(predictions.finished(cases, predictor))
     written = predictions.fill(cases, predictor, [folder.folder for folder in folders], model, options.progress)
     options.say(f"what predicts: {', '.join(member.name for member in members)}")
-    again = f"; {before} of them were predicted before by the same weights, and left as they are" if before else ""
-    options.say(f"{output}: {len(written)} cases{again}")
+    unchanged = (
+        f"; {finished} of them were predicted before by the same weights, and left as they are" if finished else ""
+    )
+    options.say(f"{output}: {len(written)} cases{unchanged}")
     return written
 
 
-def _predictor(members: Sequence[Member], folders: Sequence[Run], options: PredictOptions) -> Predictor:
-    helps = NOTHING
+def _load_predictor(members: Sequence[Member], folders: Sequence[Run], options: PredictOptions) -> Predictor:
+    postprocessing = NOTHING
     if options.postprocessing:
-        helps = reduce(Postprocessing.merged_with, [folder.postprocessing() for folder in folders])
+        postprocessing = reduce(Postprocessing.merged_with, [folder.postprocessing() for folder in folders])
     device = pick_device(options.device)
-    return Predictor(members, device=device, mirroring=options.mirroring, postprocessing=helps)
+    return Predictor(members, device=device, mirroring=options.mirroring, postprocessing=postprocessing)
 
 
 def _array_of(image: Any, spacing_mm: Sequence[float] | None) -> tuple[np.ndarray, Sequence[float] | None]:
-    """The voxels of an image in memory, and its spacing (z, y, x): of an array as given, of nibabel's its own."""
+    """The voxels and spacing (z, y, x) of an image in memory: an array with a spacing, or an image of nibabel."""
     if isinstance(image, np.ndarray):
         return image, spacing_mm
     if not (hasattr(image, "dataobj") and hasattr(image, "affine")):  # not an image of nibabel, either
         kind = f"{type(image).__module__}.{type(image).__qualname__}"
-        found = f"found a {kind}; expected an array of numpy, an image that nibabel loaded, a file or a folder"
-        raise ValidationErrors("predict", [found])
+        problem = f"found a {kind}; expected an array of numpy, an image that nibabel loaded, a file or a folder"
+        raise ValidationErrors("predict", [problem])
     if spacing_mm is not None:
         raise ValidationErrors("predict", ["an image of nibabel has a spacing of its own; leave out spacing_mm"])
     voxels = np.asarray(image.dataobj, dtype=np.float32)
@@ -95,9 +97,9 @@ def _array_of(image: Any, spacing_mm: Sequence[float] | None) -> tuple[np.ndarra
     return voxels.T, [float(length) for length in reversed(lengths)]
 
 
-def _case_of(array: np.ndarray, spacing_mm: Sequence[float] | None, made: Plan) -> Case:
-    """A case from an array in the shapes that people hold them in."""
-    dimension, channels = made.agreement.dimension, len(made.agreement.channels)
+def _case_of(array: np.ndarray, spacing_mm: Sequence[float] | None, plan: Plan) -> Case:
+    """A case from an array (C, Z, Y, X) or (C, Y, X), without C if there is one channel."""
+    dimension, channels = plan.agreement.dimension, len(plan.agreement.channels)
     image = np.asarray(array, dtype=np.float32)
     if image.ndim == dimension and channels == 1:
         image = image[None]
@@ -110,9 +112,9 @@ def _case_of(array: np.ndarray, spacing_mm: Sequence[float] | None, made: Plan) 
         raise ValidationErrors(
             "predict", [f"spacing_mm is {tuple(spacing_mm)}; expected numbers above 0 for (z, y, x)"]
         )
-    known = tuple(float(s) for s in spacing_mm) if spacing_mm is not None else (1.0, 1.0)
-    spacing = known if dimension == 3 else (PICTURE_SLICE_MM, *known[-2:])
-    shown = image if dimension == 3 else image[:, None]
+    given = tuple(float(s) for s in spacing_mm) if spacing_mm is not None else (1.0, 1.0)
+    spacing = given if dimension == 3 else (PICTURE_SLICE_MM, *given[-2:])
+    volume = image if dimension == 3 else image[:, None]
     origin = (0.0,) * dimension if spacing_mm is not None else ()
     geometry = FileGeometry(dimension, spacing, origin, tuple(np.eye(dimension).ravel().tolist()) if origin else ())  # type: ignore[arg-type]
-    return Case("array", "array", shown, None, spacing, geometry)  # type: ignore[arg-type]
+    return Case("array", "array", volume, None, spacing, geometry)  # type: ignore[arg-type]
