@@ -51,10 +51,10 @@ def test_the_verbs_from_the_shell(tmp_path, monkeypatch, capsys):
     assert "written to" in text and "instead of" in text
     assert json.loads((tmp_path / "other.json").read_text())["agreement"]["training"]["rounds"] == 1
     code, text = call(monkeypatch, capsys, "plan", tmp_path / "plan.json", "--hours", "2", "--preset", "resenc-m")
-    assert code == 2 and "hours was asked for" in text and "preset was asked for" in text
+    assert code == 2 and "hours was given, but" in text and "preset was given, but" in text
     assert "no file was written" in good("plan", tmp_path / "plan.json")
-    assert "2 cases prepared" in good("preprocess", tmp_path / "plan.json", *sites, "-o", tmp_path / "work")
-    assert "prepared before" in good("preprocess", tmp_path / "plan.json", *sites, "-o", tmp_path / "work")
+    assert "2 cases preprocessed" in good("preprocess", tmp_path / "plan.json", *sites, "-o", tmp_path / "work")
+    assert "preprocessed before" in good("preprocess", tmp_path / "plan.json", *sites, "-o", tmp_path / "work")
     text = good("train", tmp_path / "plan.json", tmp_path / "work", "-o", tmp_path / "run", "--rounds", "1",
                 "--algorithm", "fedavg", "--device", "cpu")  # fmt: skip
     assert "models: global" in text and "training loss" in text and "nobody was held out" in text
@@ -253,10 +253,10 @@ def test_help_is_whole_and_right(monkeypatch, capsys, name):
 def test_the_help_of_the_program_shows_the_usual_course_and_whole_summaries(monkeypatch, capsys):
     program, named = commands()
     text = shown_by(monkeypatch, capsys, "-h")
-    assert "..." not in text.partition("Commands:")[2].partition("The usual course")[0]
+    assert "..." not in text.partition("Commands:")[2].partition("The usual steps")[0]
     for command in named.values():
         assert command.short_help.endswith(".") and command.short_help in text
-    course = text.partition("The usual course")[2]
+    steps = text.partition("The usual steps")[2]
     places = [course.index(f"autofed {verb} ") for verb in ("plan", "preprocess", "train", "predict", "evaluate")]
     assert places == sorted(places)
     assert program.name == "autofed"
@@ -306,7 +306,7 @@ def test_the_folder_of_a_federation_stands_for_its_sites(tmp_path, monkeypatch, 
     patients = json.loads((tmp_path / "plan.json").read_text())["agreement"]["patients"]
     assert patients == {"alpha": 2, "bravo": 2}
     code, text = call(monkeypatch, capsys, "preprocess", tmp_path / "plan.json", tmp_path, "-o", tmp_path / "WORK")
-    assert code == 0 and "alpha: 2 cases prepared" in text and "bravo: 2 cases prepared" in text
+    assert code == 0 and "alpha: 2 cases preprocessed" in text and "bravo: 2 cases preprocessed" in text
     code, text = call(monkeypatch, capsys, "fingerprint", tmp_path, "-o", tmp_path / "one.json")
     assert code == 2 and "did you mean the folders in it (sites/alpha, sites/bravo)?" in text
 

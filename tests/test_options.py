@@ -9,7 +9,7 @@ import autofed
 from autofed import api
 from autofed.api import options
 
-RECORDS = ("NoisedFingerprint", "Plan", "Train", "Predict", "Run")
+RECORDS = ("PrivateFingerprint", "Plan", "Train", "Predict", "Run")
 
 
 @pytest.mark.parametrize("name", RECORDS)

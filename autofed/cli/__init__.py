@@ -1,4 +1,4 @@
-"""The command line: a thin command per verb, which parses, calls and prints. Heavy imports are inside the commands."""
+"""The command line: each command parses, calls a function of the API and prints. Heavy imports are inside commands."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from autofed import __version__
 from autofed.cli.plan_commands import fingerprint, plan, preprocess
 from autofed.cli.predict_commands import demo, evaluate, predict
 from autofed.cli.privacy_commands import audit, ledger
-from autofed.cli.program import HELP_NAMES, Command, Program
+from autofed.cli.program import HELP_SETTINGS, Command, Program
 from autofed.cli.train_commands import run, site, train
 
 __all__ = ["app", "main"]
 
-_COURSE = """\b
-The usual course, from the sites' folders to scores:
+_STEPS = """\b
+The usual steps, from the sites' folders to scores:
   autofed plan SITE... -o plan.json --hours 1
   autofed preprocess plan.json SITE... -o WORK
   autofed train plan.json WORK -o RUN
@@ -30,7 +30,7 @@ The first three at once:
   autofed run SITE... -o RUN --hours 1
 
 \b
-With a promise to every patient, add --epsilon to plan or run:
+With a privacy guarantee for every patient, add --epsilon to plan or run:
   autofed plan SITE... -o plan.json --hours 1 --epsilon 8
 
 \b
@@ -40,14 +40,14 @@ All of it on scans that come with autofed:
 app = typer.Typer(
     cls=Program,
     name="autofed",
-    context_settings=HELP_NAMES,
-    epilog=_COURSE,
+    context_settings=HELP_SETTINGS,
+    epilog=_STEPS,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (fingerprint, plan, preprocess, train, run, site, predict, evaluate, ledger, audit, demo):
-    app.command(cls=Command)(verb)
+for command in (fingerprint, plan, preprocess, train, run, site, predict, evaluate, ledger, audit, demo):
+    app.command(cls=Command)(command)
 
 
 def _show_version(is_asked: bool) -> None:

@@ -1,4 +1,4 @@
-"""What commands have in common: choices, options, and how many processes."""
+"""Arguments and options that commands share, and how they are parsed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PresetChoice(StrEnum):
 
 
 class AuditKind(StrEnum):
-    """What an audit plants."""
+    """The kind of canaries of an audit."""
 
     gradient = "gradient"
     image = "image"
@@ -59,7 +59,9 @@ class DemoTask(StrEnum):
 SiteArgument = Annotated[Path, typer.Argument(metavar="SITE", help="The site's folder, in nnU-Net's raw layout.")]
 SitesArgument = Annotated[
     list[Path],
-    typer.Argument(metavar="SITE...", help="The sites' folders in nnU-Net's raw layout, or one that holds sites/*."),
+    typer.Argument(
+        metavar="SITE...", help="The sites' folders in nnU-Net's raw layout, or a folder that holds sites/*."
+    ),
 ]
 SourcesArgument = Annotated[
     list[Path],
@@ -73,42 +75,50 @@ PlanArgument = Annotated[Path, typer.Argument(metavar="PLAN", help="The plan, a 
 AgreedArgument = Annotated[
     Path, typer.Argument(metavar="PLAN", help="The site's own copy of the plan, which it agreed to.")
 ]
-WorkArgument = Annotated[Path, typer.Argument(metavar="WORK", help="The folder with the prepared data of this site.")]
+WorkArgument = Annotated[
+    Path, typer.Argument(metavar="WORK", help="The folder with the preprocessed data of this site.")
+]
 PreparedArgument = Annotated[
     Path | None,
-    typer.Argument(metavar="WORK", help="The folder with the prepared data of every site; none with --connection."),
+    typer.Argument(metavar="WORK", help="The folder with the preprocessed data of every site; none with --connection."),
 ]
 RunsArgument = Annotated[
-    list[Path], typer.Argument(metavar="RUN...", help="The folder of a run; of several, their models vote together.")
+    list[Path],
+    typer.Argument(metavar="RUN...", help="The folder of a run; or of several, whose predictions are averaged."),
 ]
 PredictionsArgument = Annotated[
-    Path, typer.Argument(metavar="OUT", help="The folder that `autofed predict` filled, or any with label maps.")
+    Path, typer.Argument(metavar="OUT", help="The folder that `autofed predict` wrote, or any with label maps.")
 ]
 LabelsArgument = Annotated[
     Path, typer.Argument(metavar="LABELS", help="A folder of reference labels, or of sites in raw layout.")
 ]
 LedgerArgument = Annotated[
     Path,
-    typer.Argument(metavar="WORK/SITE", help="The folder of a site's prepared data, or its ledger.jsonl."),
+    typer.Argument(metavar="WORK/SITE", help="The folder of a site's preprocessed data, or its ledger.jsonl."),
 ]
 CanarySite = Annotated[
     Path | None,
-    typer.Argument(metavar="WORK/SITE", help="The prepared data of a site, whose patients make the canaries' images."),
+    typer.Argument(
+        metavar="WORK/SITE", help="The preprocessed data of a site, from whose patients the canaries are made."
+    ),
 ]
 
 # --- options of several commands
 
-Processes = Annotated[int, typer.Option(help="Processes for reading and preparing; 0: one per processor.")]
+Processes = Annotated[int, typer.Option(help="How many processes read and process cases; 0: one per processor.")]
 DeviceOption = Annotated[DeviceName, typer.Option(help="Where to compute; auto takes the fastest there is.")]
 CensusOption = Annotated[
     bool,
-    typer.Option("--private-census", help="Counts with noise, charged to the site's ledger; needs --epsilon, --work."),
+    typer.Option("--private-census", help="Private fingerprints: noisy counts, charged to the site's ledger."),
 ]
 WorkOption = Annotated[
-    Path | None, typer.Option(help="With --private-census: WORK, where the prepared data will be and ledgers are.")
+    Path | None, typer.Option(help="With --private-census: WORK, the folder for preprocessed data and ledgers.")
 ]
 SimulatedCensus = Annotated[
-    bool, typer.Option("--simulation", help="With --private-census: ledgers that count for nobody.")
+    bool,
+    typer.Option(
+        "--simulation", help="With --private-census: use ledgers for simulations, which protect no real patient."
+    ),
 ]
 PlanOutput = Annotated[Path | None, typer.Option("-o", "--output", help="The plan, a JSON file.")]
 PublicOption = Annotated[
@@ -116,7 +126,7 @@ PublicOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print it as JSON and nothing else.")]
 
-# --- what a plan may cost and shall promise
+# --- budget and guarantee of a plan
 
 Hours = Annotated[
     float | None,
@@ -141,29 +151,37 @@ PresetOption = Annotated[
     PresetChoice | None, typer.Option(help="Which network; by default nnU-Net's plain one, and DCFed's own for dcfed.")
 ]
 Like = Annotated[
-    Path | None, typer.Option(help="A RUN or its plan, whose weights shall go on being trained at these sites.")
+    Path | None, typer.Option(help="A RUN or its plan, whose weights will be trained further at these sites.")
 ]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE, set by hand; may be repeated.")]
-Epsilon = Annotated[
-    float | None, typer.Option(help="The promise to every patient: network, steps and noise are planned for it.")
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="FIELD=VALUE: set a field of the plan by hand; may be repeated.")
 ]
-Delta = Annotated[float | None, typer.Option(help="How likely it may be broken; default 1e-5 or less.")]
-CensusEpsilon = Annotated[float | None, typer.Option(help="With --private-census: that of the plan to come.")]
-CensusDelta = Annotated[float | None, typer.Option(help="With --private-census: its delta; default 1e-5 or less.")]
+Epsilon = Annotated[float | None, typer.Option(help="Make a private plan: the guarantee for every patient, such as 8.")]
+Delta = Annotated[float | None, typer.Option(help="The delta of the guarantee; default 1e-5 or less.")]
+CensusEpsilon = Annotated[
+    float | None, typer.Option(help="With --private-census: the epsilon of the plan that will be made.")
+]
+CensusDelta = Annotated[
+    float | None, typer.Option(help="With --private-census: the delta of that plan; default 1e-5 or less.")
+]
 EvenIfHopeless = Annotated[
-    bool, typer.Option("--even-if-hopeless", help="Write a private plan also if hardly anything would be learned.")
+    bool, typer.Option("--even-if-hopeless", help="Make a private plan even if hardly anything would be learned.")
 ]
 ShareScores = Annotated[
-    bool, typer.Option("--share-scores", help="Sites tell held-out patients' scores, with noise and charged.")
+    bool,
+    typer.Option(
+        "--share-scores", help="Sites release scores of held-out patients, with noise, charged to their ledgers."
+    ),
 ]
 Prior = Annotated[
-    Path | None, typer.Option(help="A plan for data of the same kind, for what noised fingerprints do not tell.")
+    Path | None,
+    typer.Option(help="With --private-census: a plan for data of the same kind, which completes the counts."),
 ]
 Explain = Annotated[bool, typer.Option("--explain", help="Show every decision with its reason.")]
 
 # --- how to train
 
-RunOutput = Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Where the run is kept.")]
+RunOutput = Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="The folder of the run.")]
 Connection = Annotated[
     str | None,
     typer.Option(help="Instead of WORK: the SuperLink, by its name in Flower's config, with the sites behind it."),
@@ -176,14 +194,14 @@ SitePlans = Annotated[
     list[str] | None,
     typer.Option(help="With dcfed: SITE=plan.json, a plan with another network or grid; once for each such site."),
 ]
-Rounds = Annotated[int | None, typer.Option(help="Instead of the plan's.")]
+Rounds = Annotated[int | None, typer.Option(help="The number of rounds, instead of the plan's.")]
 Folds = Annotated[
     list[str] | None,
     typer.Option(help="all (default): hold nobody out; 0 to 4: a fifth of each site's patients; cv: all five."),
 ]
 Init = Annotated[Path | None, typer.Option(help="A RUN or a file of weights to start from.")]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on after the last finished round; with more --rounds, for longer.")
+    bool, typer.Option("--resume", help="Continue after the last finished round; with more --rounds, extend the run.")
 ]
 Simulation = Annotated[bool, typer.Option("--simulation", help="Charge ledgers of this run instead of the sites' own.")]
 WorkersOption = Annotated[
@@ -191,40 +209,40 @@ WorkersOption = Annotated[
 ]
 
 RunWork = Annotated[
-    Path | None, typer.Option(metavar="WORK", help="For prepared data and ledgers; default: `work` beside RUN.")
+    Path | None, typer.Option(metavar="WORK", help="For preprocessed data and ledgers; default: `work` beside RUN.")
 ]
 
 # --- what predicts, and what is audited
 
 Model = Annotated[str | None, typer.Option(help="global (the default), a SITE with a model of its own, or student.")]
 TheseFolds = Annotated[
-    list[str] | None, typer.Option(help="Only these folds; by default that of all patients, or else every one.")
+    list[str] | None, typer.Option(help="The folds that predict; default: that of all patients, or else every one.")
 ]
-Mirroring = Annotated[bool, typer.Option("--mirroring/--no-mirroring", help="Average mirrored views.")]
+Mirroring = Annotated[bool, typer.Option("--mirroring/--no-mirroring", help="Average predictions of mirrored views.")]
 PostprocessingOption = Annotated[
-    bool, typer.Option("--postprocessing/--no-postprocessing", help="As held-out cases showed to help.")
+    bool, typer.Option("--postprocessing/--no-postprocessing", help="Apply what improved held-out cases.")
 ]
-SaveProbabilities = Annotated[bool, typer.Option("--save-probabilities", help="Also as .npz.")]
+SaveProbabilities = Annotated[bool, typer.Option("--save-probabilities", help="Also write the probabilities, as .npz.")]
 Kind = Annotated[
     AuditKind,
     typer.Option(
-        help="gradient: loud gradients, seconds to minutes; image: a whole training of one site; "
-        "labels: the same, seen through labels of public images alone."
+        help="gradient: canaries with large gradients, seconds to minutes; image: a whole training of one site; "
+        "labels: the same, attacked by labels of public images alone."
     ),
 ]
-Alpha = Annotated[float, typer.Option(help="How often the bound may be wrong.", min=1e-9, max=0.5)]
+Alpha = Annotated[float, typer.Option(help="The probability that the lower bound is wrong.", min=1e-9, max=0.5)]
 InversionOption = Annotated[
     Path | None,
-    typer.Option(help="Instead: reconstruct a patch from one update, with and without the mechanism; a PNG."),
+    typer.Option(help="Instead: reconstruct a patch from one update, with and without the mechanism, into this PNG."),
 ]
 
 
-def assignments(given: list[str]) -> dict[str, Any]:
-    """FIELD=VALUE, several times, as a mapping; a value is JSON if it can be read as such, or else text."""
+def assignments(texts: list[str]) -> dict[str, Any]:
+    """Texts FIELD=VALUE as a mapping; a value is JSON if it can be parsed as such, or else text."""
     import json
 
     settings: dict[str, Any] = {}
-    for assignment in given:
+    for assignment in texts:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise typer.BadParameter(f"{assignment!r} is not of the form FIELD=VALUE", param_hint="--set")
@@ -238,10 +256,10 @@ def assignments(given: list[str]) -> dict[str, Any]:
 
 
 def is_given(ctx: typer.Context, parameter: str) -> bool:
-    """Whether whoever typed the command said so, and not its default."""
+    """Whether the option was typed, and is not its default."""
     return ctx.get_parameter_source(parameter) is not ParameterSource.DEFAULT
 
 
 def count(processes: int) -> int:
-    """So many, or one per processor."""
+    """The number of processes; 0 stands for one per processor."""
     return processes if processes > 0 else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What a model is for: predict, evaluate; and the demo, which does it all."""
+"""Using a model: predict, evaluate; and the demo of the whole pipeline."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def predict(
     runs: RunsArgument,
     images: Annotated[Path, typer.Option("-i", "--images", help="A folder of scans, or one file.")],
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="OUT", help="Where labels, uncertainty maps and pictures go.")
+        Path,
+        typer.Option("-o", "--output", metavar="OUT", help="The folder for labels, uncertainty maps and pictures."),
     ],
     model: Model = None,
     fold: TheseFolds = None,
@@ -38,7 +39,7 @@ def predict(
     save_probabilities: SaveProbabilities = False,
     device: DeviceOption = DeviceName.auto,
 ) -> None:
-    """Labels with maps of uncertainty for new scans, on the scans' own grid."""
+    """Predict labels and uncertainty maps for new scans, on the scans' own grid."""
     from autofed import api, report
 
     with terminal.progress() as progress:
@@ -63,22 +64,25 @@ def predict(
 def evaluate(
     predictions: PredictionsArgument,
     labels: LabelsArgument,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="report.json; a page goes beside it.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="A JSON file, and the page beside it; default OUT/report.json."),
+    ] = None,
     processes: Processes = 0,
 ) -> None:
-    """Dice, Jaccard and HD95 per case, class and site, and a page to look at."""
+    """Score predictions: Dice, Jaccard and HD95 per case, class and site, and an HTML page."""
     from autofed import api
 
     target = output or predictions / "report.json"
     with terminal.progress() as progress:
-        found = api.evaluate(predictions, labels, target, processes=count(processes), progress=progress)
-        page = _write_page(found, predictions, labels, target)
-    for name, scores in [*found.classes.items(), ("mean", found.mean)]:
+        scores = api.evaluate(predictions, labels, target, processes=count(processes), progress=progress)
+        page = _write_page(scores, predictions, labels, target)
+    for name, row in [*scores.classes.items(), ("mean", scores.mean)]:
         typer.echo(
-            f"{name:<20} Dice {terminal.number(scores.dice)}  Jaccard {terminal.number(scores.jaccard)}  "
-            f"HD95 {terminal.number(scores.hd95_mm, 2)} {found.distance_unit}"
+            f"{name:<20} Dice {terminal.number(row.dice)}  Jaccard {terminal.number(row.jaccard)}  "
+            f"HD95 {terminal.number(row.hd95_mm, 2)} {scores.distance_unit}"
         )
-    for note in found.notes:
+    for note in scores.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"written to {target}; look at {page}")
 
@@ -93,7 +97,7 @@ def _write_page(scores: Any, predictions: Path, labels: Path, target: Path) -> P
 
 
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where everything goes.")] = Path("demo-autofed"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder for everything.")] = Path("demo-autofed"),
     task: Annotated[
         DemoTask, typer.Option(help="3d: hippocampus in MRI; 2d: nuclei in microscopy.")
     ] = DemoTask.volumes,

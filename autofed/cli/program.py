@@ -1,4 +1,4 @@
-"""The program as a whole: help that is whole and right, hints that come once, and names that are completed."""
+"""How commands are listed and how their help is written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from typer.core import TyperCommand, TyperGroup
 from typer.models import ArgumentInfo
 
-HELP_NAMES = {"help_option_names": ["-h", "--help"]}
+HELP_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 
 class Command(TyperCommand):
@@ -18,7 +18,7 @@ class Command(TyperCommand):
 
     def __init__(self, name: str | None, **settings: Any):
         super().__init__(name, **settings)
-        self.context_settings = {**HELP_NAMES, **self.context_settings}
+        self.context_settings = {**HELP_SETTINGS, **self.context_settings}
         self.short_help = _first_sentence(self.help or "")
         for parameter, text in _arguments(self.callback):
             _named(self.params, parameter).help = text  # click 8.5 has such a field too, and empties that of typer
@@ -37,7 +37,7 @@ class Command(TyperCommand):
 
 
 class Program(TyperGroup):
-    """The commands in the order in which they are used. Who misspells one is shown a close one once, by click."""
+    """The commands in the order in which they are used. Click suggests a similar name for a misspelt one."""
 
     def __init__(self, **settings: Any):
         super().__init__(**{**settings, "suggest_commands": False})
@@ -50,13 +50,13 @@ class Program(TyperGroup):
 
 
 def _arguments(callback: Callable[..., Any] | None) -> Iterator[tuple[str, str]]:
-    """The arguments of a command's function, and what is said of them there."""
+    """The arguments of a command's function, and their help."""
     if callback is None:
         return
     for name, hint in get_type_hints(inspect.unwrap(callback), include_extras=True).items():
-        for said in getattr(hint, "__metadata__", ()):
-            if isinstance(said, ArgumentInfo):
-                yield name, said.help or ""
+        for metadata in getattr(hint, "__metadata__", ()):
+            if isinstance(metadata, ArgumentInfo):
+                yield name, metadata.help or ""
 
 
 def _named(params: list[click.Parameter], name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Learning together: train, run, site."""
+"""Training: train, run, site."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def train(
     device: DeviceOption = DeviceName.auto,
 ) -> None:
     """Train over all sites, round by round."""
-    own_plans = _by_site(site_plan or [])
+    site_plans = _by_site(site_plan or [])
     from autofed import api
 
     with terminal.progress() as progress:
@@ -75,7 +75,7 @@ def train(
             output,
             algorithm=algorithm,
             public=public,
-            site_plans=own_plans,
+            site_plans=site_plans,
             rounds=rounds,
             folds=fold or ["all"],
             workers=workers,
@@ -91,7 +91,7 @@ def train(
 
 
 def show_end(run: Run, work: Path | None) -> None:
-    """What a training came to and cost, and what to do next."""
+    """Print the results and the privacy cost of a training, and what to do next."""
     from autofed import report
     from autofed.api import ledgers, outcomes
     from autofed.federation import communication
@@ -105,8 +105,8 @@ def show_end(run: Run, work: Path | None) -> None:
         typer.echo(line)
     for path in report.draw_pseudo_labels(run):
         typer.echo(f"{path}: what is taught of some public images")
-    chosen = "" if "global" in run.models() else " --model MODEL"
-    typer.echo(f"next: autofed predict {run.folder} -i IMAGES -o OUT{chosen}")
+    option = "" if "global" in run.models() else " --model MODEL"
+    typer.echo(f"next: autofed predict {run.folder} -i IMAGES -o OUT{option}")
     typer.echo("then: autofed evaluate OUT LABELS")
 
 
@@ -130,30 +130,30 @@ def run(
     simulation: Simulation = False,
     processes: Processes = 0,
 ) -> None:
-    """Plan, preprocess and train in one go; again, it goes on where it was interrupted."""
+    """Plan, preprocess and train in one go. Called again, it continues where it was interrupted."""
     values = {
         "hours": hours, "memory_gb": memory, "device": device.value, "algorithm": algorithm,
         "configuration": configuration.value, "preset": preset and preset.value, "epsilon": epsilon, "delta": delta,
         "even_if_hopeless": even_if_hopeless, "work": work, "public": public, "simulation": simulation,
     }  # fmt: skip
-    given: dict[str, Any] = {name: values[name] for name in values if is_given(ctx, name.removesuffix("_gb"))}
-    given |= {"settings": assignments(set_)} if set_ else {}
-    given |= {"folds": fold} if fold else {}
+    options: dict[str, Any] = {name: values[name] for name in values if is_given(ctx, name.removesuffix("_gb"))}
+    options |= {"settings": assignments(set_)} if set_ else {}
+    options |= {"folds": fold} if fold else {}
     from autofed import api
 
     with terminal.progress() as progress:
-        trained = api.run(sites, output, **given, processes=count(processes), progress=progress, say=typer.echo)
+        trained = api.run(sites, output, **options, processes=count(processes), progress=progress, say=typer.echo)
     show_end(trained, work or output.resolve().parent / "work")
 
 
 def _by_site(assignments: list[str]) -> dict[str, Path]:
-    found = {}
+    paths = {}
     for assignment in assignments:
         site, equals, path = assignment.partition("=")
         if not (site and equals and path):
             raise typer.BadParameter(f"{assignment!r} is not of the form SITE=plan.json", param_hint="--site-plan")
-        found[site] = Path(path)
-    return found
+        paths[site] = Path(path)
+    return paths
 
 
 def site(
@@ -161,20 +161,21 @@ def site(
     work: WorkArgument,
     name: Annotated[str, typer.Option(help="Which site of the plan this is.")],
     memory: Annotated[
-        Path, typer.Option("-o", "--output", metavar="MEMORY", help="Where the site keeps what it needs of runs.")
+        Path,
+        typer.Option("-o", "--output", metavar="MEMORY", help="The folder for what the site keeps between rounds."),
     ],
     superlink: Annotated[str, typer.Option(metavar="HOST:PORT", help="The coordinator's SuperLink.")],
     key: Annotated[Path | None, typer.Option(help="This site's private key, which the coordinator registered.")] = None,
     ca: Annotated[Path | None, typer.Option(help="The certificate that the SuperLink's is signed with.")] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Without --key and --ca, to try it out.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Instead of --key and --ca, for trials.")] = False,
     public: Annotated[Path | None, typer.Option(help="The public images, if the plan agrees on any.")] = None,
     device: DeviceOption = DeviceName.auto,
 ) -> None:
-    """Take part, as one hospital, in trainings that are led elsewhere; serves until stopped."""
+    """Serve as one site in trainings that are coordinated on another machine, until stopped."""
     if insecure == bool(key and ca) or (insecure and (key or ca)):
         raise typer.BadParameter("give both --key and --ca, or --insecure alone")
     from autofed.api import over_flower
     from autofed.federation.node import SiteNode
 
-    premises = SiteNode(site=name, plan=plan, work=work, memory=memory, device=device.value, public=public)
-    over_flower.serve_site(premises, superlink, key=key, authority=ca, say=lambda line: typer.echo(line, err=True))
+    site_node = SiteNode(site=name, plan=plan, work=work, memory=memory, device=device.value, public=public)
+    over_flower.serve_site(site_node, superlink, key=key, authority=ca, say=lambda line: typer.echo(line, err=True))

@@ -1,4 +1,4 @@
-"""What a person looks at: pictures of predictions, training curves, and one HTML page about an evaluation.
+"""Pictures of predictions, training curves, and one HTML page about an evaluation.
 
 Figures are drawn without pyplot, so that nothing here has a state or needs a screen.
 """

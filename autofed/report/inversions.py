@@ -1,4 +1,4 @@
-"""A patch beside what an attacker makes of one update, without and with a mechanism."""
+"""A patch beside what an attacker reconstructs from one update, without and with a mechanism."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from autofed.report import drawing
 from autofed.report.drawing import INK, QUIET
 
 
-def draw_inversion(found: Inversion) -> bytes:
+def draw_inversion(inversion: Inversion) -> bytes:
     """A PNG with one row a channel: the patch, and both reconstructions in the patch's brightness and contrast.
 
     Of a volume the middle slice is shown.
     """
     columns = [
-        ("the patient's patch", "", found.truth),
-        ("from a bare update", _figures(found.without.likeness), found.without.image),
-        (f"from one with {found.mechanism}", _figures(found.protected.likeness), found.protected.image),
+        ("the patient's patch", "", inversion.truth),
+        ("from a bare update", _figures(inversion.without.likeness), inversion.without.image),
+        (f"from one with {inversion.mechanism}", _figures(inversion.protected.likeness), inversion.protected.image),
     ]
-    rows = len(found.truth)
+    rows = len(inversion.truth)
     figure = drawing.figure(8.4, 0.9 + 2.8 * rows, layout="constrained")
-    known = f"a blank image {_figures(found.blank)}; the label map alone {_figures(found.label)}"
-    figure.suptitle(f"one local step on one patient; {known}", fontsize=8, color=QUIET)
+    baselines = f"a blank image {_figures(inversion.blank)}; the label map alone {_figures(inversion.label)}"
+    figure.suptitle(f"one local step on one patient; {baselines}", fontsize=8, color=QUIET)
     axes = figure.subplots(rows, len(columns), squeeze=False)
-    for place, (name, figures, image) in enumerate(columns):
-        shown = fit_intensities(image, found.truth)
-        for row, ax in enumerate(axes[:, place]):
-            low, high = np.percentile(found.truth[row], (0.5, 99.5))
-            ax.imshow(_slice(shown[row]), cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+    for column, (name, figures, image) in enumerate(columns):
+        fitted = fit_intensities(image, inversion.truth)
+        for row, ax in enumerate(axes[:, column]):
+            low, high = np.percentile(inversion.truth[row], (0.5, 99.5))
+            ax.imshow(_slice(fitted[row]), cmap="gray", vmin=low, vmax=high, interpolation="nearest")
             ax.set_xticks([])
             ax.set_yticks([])
-        axes[0, place].set_title(f"{name}\n{figures}", fontsize=10, color=INK)
+        axes[0, column].set_title(f"{name}\n{figures}", fontsize=10, color=INK)
     return drawing.png(figure)
 
 

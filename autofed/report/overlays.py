@@ -47,22 +47,22 @@ def overlay(
     what the reference ignores is left out. A volume is shown in three rows (axial, coronal, sagittal), each the slice
     that shows the most of what was predicted, or of the reference where nothing was; a picture in one. Pictures of
     three or four channels are shown in colour; of all others the first channel, windowed from its 1st to its 99th
-    percentile. `Problems` if a map's shape is not the image's.
+    percentile. `ValidationErrors` if a map's shape is not the image's.
     """
-    given = {
+    arrays = {
         "prediction": prediction,
         "reference": reference,
         "entropy": entropy,
         "mutual information": mutual_information,
     }
-    raise_if_any(title or "this case", _shape_problems(image, given))
+    raise_if_any(title or "this case", _shape_problems(image, arrays))
     labels = Labels.declared(label_names)
     if reference is not None:
-        given["reference"] = np.where(labels.is_foreground(reference), reference, 0)
-    maps = {name: upright(array, geometry) for name, array in given.items() if array is not None}
-    shown = maps["prediction"] if prediction.any() else maps.get("reference", maps["prediction"])
+        arrays["reference"] = np.where(labels.is_foreground(reference), reference, 0)
+    maps = {name: upright(array, geometry) for name, array in arrays.items() if array is not None}
+    structures = maps["prediction"] if prediction.any() else maps.get("reference", maps["prediction"])
     columns = list(panels(image, maps, geometry, labels))
-    return drawing.png(_compose(planes(shown, geometry), columns, _legend(maps, labels), title))
+    return drawing.png(_compose(planes(structures, geometry), columns, _legend(maps, labels), title))
 
 
 def _shape_problems(image: np.ndarray, maps: Mapping[str, np.ndarray | None]) -> Iterator[str]:
@@ -74,12 +74,12 @@ def _shape_problems(image: np.ndarray, maps: Mapping[str, np.ndarray | None]) ->
 def _legend(maps: Mapping[str, np.ndarray], labels: Labels) -> list[tuple[str, Patch]]:
     """Names and handles of the structures that this case holds."""
     colours = structure_colours(labels)
-    held = [m for name, m in maps.items() if name in ("prediction", "reference")]
-    found = {n: v for v, n in labels.names_of_values().items() if any((m == v).any() for m in held)}
-    present = list(found.items())
-    entries = [(name, Patch(color=colours[v])) for name, v in present[:_LEGEND_ENTRIES]]
-    if len(present) > _LEGEND_ENTRIES:
-        entries.append((f"and {len(present) - _LEGEND_ENTRIES} more", Patch(alpha=0)))
+    label_maps = [m for name, m in maps.items() if name in ("prediction", "reference")]
+    visible = {n: v for v, n in labels.names_of_values().items() if any((m == v).any() for m in label_maps)}
+    structures = list(visible.items())
+    entries = [(name, Patch(color=colours[v])) for name, v in structures[:_LEGEND_ENTRIES]]
+    if len(structures) > _LEGEND_ENTRIES:
+        entries.append((f"and {len(structures) - _LEGEND_ENTRIES} more", Patch(alpha=0)))
     return entries or [("no structure was found", Patch(alpha=0))]
 
 

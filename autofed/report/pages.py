@@ -27,7 +27,7 @@ _GROUP = 4
 
 
 @dataclass(frozen=True)
-class _Shown:
+class _ChosenCase:
     """A case with a picture: the group it stands for, its rank from the worst, and how many ranks there are."""
 
     group: str
@@ -69,13 +69,13 @@ def _pictures(report: Report, predictions: Path, labels: Path | None) -> str:
     predicted = PredictionFolder(predictions).cases()
     references = find_references(Path(labels))[0] if labels is not None else {}
     parts, group = [], ""
-    for shown in _chosen(report.cases):
-        if shown.group != group:
-            group = shown.group
+    for chosen in _chosen(report.cases):
+        if chosen.group != group:
+            group = chosen.group
             parts.append(f"<h3>{group}</h3>")
-        case = shown.scored.case
-        said = _said(shown, report)
-        parts.append(_figure(case, said, _picture(predicted.get(case), references.get(case))))
+        case = chosen.scored.case
+        text = _caption(chosen, report)
+        parts.append(_figure(case, text, _picture(predicted.get(case), references.get(case))))
     if not parts:
         return ""
     about_slices = "The slices that show the most of what was predicted, the patient's right on the left."
@@ -83,7 +83,7 @@ def _pictures(report: Report, predictions: Path, labels: Path | None) -> str:
     return section("Pictures", caption, *parts)
 
 
-def _chosen(cases: Iterable[CaseScores]) -> list[_Shown]:
+def _chosen(cases: Iterable[CaseScores]) -> list[_ChosenCase]:
     """All scored cases if they are few; otherwise the worst, the middle and the best."""
     order = [c for c in ranked(cases) if c.mean.dice is not None]
     ranks = range(len(order))
@@ -91,14 +91,14 @@ def _chosen(cases: Iterable[CaseScores]) -> list[_Shown]:
     if len(order) > 3 * _GROUP:
         middle = (len(order) - _GROUP) // 2
         groups = {"Worst": ranks[:_GROUP], "Middle": ranks[middle : middle + _GROUP], "Best": ranks[-_GROUP:]}
-    return [_Shown(name, rank + 1, len(order), order[rank]) for name, group in groups.items() for rank in group]
+    return [_ChosenCase(name, rank + 1, len(order), order[rank]) for name, group in groups.items() for rank in group]
 
 
-def _said(shown: _Shown, report: Report) -> str:
-    scores, site = shown.scored.mean, shown.scored.site
-    said = f"rank {shown.rank} of {shown.ranks}, Dice {scores.dice:.3f}"
-    said += f", HD95 {scores.hd95_mm:.1f} {report.distance_unit}" if scores.hd95_mm is not None else ""
-    return said + (f", site {site}" if site is not None else "")
+def _caption(chosen: _ChosenCase, report: Report) -> str:
+    scores, site = chosen.scored.mean, chosen.scored.site
+    text = f"rank {chosen.rank} of {chosen.ranks}, Dice {scores.dice:.3f}"
+    text += f", HD95 {scores.hd95_mm:.1f} {report.distance_unit}" if scores.hd95_mm is not None else ""
+    return text + (f", site {site}" if site is not None else "")
 
 
 def _picture(predicted: PredictedCase | None, reference: Path | None) -> bytes | str:
@@ -118,9 +118,9 @@ def _training(runs: Sequence[Path]) -> str:
         for path in sorted(run.glob("fold_*/metrics.jsonl"))
         if (picture := curves(path)) is not None
     ]
-    known = [run for run in map(Run, runs) if run.exists]
+    existing = [run for run in map(Run, runs) if run.exists]
     parts += [
-        f"<p class=caption>{escape(line)}.</p>" for run in known for line in communication.communication_summary(run)
+        f"<p class=caption>{escape(line)}.</p>" for run in existing for line in communication.communication_summary(run)
     ]
     return section("Training", *parts) if parts else ""
 
@@ -130,9 +130,9 @@ def _curves_shown(metrics_path: Path) -> str:
     return f"training loss{and_dice} of each site by round"
 
 
-def _figure(name: str, said: str, picture: bytes | str) -> str:
-    caption = f"<figcaption><b>{escape(name)}</b>: {escape(said)}</figcaption>"
+def _figure(name: str, text: str, picture: bytes | str) -> str:
+    caption = f"<figcaption><b>{escape(name)}</b>: {escape(text)}</figcaption>"
     if isinstance(picture, str):
         return f"<figure>{caption}<p class=caption>No picture: {escape(picture)}</p></figure>"
     data = base64.b64encode(picture).decode()
-    return f'<figure>{caption}<img alt="{escape(f"{name}: {said}")}" src="data:image/png;base64,{data}"></figure>'
+    return f'<figure>{caption}<img alt="{escape(f"{name}: {text}")}" src="data:image/png;base64,{data}"></figure>'

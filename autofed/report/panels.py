@@ -26,7 +26,7 @@ class Scale:
 
     def place(self, value: float) -> float:
         """Where a value lies between the first colour, 0, and the last, 1."""
-        return min(1.0, max(0.0, value / self.top)) ** self.power
+        return float(min(1.0, max(0.0, value / self.top)) ** self.power)
 
 
 ENTROPY = Scale(1.0, 1.0, (0, 0.5, 1))
@@ -50,11 +50,11 @@ def panels(image: np.ndarray, maps: Mapping[str, np.ndarray], geometry: Geometry
     colours = structure_colours(labels)
     unit = "ln 2" if labels.is_regions else "ln C"
     reference = maps.get("reference")
-    shown = upright(image[:3] if _is_colour(image, geometry) else image[:1], geometry)
-    low, high = _window(shown)
+    displayed = upright(image[:3] if _is_colour(image, geometry) else image[:1], geometry)
+    low, high = _window(displayed)
 
     def draw_image(axes: Axes, plane: Plane) -> None:
-        pixels = np.clip((np.nan_to_num(plane.cut(shown)) - low) / (high - low), 0, 1)
+        pixels = np.clip((np.nan_to_num(plane.cut(displayed)) - low) / (high - low), 0, 1)
         pixels = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1)
         # hanning filters when the image is made smaller and interpolates when it is made larger
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="hanning", aspect="auto")
@@ -77,8 +77,8 @@ def panels(image: np.ndarray, maps: Mapping[str, np.ndarray], geometry: Geometry
 def structure_colours(labels: Labels) -> dict[int, Colour]:
     """A colour for each value, the same in every picture of a plan; values alike in name are alike in colour."""
     names = labels.names_of_values()
-    shown = list(dict.fromkeys(names.values()))
-    colours = dict(zip(shown, distinct(len(shown), PALETTE), strict=True))
+    distinct_names = list(dict.fromkeys(names.values()))
+    colours = dict(zip(distinct_names, distinct(len(distinct_names), PALETTE), strict=True))
     return {value: colours[name] for value, name in names.items()}
 
 

@@ -27,32 +27,39 @@ class Plane:
 
     def cut(self, array: np.ndarray) -> np.ndarray:
         """The slice (..., rows, columns) of an upright array (..., Z, Y, X), thinned to what a panel can show."""
-        part = np.take(array, self.index, axis=self.axis - 3)
+        part: np.ndarray = np.take(array, self.index, axis=self.axis - 3)
         part = part if self.axis == 0 else np.flip(part, axis=-2)  # z runs upwards in the patient
         step = math.ceil(max(part.shape[-2:]) / _PIXELS)
         return part[..., ::step, ::step]
 
 
 def upright(array: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """An array (..., Z, Y, X) with its axes turned to superior, posterior and left; as it is if nobody knows them."""
+    """An array (..., Z, Y, X) with its axes turned to superior, posterior and left; as it is if they are unknown."""
     turn = _turn(geometry)
-    return array if turn is None else orientations.apply_orientation(array.T, turn).T
+    if turn is None:
+        return array
+    turned: np.ndarray = orientations.apply_orientation(array.T, turn).T  # type: ignore[no-untyped-call]
+    return turned
 
 
 def planes(labels: np.ndarray, geometry: Geometry) -> list[Plane]:
     """The slices that show the most of upright labels (Z, Y, X): of a volume one in each direction."""
-    at = _fullest(labels)
+    indices = _fullest(labels)
     z, y, x = (n * s for n, s in zip(labels.shape, _upright_spacing(geometry), strict=True))
     if _turn(geometry) is None:
-        found = [Plane("", 0, at[0], (y, x)), Plane("", 1, at[1], (z, x)), Plane("", 2, at[2], (z, y))]
-    else:
-        found = [
-            Plane("axial", 0, at[0], (y, x), top="A", left="R"),
-            Plane("coronal", 1, at[1], (z, x), top="S", left="R"),
-            Plane("sagittal", 2, at[2], (z, y), top="S", left="A"),
+        all_planes = [
+            Plane("", 0, indices[0], (y, x)),
+            Plane("", 1, indices[1], (z, x)),
+            Plane("", 2, indices[2], (z, y)),
         ]
-    flat = [plane for plane in found if labels.shape[plane.axis] == 1]
-    return flat[:1] or found
+    else:
+        all_planes = [
+            Plane("axial", 0, indices[0], (y, x), top="A", left="R"),
+            Plane("coronal", 1, indices[1], (z, x), top="S", left="R"),
+            Plane("sagittal", 2, indices[2], (z, y), top="S", left="A"),
+        ]
+    flat = [plane for plane in all_planes if labels.shape[plane.axis] == 1]
+    return flat[:1] or all_planes
 
 
 def _fullest(labels: np.ndarray) -> list[int]:
@@ -65,11 +72,11 @@ def _fullest(labels: np.ndarray) -> list[int]:
     if not len(values):
         return [n // 2 for n in labels.shape]
     kinds = int(values.max()) + 1
-    at = []
+    indices = []
     for index, length in zip(where, labels.shape, strict=True):
         areas = np.bincount(index * kinds + values, minlength=length * kinds).reshape(length, kinds)
-        at.append(int((areas / np.maximum(areas.max(axis=0), 1)).sum(axis=1).argmax()))
-    return at
+        indices.append(int((areas / np.maximum(areas.max(axis=0), 1)).sum(axis=1).argmax()))
+    return indices
 
 
 def _turn(geometry: Geometry) -> np.ndarray | None:
@@ -81,7 +88,9 @@ def _turn(geometry: Geometry) -> np.ndarray | None:
         affine[:3, :3] = np.diag([-1, -1, 1]) @ np.reshape(geometry.direction, (3, 3))
     else:
         return None
-    return orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt("LPS"))
+    here, there = orientations.io_orientation(affine), orientations.axcodes2ornt("LPS")  # type: ignore[no-untyped-call]
+    turn: np.ndarray = orientations.ornt_transform(here, there)  # type: ignore[no-untyped-call]
+    return turn
 
 
 def _upright_spacing(geometry: Geometry) -> tuple[float, float, float]:

@@ -25,24 +25,26 @@ def curves(metrics_path: Path) -> bytes | None:
     """
     rounds = _rounds(Path(metrics_path))
     panels = {"training loss": _by_site(rounds, _loss), "Dice of held-out patients": _by_site(rounds, _dice)}
-    panels = {what: found for what, found in panels.items() if found}
-    sites = list(dict.fromkeys(site for found in panels.values() for site in found))
+    panels = {title: values for title, values in panels.items() if values}
+    sites = list(dict.fromkeys(site for values in panels.values() for site in values))
     if not sites:
         return None
     columns = math.ceil(len(sites) / 14)  # so many names fit beside the curves
     figure = drawing.figure(6.6 + 1.6 * columns, 0.6 + 2.8 * len(panels), layout="constrained")
     colours = dict(zip(sites, drawing.distinct(len(sites), LINES), strict=True))
-    for axes, (what, found) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
-        lines = [_draw(axes, found.get(site, {}), colours[site]) for site in sites]
-        _style(axes, what)
-        if what == next(iter(panels)):
+    for axes, (title, values) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
+        lines = [_draw(axes, values.get(site, {}), colours[site]) for site in sites]
+        _style(axes, title)
+        if title == next(iter(panels)):
             _name(axes, lines, sites, columns)
     return drawing.png(figure)
 
 
 def holds_out(metrics_path: Path) -> bool:
     """Whether any site scored patients that it held out."""
-    return any(_dice(said) is not None for sites in _rounds(Path(metrics_path)).values() for said in sites.values())
+    return any(
+        _dice(metrics) is not None for sites in _rounds(Path(metrics_path)).values() for metrics in sites.values()
+    )
 
 
 def _draw(axes: Axes, rounds: Mapping[int, float], colour: tuple[float, float, float]) -> Line2D:
@@ -77,7 +79,7 @@ def _style(axes: Axes, what: str) -> None:
 
 
 def _rounds(path: Path) -> dict[int, Mapping[str, Any]]:
-    """What each site said, by round."""
+    """The metrics of each site, by round."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     rounds: dict[int, Mapping[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
@@ -95,19 +97,19 @@ def _by_site(
     rounds: Mapping[int, Mapping[str, Any]], value: Callable[[Mapping[str, Any]], float | None]
 ) -> dict[str, dict[int, float]]:
     """A value by site and round, in the order of rounds, where there is one."""
-    found: dict[str, dict[int, float]] = {}
+    values: dict[str, dict[int, float]] = {}
     for number in sorted(rounds):
-        for site, said in rounds[number].items():
-            if (known := value(said)) is not None:
-                found.setdefault(site, {})[number] = known
-    return found
+        for site, metrics in rounds[number].items():
+            if (site_value := value(metrics)) is not None:
+                values.setdefault(site, {})[number] = site_value
+    return values
 
 
-def _loss(said: Mapping[str, Any]) -> float | None:
-    return None if said.get("loss") is None else float(said["loss"])
+def _loss(metrics: Mapping[str, Any]) -> float | None:
+    return None if metrics.get("loss") is None else float(metrics["loss"])
 
 
-def _dice(said: Mapping[str, Any]) -> float | None:
+def _dice(metrics: Mapping[str, Any]) -> float | None:
     """The mean over structures."""
-    dice = said.get("dice")
+    dice = metrics.get("dice")
     return sum(dice.values()) / len(dice) if dice else None
