@@ -250,14 +250,14 @@ def test_help_is_whole_and_right(monkeypatch, capsys, name):
         assert " ".join(parameter.help.split()) in text
 
 
-def test_the_help_of_the_program_shows_the_usual_course_and_whole_summaries(monkeypatch, capsys):
+def test_the_help_of_the_program_shows_the_usual_steps_and_whole_summaries(monkeypatch, capsys):
     program, named = commands()
     text = shown_by(monkeypatch, capsys, "-h")
     assert "..." not in text.partition("Commands:")[2].partition("The usual steps")[0]
     for command in named.values():
         assert command.short_help.endswith(".") and command.short_help in text
     steps = text.partition("The usual steps")[2]
-    places = [course.index(f"autofed {verb} ") for verb in ("plan", "preprocess", "train", "predict", "evaluate")]
+    places = [steps.index(f"autofed {verb} ") for verb in ("plan", "preprocess", "train", "predict", "evaluate")]
     assert places == sorted(places)
     assert program.name == "autofed"
 
