@@ -109,7 +109,7 @@ Processes = Annotated[int, typer.Option(help="How many processes read and proces
 DeviceOption = Annotated[DeviceName, typer.Option(help="Where to compute; auto takes the fastest there is.")]
 CensusOption = Annotated[
     bool,
-    typer.Option("--private-census", help="Private fingerprints: noisy counts, charged to the site's ledger."),
+    typer.Option("--private-census", help="Noisy counts, charged to the site's ledger; needs --epsilon, --work."),
 ]
 WorkOption = Annotated[
     Path | None, typer.Option(help="With --private-census: WORK, the folder for preprocessed data and ledgers.")
@@ -175,7 +175,7 @@ ShareScores = Annotated[
 ]
 Prior = Annotated[
     Path | None,
-    typer.Option(help="With --private-census: a plan for data of the same kind, which completes the counts."),
+    typer.Option(help="For private fingerprints: a plan for data of the same kind, which completes them."),
 ]
 Explain = Annotated[bool, typer.Option("--explain", help="Show every decision with its reason.")]
 
