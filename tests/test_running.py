@@ -52,7 +52,7 @@ def test_a_call_that_would_have_given_another_plan_is_refused(federation, finish
     assert len(said) == 3 and said[0].startswith("it was begun with hours 0.01, now hours is 2; leave hours out")
     assert said[1].startswith("it was begun without epsilon, now epsilon is 8.0")
     assert not (federation / "other").exists()
-    with pytest.raises(ValidationErrors, match="it was planned for alpha, bravo, and found alpha; name the same sites"):
+    with pytest.raises(ValidationErrors, match="it was planned for alpha, bravo, found alpha; name the same sites"):
         autofed.run([federation / "sites" / "alpha"], federation / "RUN")
 
 
