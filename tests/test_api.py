@@ -148,7 +148,7 @@ def test_an_image_of_nibabel_gives_what_its_file_gives(tmp_path):
         autofed.predict(run, turned, spacing_mm=(1, 1, 1))
     with pytest.raises(ValidationErrors, match="found a builtins.list; expected an array of numpy"):
         autofed.predict(run, [1, 2])
-    with pytest.raises(ValidationErrors, match="need an output folder; name one, or hand over an array"):
+    with pytest.raises(ValidationErrors, match="need an output folder; name one, or pass an array"):
         autofed.predict(run, path)
     assert len(repr(there)) < 120 and "x" in repr(there) and "tumour" in repr(there)
 

@@ -73,8 +73,8 @@ def fingerprint(
     options: dict[str, Any] = {"speed": speed, "device": device.value, "processes": count(processes)}
     if private_census:
         with terminal.progress() as progress:
-            counts = api.private_fingerprint(site, output, progress=progress, **guarantee, **options)
-        typer.echo(f"{output}: {counts.patients} patients (noisy), noise multiplier {counts.noise_multiplier:g}")
+            noisy = api.private_fingerprint(site, output, progress=progress, **guarantee, **options)
+        typer.echo(f"{output}: {noisy.patients} patients (noisy), noise multiplier {noisy.noise_multiplier:g}")
         typer.echo(f"what that cost: autofed ledger {work}/{site.resolve().name}")
         return
     with terminal.progress() as progress:
