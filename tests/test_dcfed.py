@@ -725,7 +725,7 @@ def test_what_is_asked_for_must_fit(pictures, tmp_path):
         pictures.train(tmp_path / "run", public=tmp_path / "empty")
     with pytest.raises(ValidationErrors, match="--public is for sites that label public images; fedavg shares weights"):
         pictures.train(tmp_path / "run", "fedavg", public=pictures.public)
-    with pytest.raises(ValidationErrors, match="weights of its own, which no other has; leave --init out"):
+    with pytest.raises(ValidationErrors, match="weights of its own; leave --init out"):
         pictures.train(tmp_path / "run", init=tmp_path)
     other = agreed_on(pictures.plan, pictures.test / "imagesTs")
     with pytest.raises(ValidationErrors, match="agreed on but not here"):

@@ -184,7 +184,7 @@ def _pseudo_label_problems(
         ]
     problems = []
     if options.init is not None:
-        problems.append(f"with {name} every site starts from random weights of its own; leave --init out")
+        problems.append(f"with {name} every site starts from weights of its own; leave --init out")
     if site_plans and options.connection is not None:
         problems.append("over --connection every site has its own copy of the plan; leave --site-plan out")
     return problems
