@@ -83,8 +83,8 @@ def site_of(
 
 
 def sites_of(plan, stores, folder, run_id, **options):
-    chosen = algorithms.make(plan.agreement.algorithm)
-    held = {"pooled": pool_stores(stores)} if chosen.centralised else stores
+    algorithm = algorithms.make(plan.agreement.algorithm)
+    held = {"pooled": pool_stores(stores)} if algorithm.centralised else stores
     ledgers = {n: folder / n / "ledger.jsonl" for n in stores}
     return [
         site_of(
@@ -110,12 +110,12 @@ def train(
         plan, public = labelled((plan, stores), OPEN if settings is None else settings)
         grids, options = public.grids, {**options, "public": public}
     sites = sites_of(plan, dict(reversed(stores.items())) if turned else stores, folder, run_id, **options)
-    chosen = algorithms.make(plan.agreement.algorithm)
-    state = state or chosen.start(RunSetup(plan, weights_of(build(plan.local.network, seed=1)), grids))
+    algorithm = algorithms.make(plan.agreement.algorithm)
+    state = state or algorithm.start(RunSetup(plan, weights_of(build(plan.local.network, seed=1)), grids))
     names = tuple(s.name for s in sites)
-    door = (transport or InProcess)(sites)
+    carrier = (transport or InProcess)(sites)
     return loop.run_rounds(
-        loop.RunContext(chosen, Aggregator.of(plan, names), plan, door, folder / "rounds", run_id, names), state
+        loop.RunContext(algorithm, Aggregator.of(plan, names), plan, carrier, folder / "rounds", run_id, names), state
     )
 
 

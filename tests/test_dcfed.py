@@ -19,7 +19,7 @@ from autofed.federation.aggregation import Aggregator
 from autofed.federation.client import SITE_ONLY, SiteContext, _rate
 from autofed.federation.node import Handshake, SiteNode
 from autofed.federation.site import privacy_problems
-from autofed.federation.transports.flower.transport import _misfits
+from autofed.federation.transports.flower.transport import _plan_mismatches
 from autofed.federation.transports.in_process import InProcess
 from autofed.messages import Failure, Request, Response, from_bytes, load_groups
 from autofed.planner.forecast import forecast
@@ -514,8 +514,8 @@ def test_a_site_may_have_another_network_but_no_other_agreement(ground):
     for name, free in (("dcfed", True), ("fedavg", False)):
         plan = with_algorithm(ground[0], name)
         said = Handshake(site="alpha", agreement=plan.agreement.digest(), local="of its own")
-        assert bool(_misfits(said, plan)) == (not free)
-        assert _misfits(said.model_copy(update={"agreement": "another"}), plan)
+        assert bool(_plan_mismatches(said, plan)) == (not free)
+        assert _plan_mismatches(said.model_copy(update={"agreement": "another"}), plan)
 
 
 def test_a_site_that_holds_other_public_images_does_not_take_part(ground, tmp_path):

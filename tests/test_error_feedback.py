@@ -256,7 +256,7 @@ def test_all_sites_train_from_the_same_weights_also_after_a_missed_round(ground,
     assert [sorted(n for n in SITES if r[n].precisions) for r in asked] == [[*SITES], [*SITES], ["bravo"], [*SITES]]
     last = checkpoints.load(tmp_path / "rounds", 4)
     shelves = [load_groups(tmp_path / "sites" / n / "wire" / "round_00004.safetensors")[0] for n in SITES]
-    assert all(equal(held["held.weights"], last.kept["held.weights"]) for held in shelves)
+    assert all(equal(held["held.weights"], last.server_only["held.weights"]) for held in shelves)
     assert not equal(shelves[0]["lost.update"], shelves[1]["lost.update"])
     down = [line["bytes"]["down"]["alpha"] for line in metrics.read(tmp_path / "rounds")]
     assert down[0] == down[1] == down[3] < down[2] / 3

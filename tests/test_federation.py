@@ -70,9 +70,9 @@ def test_momentum_that_is_kept_is_remembered_at_the_site_and_changes_the_way(gro
 # --- the door
 
 
-def ask(site, round=1, run="r", question="train"):
+def ask(site, round=1, run="r", task="train"):
     weights = weights_of(build(site.plan.local.network, seed=1))
-    return to_bytes(Request(run, round, question, {"weights": weights}))
+    return to_bytes(Request(run, round, task, {"weights": weights}))
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_rubbish_is_a_bad_request_and_costs_nothing(site, data):
     assert charges(site) == []
 
 
-@pytest.mark.parametrize("request_", [{"round": 99}, {"round": 0}, {"run": "another"}, {"question": "../../train"}])
+@pytest.mark.parametrize("request_", [{"round": 99}, {"round": 0}, {"run": "another"}, {"task": "../../train"}])
 def test_what_is_no_round_of_this_run_is_a_bad_request(site, request_):
     assert from_bytes(site.answer(ask(site, **request_))).code == "bad-request"
     assert charges(site) == []
@@ -248,7 +248,7 @@ def test_state_on_disk_is_the_state(ground, tmp_path):
     checkpoints.save(tmp_path, state, ground[0])
     found = checkpoints.load(tmp_path, 2)
     assert same_arrays(dict(found.shared["weights"]), dict(state.shared["weights"]))
-    assert same_arrays(dict(found.kept["kept"]), dict(state.kept["kept"]))
+    assert same_arrays(dict(found.server_only["kept"]), dict(state.server_only["kept"]))
 
 
 # --- finding algorithms

@@ -165,6 +165,7 @@ def failure(**changed) -> dict:
         (failure(site=["alpha"]), "its site is"),
         (failure(run=None), "its run is None; expected str"),
         ({"kind": "request", "run": "r", "round": 1, "question": "q", "shared": {"w": 1}}, "do not make a request"),
+        ({"kind": "request", "run": "r", "round": 1, "task": "q"}, "do not make a request"),
         ({"kind": "release", "run": "r", "round": 1, "site": "a", "public": [1]}, "its public is"),
     ],
 )

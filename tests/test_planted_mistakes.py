@@ -23,7 +23,7 @@ from torch import nn
 
 from autofed.auditing import one_run
 from autofed.errors import ValidationErrors
-from autofed.federation.site import QUESTIONS, Site
+from autofed.federation.site import TASKS, Site
 from autofed.files import write_bytes
 from autofed.fingerprints import FIXED_POINT, ChannelSums, merge
 from autofed.messages import Request, Response, from_bytes, to_bytes
@@ -322,10 +322,10 @@ class TellsScores(Site):
         return from_bytes(data)
 
     def _output_mechanism(self, request):
-        return super()._output_mechanism(request) if request.question == "train" else NoPrivacy(1)
+        return super()._output_mechanism(request) if request.task == "train" else NoPrivacy(1)
 
     def _charge(self, request, mechanism):
-        if request.question == "train":
+        if request.task == "train":
             super()._charge(request, mechanism)
 
 
@@ -334,7 +334,7 @@ def pays_for_all(kind):
 
     def check(folder, ground) -> bool:
         _, answer, ledger = ask(kind, ground, folder)
-        told = {q for q in QUESTIONS if getattr(from_bytes(answer(q, 1)), "arrays", {})}
+        told = {q for q in TASKS if getattr(from_bytes(answer(q, 1)), "arrays", {})}
         return told == {c.question for c in ledger.charges() if c.protects} == {"train"}
 
     return check

@@ -81,14 +81,14 @@ def test_an_update_of_nothing_changes_nothing(chosen):
 def test_what_is_kept_has_the_dtype_and_the_names_of_the_weights(chosen):
     found = server_optimiser.step(chosen, state(1.0, 2.0), state(1.5, 2.5, round=1, other={"c": np.ones(1)}))
     assert (
-        set(found.kept) - {"other"}
+        set(found.server_only) - {"other"}
         == {
             "momentum": {server_optimiser.VELOCITY},
             "adam": {server_optimiser.FIRST, server_optimiser.SECOND},
             "plain": set(),
         }[chosen.optimiser]
     )
-    assert all(found.kept[g]["w"].dtype == np.float32 for g in found.kept if g != "other")
+    assert all(found.server_only[g]["w"].dtype == np.float32 for g in found.server_only if g != "other")
     assert found.shared["weights"]["w"].dtype == np.float32 and found.round == 1
 
 
@@ -167,9 +167,15 @@ def test_a_run_resumed_from_its_files_is_the_unbroken_one_to_the_bit(tmp_path, o
     shutil.copytree(tmp_path / "whole" / "round_00002", tmp_path / "resumed" / "round_00002")
     resumed = trained(tmp_path / "resumed", begin=checkpoints.load(tmp_path / "resumed", 2), **chosen)
     assert resumed.shared["weights"]["w"].tobytes() == whole.shared["weights"]["w"].tobytes()
-    assert all(whole.kept[g][n].tobytes() == a.tobytes() for g in whole.kept for n, a in resumed.kept[g].items())
+    assert all(
+        whole.server_only[g][n].tobytes() == a.tobytes()
+        for g in whole.server_only
+        for n, a in resumed.server_only[g].items()
+    )
     plain = trained(tmp_path / "plain", **{"training.ema": 0.5})
-    assert not np.allclose(whole.kept["mean"]["w"], plain.kept["mean"]["w"])  # the average is of the weights stepped to
+    assert not np.allclose(
+        whole.server_only["mean"]["w"], plain.server_only["mean"]["w"]
+    )  # the average is of the weights stepped to
 
 
 def test_a_lying_site_is_left_without_force_by_the_rule_of_the_plan(tmp_path):

@@ -58,7 +58,7 @@ def test_the_way_down_ends_as_it_began_to_the_bit(ground, tmp_path, algorithm, m
     )
     plan = ground[0].change(more) if mechanism == "none" else small.private(ground[0], mechanism, **more)
     state = small.train((plan, ground[1]), tmp_path, algorithm)
-    models = [f for f in (state.shared.get("weights"), state.kept.get("mean")) if f]
+    models = [f for f in (state.shared.get("weights"), state.server_only.get("mean")) if f]
     learn, still = parted(plan, begun(plan))
     for path in tmp_path.glob("sites/*/memory/round_00002.safetensors"):
         groups = load_groups(path)[0]

@@ -24,7 +24,7 @@ from autofed.algorithms.base import (
     RunSetup,
 )
 from autofed.errors import ValidationErrors, raise_if_any
-from autofed.plans import AlgorithmSettings as Choice
+from autofed.plans import AlgorithmSettings
 
 __all__ = [
     "NOTES",
@@ -52,8 +52,8 @@ def names() -> list[str]:
 def find(name: str, trusted: Collection[str] = ()) -> type[Algorithm]:
     """The algorithm class in the file of that name, or in "package.module:Class" if that name is `trusted`.
 
-    A plan comes from elsewhere and must not make a hospital run code, so a name of the second form counts only if the
-    person at the keyboard or the site's own policy gave it. `ValidationErrors` lists the names that exist.
+    A plan comes from elsewhere and must not make a site run code, so a name of the second form counts only if the user
+    or the site's own policy gave it. `ValidationErrors` lists the names that exist.
     """
     module_name, colon, class_name = name.partition(":")
     if name not in trusted if colon else name not in names():
@@ -66,40 +66,41 @@ def find(name: str, trusted: Collection[str] = ()) -> type[Algorithm]:
         kind: Any = getattr(module, class_name) if colon else _only_algorithm(module)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValidationErrors("the algorithm", [f"{name!r} cannot be loaded ({error})"]) from None
-    if not _is_whole(kind):
+    if not _is_algorithm(kind):
         expected = "expected a frozen dataclass that extends autofed.algorithms.Algorithm"
         raise ValidationErrors("the algorithm", [f"{name!r} is not a dataclass with start, local, merge; {expected}"])
-    return kind
+    algorithm: type[Algorithm] = kind
+    return algorithm
 
 
-def make(choice: Choice, trusted: Collection[str] = ()) -> Algorithm:
+def make(settings: AlgorithmSettings, trusted: Collection[str] = ()) -> Algorithm:
     """The algorithm that a plan names, with the plan's settings; `ValidationErrors` names every setting it does not
     have.
     """
-    kind = find(choice.name, trusted)
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # `find` gives dataclasses alone
+    kind = find(settings.name, trusted)
+    setting_names = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # `find` gives dataclasses alone
     raise_if_any(
         "agreement.algorithm.settings",
         [
-            f"{choice.name} has no setting {name!r}; it has: {', '.join(sorted(known)) or 'none'}"
-            for name in choice.settings
-            if name not in known
+            f"{settings.name} has no setting {name!r}; it has: {', '.join(sorted(setting_names)) or 'none'}"
+            for name in settings.settings
+            if name not in setting_names
         ],
     )
-    return kind(**choice.settings)
+    return kind(**settings.settings)
 
 
 def stated(name: str) -> type[Algorithm]:
     """What an algorithm states of itself: its class if it is one of autofed's own, or else what `Algorithm` states.
 
-    So a plan can be judged by the algorithm that it names, and no code from elsewhere is run for it.
+    So a plan can be checked against the algorithm that it names without running code from elsewhere.
     """
     return find(name) if name in names() else Algorithm
 
 
-def _is_whole(kind: Any) -> bool:
-    is_one = isinstance(kind, type) and issubclass(kind, Algorithm)
-    return is_one and is_dataclass(kind) and not isabstract(kind)
+def _is_algorithm(kind: Any) -> bool:
+    is_subclass = isinstance(kind, type) and issubclass(kind, Algorithm)
+    return is_subclass and is_dataclass(kind) and not isabstract(kind)
 
 
 def _only_algorithm(module: Any) -> type[Algorithm]:

@@ -31,7 +31,7 @@ PSEUDO_LABELS = "agreed"
 """The group of a state with the labels of public images that sites agreed on."""
 
 NOTES = "notes"
-"""The group of a merged state's `kept` with numbers for the line of the round: "name", or "name/site"."""
+"""The group of a merged state's `server_only` with numbers for the line of the round: "name", or "name/site"."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Algorithm(ABC):
         """A site's part of a round: named groups of arrays. They pass the site's mechanism before they leave."""
 
     @abstractmethod
-    def merge(self, state: ServerState, releases: Sequence[Response], average: AverageGroup) -> ServerState:
+    def merge(self, state: ServerState, responses: Sequence[Response], average: AverageGroup) -> ServerState:
         """The state after a round, from what the sites released."""
 
     def plan_problems(self, plan: Plan) -> list[str]:

@@ -23,8 +23,8 @@ class FedAvg(Algorithm):
         result = site.fit(before)
         return {"update": result.update(before), "metrics": {"loss": result.losses}}
 
-    def merge(self, state: ServerState, releases: Sequence[Response], average: AverageGroup) -> ServerState:
+    def merge(self, state: ServerState, responses: Sequence[Response], average: AverageGroup) -> ServerState:
         """w <- w + average of the updates."""
-        update = average(releases, "update")
+        update = average(responses, "update")
         weights = {name: array + update[name] for name, array in state.shared["weights"].items()}
         return ServerState(state.round + 1, {"weights": weights})

@@ -27,6 +27,6 @@ class LocalOnly(Algorithm):
         site.remember({"weights": result.weights})
         return {"metrics": {"loss": result.losses}}
 
-    def merge(self, state: ServerState, releases: Sequence[Response], average: AverageGroup) -> ServerState:
+    def merge(self, state: ServerState, responses: Sequence[Response], average: AverageGroup) -> ServerState:
         """Nothing to merge: there is no common model. A site that missed its first round still needs the start."""
         return replace(state, round=state.round + 1)

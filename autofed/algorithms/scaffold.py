@@ -37,12 +37,12 @@ class Scaffold(Algorithm):
         site.remember({"control": {name: own[name] + change[name] for name in before}})
         return {"update": update, "control": change, "metrics": {"loss": result.losses}}
 
-    def merge(self, state: ServerState, releases: Sequence[Response], average: AverageGroup) -> ServerState:
+    def merge(self, state: ServerState, responses: Sequence[Response], average: AverageGroup) -> ServerState:
         """w <- w + average of the updates; c <- c + the same of the changes, of the sites that answered."""
-        patients = state.kept["patients"]
-        answered = sum(patients[release.site] for release in releases if release.site in patients)
+        patients = state.server_only["patients"]
+        answered = sum(patients[response.site] for response in responses if response.site in patients)
         share = np.float32(answered / sum(patients.values()) if np.any(answered) else 1)
-        update, change = average(releases, "update"), average(releases, "control")
+        update, change = average(responses, "update"), average(responses, "control")
         weights = {name: array + update[name] for name, array in state.shared["weights"].items()}
         control = {name: array + share * change[name] for name, array in state.shared["control"].items()}
         return ServerState(state.round + 1, {"weights": weights, "control": control}, {"patients": patients})

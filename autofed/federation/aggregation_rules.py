@@ -1,8 +1,8 @@
-"""The average of what sites released: the weighted mean, and three rules that sites which lie cannot pull at will.
+"""The average of what sites released: the weighted mean, and three rules robust to Byzantine sites.
 
-A liar is a site that releases anything at all, and knows what the others release. Each rule says how many it bears.
-None of them bears a majority, and two sites alone cannot tell which of them lies. What sites with other data than most
-have to tell is partly lost too, so the plain mean is the default.
+A Byzantine site releases anything at all, and knows what the others release. Each rule says how many it tolerates. None
+of them tolerates a majority, and of two sites alone nobody can tell which is wrong. Part of what sites with unusual
+data contribute is lost too, so the plain mean is the default.
 
 Every rule gives the same result to the bit whatever the order of the sites.
 """
@@ -24,7 +24,7 @@ SiteArrays = Mapping[str, Arrays]
 
 
 class AggregationRule(Protocol):
-    """A way to make one answer of those of all sites."""
+    """A way to average the responses of all sites."""
 
     def average(self, released: SiteArrays, weights: Mapping[str, float]) -> dict[str, np.ndarray]:
         """The average over sites, each array in the dtype of the first site's; `weights` are the sites'."""
@@ -33,7 +33,7 @@ class AggregationRule(Protocol):
 
 @dataclass(frozen=True)
 class Mean:
-    """The weighted mean (McMahan et al., AISTATS 2017, algorithm 1). No liar is borne."""
+    """The weighted mean (McMahan et al., AISTATS 2017, algorithm 1). It tolerates no Byzantine site."""
 
     def average(self, released: SiteArrays, weights: Mapping[str, float]) -> dict[str, np.ndarray]:
         """The weighted mean in float64, summed in the order of the sites' names."""
@@ -50,11 +50,11 @@ class Mean:
 
 @dataclass(frozen=True)
 class Median:
-    """In each coordinate the middle one of the sites' answers (Yin et al., ICML 2018, option I).
+    """In each coordinate the median of the sites' values (Yin et al., ICML 2018, option I).
 
-    Fewer than half of the sites may lie, (n - 1) // 2 of n: every coordinate stays between two honest answers. Sites
-    count once, whatever the plan says of their patients: the proof counts machines, the number of patients is what a
-    site said of itself, and the one that claimed most of them would be the median by itself.
+    Fewer than half of the sites may be Byzantine, (n - 1) // 2 of n: every coordinate stays between two honest values.
+    Sites count once, whatever the plan says of their patients: the proof counts machines, the number of patients is
+    what a site said of itself, and the one that claimed most of them would be the median by itself.
     """
 
     def average(self, released: SiteArrays, weights: Mapping[str, float]) -> dict[str, np.ndarray]:
@@ -66,9 +66,9 @@ class Median:
 class TrimmedMean:
     """In each coordinate the mean without the share `trim` at either end (Yin et al., ICML 2018, option II).
 
-    So many sites may lie as are left out at one end: ceil(trim * n) of n, but fewer than half. Then a lie is left out,
-    or lies between two honest answers. It is rounded up, so that the share promised is kept also with few sites: of
-    three sites one may lie, and the rule is the median. Sites count once, for the reason that `Median` gives.
+    As many sites may be Byzantine as are left out at one end: ceil(trim * n) of n, but fewer than half. Then a wrong
+    value is left out, or is between two honest ones. It is rounded up, so that the share holds also with few sites: of
+    three sites one may be Byzantine, and the rule is the median. Sites count once, for the reason that `Median` gives.
     """
 
     trim: float
@@ -82,20 +82,20 @@ class TrimmedMean:
 
 @dataclass(frozen=True)
 class NormBound:
-    """The mean of answers, each shrunk to at most `bound` times the median of their norms (after Sun et al. 2019).
+    """The mean of updates, each shrunk to at most `bound` times the median of their norms (after Sun et al. 2019).
 
     Sun et al. ("Can you really backdoor federated learning?") shrink every update to a norm chosen beforehand; here the
-    sites' own norms choose it, round by round. Half of the sites may lie, n // 2 of n: the bound stays at most `bound`
-    times the norm of an honest answer, since of an even number the lower middle one is taken. A liar still counts: it
-    pulls the mean by up to its share of the patients times that bound, wherever it likes. So an update that is a
-    thousand times too large loses its force, and a lie of ordinary size does not. The norm is that of all arrays of the
-    group together; weights are the plan's, as without the rule.
+    sites' own norms choose it, round by round. Half of the sites may be Byzantine, n // 2 of n: the bound stays at most
+    `bound` times the norm of an honest update, since of an even number the lower middle one is taken. A Byzantine site
+    still counts: it moves the mean by up to its share of the patients times that bound, in any direction. So an update
+    that is a thousand times too large loses its force, and a wrong one of ordinary size does not. The norm is that of
+    all arrays of the group together; weights are the plan's, as without the rule.
     """
 
     bound: float
 
     def average(self, released: SiteArrays, weights: Mapping[str, float]) -> dict[str, np.ndarray]:
-        """The weighted mean of the shrunk answers."""
+        """The weighted mean of the shrunk updates."""
         norms = {site: _norm(arrays) for site, arrays in released.items()}
         allowed = self.bound * sorted(norms.values())[(len(norms) - 1) // 2]
         factors = {site: min(1.0, allowed / norm) if norm else 1.0 for site, norm in norms.items()}
@@ -124,8 +124,9 @@ def _by_coordinate(released: SiteArrays, cut: int) -> dict[str, np.ndarray]:
     """The mean of each coordinate without the `cut` smallest and the `cut` largest."""
 
     def middle(parts: Mapping[str, np.ndarray]) -> np.ndarray:
-        left = np.sort(np.stack([_exact(part) for part in parts.values()]), axis=0)[cut : len(parts) - cut]
-        return left[0] + (left - left[0]).mean(axis=0)  # equal answers are their mean to the bit
+        values = np.sort(np.stack([_exact(part) for part in parts.values()]), axis=0)[cut : len(parts) - cut]
+        mean: np.ndarray = values[0] + (values - values[0]).mean(axis=0)  # equal values are their mean to the bit
+        return mean
 
     return _by_name(released, middle)
 

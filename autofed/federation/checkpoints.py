@@ -16,11 +16,11 @@ from autofed.plans import Plan
 def save(folder: Path, state: ServerState, plan: Plan, line: Mapping[str, Any] | None = None) -> None:
     """Save a state whole or not at all, then remove the states that neither resuming nor the ensemble needs.
 
-    `line` is what is known of its round before it is scored.
+    `line` has the metrics of its round before it is scored (`metrics.append_line`).
     """
     with whole_folder(_round_folder(folder, state.round)) as part:
         save_groups(part / "shared.safetensors", state.shared)
-        save_groups(part / "kept.safetensors", state.kept)
+        save_groups(part / "kept.safetensors", state.server_only)
         write_json(part / "state.json", {"round": state.round, "line": dict(line or {})})
     keep = {state.round, *plan.agreement.training.snapshots}
     for round in saved_rounds(folder):
@@ -35,19 +35,19 @@ def load(folder: Path, round: int) -> ServerState:
 
 
 def line(folder: Path, round: int) -> dict[str, Any]:
-    """What was known of a saved round before it was scored."""
+    """The metrics of a saved round before it was scored."""
     return dict(read_json(_round_folder(folder, round) / "state.json")["line"])
 
 
 def saved_rounds(folder: Path) -> list[int]:
     """The rounds whose state is saved, in order."""
-    found = (p.parent.name.removeprefix("round_") for p in Path(folder).glob("round_*/state.json"))
-    return sorted(int(name) for name in found)
+    numbers = (p.parent.name.removeprefix("round_") for p in Path(folder).glob("round_*/state.json"))
+    return sorted(int(number) for number in numbers)
 
 
 def model_of(state: ServerState) -> Arrays:
-    """The weights of the common model: their moving average if there is one, and nothing if there is no such model."""
-    return state.kept.get("mean") or state.shared.get("weights", {})
+    """The weights of the common model: their moving average if there is one; empty if there is no common model."""
+    return state.server_only.get("mean") or state.shared.get("weights", {})
 
 
 def has_model(folder: Path, round: int) -> bool:
@@ -65,7 +65,7 @@ def best_path(folder: Path) -> Path:
     return Path(folder) / "best.safetensors"
 
 
-def best_weights(folder: Path) -> Mapping:
+def best_weights(folder: Path) -> Arrays:
     """The best model of a training; nothing if none was chosen by scores."""
     path = best_path(folder)
     return load_groups(path)[0]["weights"] if path.is_file() else {}

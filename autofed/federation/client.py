@@ -1,4 +1,4 @@
-"""What a site computes for each question. None of this leaves by itself: `Site.answer` is the only door."""
+"""What a site computes for each task. None of this leaves by itself: `Site.answer` is the release boundary."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class SiteState(Protocol):
 
 
 class SiteContext:
-    """The site as an algorithm sees it in one round."""
+    """The site as an algorithm sees it in one round (`ClientContext`)."""
 
     def __init__(self, site: SiteState, request: Request, mechanism: Mechanism):
         self._site, self._request = site, request
@@ -114,9 +114,9 @@ class SiteContext:
         return replace(result, losses=np.zeros(0, np.float32))
 
     def label(self, members: Sequence[Arrays], passes: int = 0) -> dict[str, np.ndarray]:
-        """What an ensemble and its mirrored views say of every public image; `ArithmeticError` if it is no number.
+        """The predictions of an ensemble for every public image, over mirrored views; `ArithmeticError` if not finite.
 
-        Each member looks so many `passes` more, with channels dropping out.
+        Each member makes so many `passes` more, with channels dropping out.
         """
         site, public = self._site, self._site.public
         if public is None:
@@ -126,10 +126,10 @@ class SiteContext:
         )
 
     def fit_unreleased(self, agreed: LabelMaps, weight: float, act: LearningRateCycle) -> None:
-        """Train a model of the site's own, for as many steps as `fit`, where that is private; see `SiteView`.
+        """Train a model of the site's own, for as many steps as `fit`, where that is private; see `ClientContext`.
 
-        The patients' gradients are bare here. So its weights are in no memory that an answer is made of; what goes
-        wrong is for the site's log alone, since a failure that crosses the door would tell of it.
+        The patients' gradients are unprotected here. So its weights are in no memory that a response is made of; errors
+        go to the site's log alone, since a failure that leaves the site would depend on them.
         """
         site, own = self._site, ClientMemory(self._site.folder / SITE_ONLY, {SITE_ONLY_MARK: True})
         if not self._mechanism.private or own.path(self._round).is_file():
@@ -154,7 +154,7 @@ class SiteContext:
                 site.log(self._request, error)
 
     def _auxiliary(self, agreed: LabelMaps, weight: float) -> AuxiliaryLoss | None:
-        """What is learned from public images in this round, if there is anything."""
+        """The loss on public images in this round, if there is any."""
         public = self._site.public
         if not weight or not public or not agreed:
             return None
@@ -206,18 +206,18 @@ class SiteContext:
         return self._site.memory.averaged(self._round, weights, self._since, ema) if ema else weights
 
     def memory(self) -> ArrayGroups | None:
-        """What the site remembered in the last round in which its answer counted."""
+        """What the site remembered in the last round in which its response was merged."""
         return self._site.memory.recall(self._since)
 
     def remember(self, groups: ArrayGroups) -> None:
-        """Keep groups of arrays on the site's disk, beside what it keeps of this round already."""
+        """Store groups of arrays on the site's disk, with what it has stored in this round already."""
         self._remembered |= groups
         self._site.memory.keep(self._round, self._remembered, self._since, self._site.plan.agreement.training)
 
 
 @dataclass(frozen=True)
 class ClientMemory:
-    """What a site keeps of its rounds, and the best model of its own; `folder` is the site's in this run.
+    """What a site stores of its rounds, and the best model of its own; `folder` is the site's in this run.
 
     `words` are in the header of each round.
     """
@@ -236,8 +236,8 @@ class ClientMemory:
 
     def latest(self, round: int) -> int:
         """The last round up to this one of which there is something; 0 if there is none."""
-        known = (int(path.stem.split("_")[1]) for path in self.folder.glob("round_*.safetensors"))
-        return max((found for found in known if found <= round), default=0)
+        stored = (int(path.stem.split("_")[1]) for path in self.folder.glob("round_*.safetensors"))
+        return max((number for number in stored if number <= round), default=0)
 
     def recall(self, round: int) -> ArrayGroups | None:
         """The groups of a round, or None."""
@@ -262,15 +262,15 @@ class ClientMemory:
         groups = self.recall(round) or {}
         return groups.get("mean") or groups.get("weights", {})
 
-    def judge(self, round: int, dice: Mapping[str, float]) -> None:
-        """Note how the own model of a round scored, and keep it if it is the best so far."""
+    def record_scores(self, round: int, dice: Mapping[str, float]) -> None:
+        """Store how the own model of a round scored, and the model if it is the best so far."""
         path = self.folder / "scores.json"
-        known = {int(r): v for r, v in (read_json(path) if path.is_file() else {}).items() if int(r) < round}
-        scores = known | ({round: float(np.mean(list(dice.values())))} if dice else {})
+        earlier = {int(r): v for r, v in (read_json(path) if path.is_file() else {}).items() if int(r) < round}
+        scores = earlier | ({round: float(np.mean(list(dice.values())))} if dice else {})
         write_json(path, scores)
-        found = best_round(scores)
-        if found and found.round == round:
-            save_groups(self.best, {"weights": self.model(round)}, found.words())
+        best = best_round(scores)
+        if best and best.round == round:
+            save_groups(self.best, {"weights": self.model(round)}, best.words())
 
 
 def _rate(rounds: RoundSchedule, done: float, act: LearningRateCycle | None) -> float:
@@ -288,11 +288,11 @@ def validate(site: SiteState, request: Request) -> ArrayGroups:
     trained = site.steps * training.batch_size * rounds.validate_every
     own = "weights" not in request.shared
     weights = site.memory.model(request.since) if own else request.shared["weights"]
-    if not weights:  # none of its answers has counted yet
+    if not weights:  # none of its responses has been merged yet
         return {}
     dice = patch_dice(weights, site.held, site.plan, round(SHARE * trained), site.compute.device)
     if own:
-        site.memory.judge(request.since, dice)
+        site.memory.record_scores(request.since, dice)
     return {"dice": {name: np.array([score], np.float32) for name, score in dice.items()}}
 
 
@@ -302,7 +302,7 @@ def verify(site: SiteState, request: Request) -> ArrayGroups:
     Every case's own scores stay in the site's folder. Where scores pass a private mechanism, the draft holds those of
     each patient instead (`privacy.shared_scores`).
     """
-    weights = _final(site, request)
+    weights = _final_weights(site, request)
     private = site.plan.agreement.privacy.is_private
     if not weights or not (site.held.patients or private):
         return {}
@@ -325,12 +325,12 @@ def _by_patient(scores: Mapping[str, np.ndarray], held: Store, names: Sequence[s
     tables = [np.stack([scores[case][:, 0] for case in cases]) for _, cases in sorted(held.patients.items())]
     rows = [[table[~np.isnan(table[:, k]), k] for table in tables] for k in range(len(names))]
     return {
-        name: np.array([(dice.mean(), 1.0) if len(dice) else (0.0, 0.0) for dice in found]).reshape(-1, 2)
-        for name, found in zip(names, rows, strict=True)
+        name: np.array([(dice.mean(), 1.0) if len(dice) else (0.0, 0.0) for dice in by_patient]).reshape(-1, 2)
+        for name, by_patient in zip(names, rows, strict=True)
     }
 
 
-def _final(site: SiteState, request: Request) -> Arrays:
+def _final_weights(site: SiteState, request: Request) -> Arrays:
     if "weights" in request.shared:
         return request.shared["weights"]
     if site.memory.best.is_file():

@@ -1,4 +1,4 @@
-"""What was exchanged instead of weights in a run whose sites label public images."""
+"""What was sent instead of weights in a run whose sites label public images."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def communication_summary(run: Run) -> list[str]:
     if not _labels(plan):
         return []
     weights = sum(array.nbytes for array in weights_of(build(plan.local.network)).values())
-    found = [line for fold in run.folds() for line in _of_fold(run, fold, weights)]
-    return [*found, _promise(plan)]
+    sentences = [line for fold in run.folds() for line in _fold_summary(run, fold, weights)]
+    return [*sentences, _privacy_sentence(plan)]
 
 
 def _labels(plan: plans.Plan) -> bool:
@@ -32,14 +32,14 @@ def _labels(plan: plans.Plan) -> bool:
         return False
 
 
-def _of_fold(run: Run, fold: str, weights: int) -> list[str]:
+def _fold_summary(run: Run, fold: str, weights: int) -> list[str]:
     lines = metrics.read(run.fold_folder(fold))
-    ways = {way: [sum(line["bytes"][way].values()) for line in lines] for way in ("up", "down")}
+    totals = {way: [sum(line["bytes"][way].values()) for line in lines] for way in ("up", "down")}
     sites, rounds = len(run.identity().sites), len(lines)
-    sent, instead = sum(ways["up"]) + sum(ways["down"]), 2 * weights * sites * rounds
+    sent, instead = sum(totals["up"]) + sum(totals["down"]), 2 * weights * sites * rounds
     found = [
-        f"fold {fold}: {_megabytes(sent)} travelled in {rounds} rounds ({_megabytes(sum(ways['up']))} of them from the "
-        f"sites), where weights would have been {_megabytes(instead)}"
+        f"fold {fold}: {_megabytes(sent)} travelled in {rounds} rounds ({_megabytes(sum(totals['up']))} of them from "
+        f"the sites), where weights would have been {_megabytes(instead)}"
     ]
     last = [line for line in lines if "kept_images" in line.get("notes", {})]
     if not last:
@@ -56,19 +56,19 @@ def _of_fold(run: Run, fold: str, weights: int) -> list[str]:
 
 
 def _disagreement(fold: str, lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How far each site's own view was from that of all: when it first answered, and when last."""
-    said: dict[str, list[float]] = {}
+    """How far each site's own labels were from the consensus: in its first response, and in its last."""
+    by_site: dict[str, list[float]] = {}
     for line in lines:
-        for site, found_there in line["sites"].items():
-            if "disagreement" in found_there:
-                said.setdefault(site, []).append(found_there["disagreement"])
-    shown = ", ".join(f"{site} {each[0]:.2f} at first, {each[-1]:.2f} in the end" for site, each in said.items())
-    far = [site for site, each in said.items() if each[0] > DOUBTFUL]
-    found = [f"fold {fold}: 1 - Dice of each site's labels against those of all: {shown}"] if shown else []
-    return found + [f"fold {fold}: {site} sees something else than the others; look at its labels" for site in far]
+        for site, site_metrics in line["sites"].items():
+            if "disagreement" in site_metrics:
+                by_site.setdefault(site, []).append(site_metrics["disagreement"])
+    values = ", ".join(f"{site} {each[0]:.2f} at first, {each[-1]:.2f} in the end" for site, each in by_site.items())
+    far = [site for site, each in by_site.items() if each[0] > DOUBTFUL]
+    sentences = [f"fold {fold}: 1 - Dice of each site's labels against those of all: {values}"] if values else []
+    return sentences + [f"fold {fold}: {site} sees something else than the others; look at its labels" for site in far]
 
 
-def _promise(plan: plans.Plan) -> str:
+def _privacy_sentence(plan: plans.Plan) -> str:
     if plan.agreement.privacy.is_private:
         return (
             "The labels that sites sent were made by models that the private mechanism trained, and cost nothing beyond"

@@ -1,4 +1,4 @@
-"""What is known of each round: a line of JSON for programs, and the same curves for TensorBoard."""
+"""The metrics of each round: a line of JSON for programs, and the same curves for TensorBoard."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TrafficMeter:
 
 
 def append_line(folder: Path, line: Mapping[str, Any]) -> None:
-    """Append what is known of a round: `seconds`, what the `sites` said, and the `bytes` of the training's question.
+    """Append the metrics of a round: `seconds`, those of the `sites`, and the `bytes` that its training sent.
 
     `left_out` says of the sites that did not count in it why they did not, if there are any, and `notes` are numbers
     that the algorithm left.
@@ -57,20 +57,20 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def in_words(folder: Path, rounds: int) -> str:
-    """What is known of the last round of so many, for people: loss, Dice if there is any, and the time that is left."""
+    """The metrics of the last round of so many, for people: loss, Dice if there is any, and the time that is left."""
     lines = read(folder)
     last = lines[-1]
     values = {"loss": loss(last), "Dice of held-out patients": scores(folder).get(last["round"])}
-    known = [f"{name} {value:.4f}" for name, value in values.items() if value is not None]
+    parts = [f"{name} {value:.4f}" for name, value in values.items() if value is not None]
     recent = [line["seconds"] for line in lines[-_RECENT:]]
     left = (rounds - last["round"]) * sum(recent) / len(recent)
-    known += [f"{last['seconds']:.1f} s", f"about {duration(left)} left" if left else "the last"]
-    return f"round {last['round']} of {rounds}: {', '.join(known)}"
+    parts += [f"{last['seconds']:.1f} s", f"about {duration(left)} left" if left else "the last"]
+    return f"round {last['round']} of {rounds}: {', '.join(parts)}"
 
 
 def loss(line: Mapping[str, Any]) -> float | None:
-    """The mean training loss of the sites in a round; None where sites do not say it, as in a private training."""
-    losses = [said["loss"] for said in line["sites"].values() if said.get("loss") is not None]
+    """The mean training loss of the sites in a round; None where sites do not report it, as in a private training."""
+    losses = [site["loss"] for site in line["sites"].values() if site.get("loss") is not None]
     return float(np.mean(losses)) if losses else None
 
 
@@ -84,12 +84,12 @@ def duration(seconds: float) -> str:
 
 def scores(folder: Path) -> dict[int, float]:
     """The score of each round that has one: the mean over sites of their mean Dice over structures."""
-    found = {}
+    by_round = {}
     for line in read(folder):
-        dice = [np.mean(list(said["dice"].values())) for said in line["sites"].values() if "dice" in said]
+        dice = [np.mean(list(site["dice"].values())) for site in line["sites"].values() if "dice" in site]
         if dice:
-            found[line["round"]] = float(np.mean(dice))
-    return found
+            by_round[line["round"]] = float(np.mean(dice))
+    return by_round
 
 
 def means(arrays: Arrays) -> dict[str, float]:
@@ -98,14 +98,14 @@ def means(arrays: Arrays) -> dict[str, float]:
 
 
 def with_notes(line: Mapping[str, Any], notes: Arrays) -> dict[str, Any]:
-    """The line with numbers that an algorithm left: "name/site" among what the site said, others under `notes`."""
-    found = {name: round(value, 6) for name, value in means(notes).items()}
-    sites = {site: dict(said) for site, said in line["sites"].items()}
-    for name, value in found.items():
+    """The line with numbers that an algorithm left: "name/site" among that site's metrics, others under `notes`."""
+    values = {name: round(value, 6) for name, value in means(notes).items()}
+    sites = {site: dict(site_metrics) for site, site_metrics in line["sites"].items()}
+    for name, value in values.items():
         what, _, site = name.partition("/")
         if site:
             sites.setdefault(site, {})[what] = value
-    general = {name: value for name, value in found.items() if "/" not in name}
+    general = {name: value for name, value in values.items() if "/" not in name}
     return {**line, "sites": sites, **({"notes": general} if general else {})}
 
 
@@ -117,7 +117,7 @@ class MetricsBoard:
     """The curves as events that TensorBoard reads, in folder/tensorboard; to be used in a `with` statement.
 
     The file is written anew from the lines of the finished rounds, so that it says no more and no less than they do.
-    Written in the thread that asks for it: what the disk has to say against it comes out here.
+    Written in the calling thread, so that an error of the disk is raised here.
     """
 
     def __init__(self, folder: Path):
@@ -147,8 +147,8 @@ class MetricsBoard:
 
 
 def _curves(sites: SiteMetrics) -> Iterator[tuple[str, float]]:
-    for site, said in sites.items():
-        for name, value in said.items():
+    for site, site_metrics in sites.items():
+        for name, value in site_metrics.items():
             if isinstance(value, Mapping):
                 yield from ((f"{name}/{site}/{part}", number) for part, number in value.items())
             else:

@@ -1,4 +1,4 @@
-"""What a site has on its own disk: its prepared data, who is held out, its ledger; and the answers that these give."""
+"""A site on a machine of its own: its preprocessed data, held-out patients, ledger, and responses to requests."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _REQUEST_NAME = re.compile(r"([0-9a-f]{32})(?:-fold-(0|[1-9]\d{0,2}))?")
 
 
 def open_data(work: Path, site: str, plan: Plan) -> Store:
-    """A site's prepared data; `ValidationErrors` if there is none, or not that which the plan counts on."""
+    """A site's preprocessed data; `ValidationErrors` if there is none, or not that which the plan counts on."""
     store = open_store(work, site, plan.local)
-    found, patients = len(store.patients), plan.agreement.patients[site]
-    known, planned = Labels.of(plan.agreement), plan.agreement.annotated.get(site, ())
+    patients, planned_patients = len(store.patients), plan.agreement.patients[site]
+    labels, planned_structures = Labels.of(plan.agreement), plan.agreement.annotated.get(site, ())
     problems = []
-    if found != patients:
-        problems.append(f"{site} has {found} patients with labels, the plan says {patients}; plan again")
-    if known.with_annotated(store.annotated) != known.with_annotated(planned):
+    if patients != planned_patients:
+        problems.append(f"{site} has {patients} patients with labels, the plan says {planned_patients}; plan again")
+    if labels.with_annotated(store.annotated) != labels.with_annotated(planned_structures):
         problems.append(f"{site} annotated other structures than the plan says; plan and preprocess again")
     raise_if_any(str(work / site), problems)
     return store
@@ -64,24 +64,24 @@ def split_patients(work: Path, site: str, plan: Plan, store: Store, fold: str) -
     return split(store.patients, fold, work / site, private=plan.agreement.privacy.is_private)
 
 
-def split_problems(site: str, fold: str, parted: Split, folder: Path) -> list[str]:
+def split_problems(site: str, fold: str, partition: Split, folder: Path) -> list[str]:
     """Why a site cannot train a fold: nobody is left to train on, or patients changed sides since it was begun.
 
     `folder` is the site's own in this fold. Scores of patients who changed sides would be worth nothing.
     """
     path = folder / "split.json"
     problems = []
-    if not parted.train:
+    if not partition.train:
         problems.append(f"fold {fold} leaves {site} nobody to train on; write --fold all, or another")
-    if path.is_file() and read_json(path) != _sides(parted):
-        changed = f"the patients of {site} are not parted as when fold {fold} was begun"
+    if path.is_file() and read_json(path) != _sides(partition):
+        changed = f"the patients of {site} are not partition as when fold {fold} was begun"
         problems.append(f"{changed}; begin a new run, or restore them")
     return problems
 
 
-def save_split(folder: Path, parted: Split) -> None:
+def save_split(folder: Path, partition: Split) -> None:
     """Write down who is held out, in the site's own folder of this fold."""
-    write_json(folder / "split.json", _sides(parted))
+    write_json(folder / "split.json", _sides(partition))
 
 
 def ledger_path(work: Path, site: str) -> Path:
@@ -120,7 +120,7 @@ def workers_for(plan: Plan, device: str) -> Workers:
 
 
 class Handshake(Record):
-    """What a site says of itself before a training: nothing that depends on a patient.
+    """What a site tells the coordinator before a training: nothing that depends on a patient.
 
     `agreement` and `local` are digests of the site's own copy of the plan; all are empty if it cannot take part.
     """
@@ -165,14 +165,14 @@ class SiteNode(Record):
             plan = self._agreed()
             raise_if_any(name, self._problems(plan))
             fold, _ = self._place(name)
-            _, parted = self._data(plan, name)
+            _, partition = self._data(plan, name)
             open_public_of(plan, self.public, self.work)
         except Exception as error:  # only that it cannot take part may be said
             self._log(error)
             return Handshake(site=self.site)
         return Handshake(
             site=self.site, agreement=plan.agreement.digest(), local=plan.local.digest(),
-            holds_out=fold != ALL and bool(parted.validation),
+            holds_out=fold != ALL and bool(partition.validation),
         )  # fmt: skip
 
     def answer(self, data: bytes, agreement: str) -> bytes:
@@ -182,18 +182,16 @@ class SiteNode(Record):
             message = from_bytes(data)
             request = message if isinstance(message, Request) else request
             plan = self._agreed()
-            _refuse_other(agreement, plan)
-            site, parted = self._open(plan, request.run)
+            _refuse_other_agreement(agreement, plan)
+            site, partition = self._open(plan, request.run)
             site.compute = replace(site.compute, loader=_loader(workers_for(plan, site.compute.device)))
-        except Exception as error:  # whatever went wrong inside, only a code may cross the door
+        except Exception as error:  # whatever went wrong inside, only a code may leave the site
             self._log(error)
             return to_bytes(Failure(request.run, request.round, self.site, "failed"))
-        answer = site.answer(data)
-        if (
-            site.folder / "releases"
-        ).is_dir():  # it has given an answer in this training: nobody changes sides any more
-            save_split(site.folder, parted)
-        return answer
+        response = site.answer(data)
+        if (site.folder / "releases").is_dir():  # it has responded in this training: its split is fixed from now on
+            save_split(site.folder, partition)
+        return response
 
     def _open(self, plan: Plan, name: str) -> tuple[Site, Split]:
         from autofed.federation.site import Site, SiteData, SiteIdentity, SiteStorage
@@ -201,19 +199,21 @@ class SiteNode(Record):
         from autofed.training.fit import Compute
 
         fold, folder = self._place(name)
-        store, parted = self._data(plan, name)
+        store, partition = self._data(plan, name)
         site = Site(
             SiteIdentity(self.site, name, stream_name(self.site, fold)),
             plan,
             SiteData(
-                store.only(parted.train), store.only(parted.validation), open_public_of(plan, self.public, self.work)
+                store.only(partition.train),
+                store.only(partition.validation),
+                open_public_of(plan, self.public, self.work),
             ),
             SiteStorage(folder, {self.site: ledger_path(self.work, self.site)}),
             Compute(pick_device(self.device)),
         )  # fmt: skip
         if site.public is not None:  # then its own part of the plan may be another than the run's
             plan.save(folder.parent / "plan.json")
-        return site, parted
+        return site, partition
 
     def _agreed(self) -> Plan:
         plan = plans.load(self.plan)
@@ -225,30 +225,30 @@ class SiteNode(Record):
         return plan
 
     def _problems(self, plan: Plan) -> list[str]:
-        """What the site's own copy of the plan promises and does not keep, or lacks for its algorithm."""
+        """Whether the guarantee of the site's own plan holds, and what that lacks for its algorithm, as problems."""
         from autofed import algorithms
 
-        chosen = algorithms.make(plan.agreement.algorithm)
-        kept = guarantee.problems(plan, {self.site: plan.steps_at(self.site)})
-        return [*kept, *chosen.plan_problems(plan)]
+        algorithm = algorithms.make(plan.agreement.algorithm)
+        problems = guarantee.problems(plan, {self.site: plan.steps_at(self.site)})
+        return [*problems, *algorithm.plan_problems(plan)]
 
     def _data(self, plan: Plan, name: str) -> tuple[Store, Split]:
         fold, folder = self._place(name)
         store = open_data(self.work, self.site, plan)
-        parted = split_patients(self.work, self.site, plan, store, fold)
-        raise_if_any(name, split_problems(self.site, fold, parted, folder))
-        return store, parted
+        partition = split_patients(self.work, self.site, plan, store, fold)
+        raise_if_any(name, split_problems(self.site, fold, partition, folder))
+        return store, partition
 
     def _place(self, name: str) -> tuple[str, Path]:
         """The fold, and the site's own folder for it. The name came from outside, so it may not be a path."""
-        found = _REQUEST_NAME.fullmatch(name)
-        if not found:
+        match = _REQUEST_NAME.fullmatch(name)
+        if not match:
             raise ValidationErrors("a request", [f"found a run called {name!r}; expected 32 hexadecimal digits"])
-        run, fold = found[1], found[2] or ALL
+        run, fold = match[1], match[2] or ALL
         return fold, self.memory / run / f"fold_{fold}"
 
     def _log(self, error: Exception) -> None:
-        """For the eyes of the site alone: MEMORY/site.log, and the terminal of whoever started this process."""
+        """For the site alone: MEMORY/site.log, and the terminal of whoever started this process."""
         handlers: list[logging.Handler] = [logging.StreamHandler()]
         try:
             self.memory.mkdir(parents=True, exist_ok=True)
@@ -269,7 +269,7 @@ def _loader(workers: Workers) -> PatchLoader:
     return PatchLoader(workers)
 
 
-def _refuse_other(agreement: str, plan: Plan) -> None:
+def _refuse_other_agreement(agreement: str, plan: Plan) -> None:
     own = plan.agreement.digest()
     if agreement != own:
         raise ValidationErrors(
@@ -277,5 +277,5 @@ def _refuse_other(agreement: str, plan: Plan) -> None:
         )
 
 
-def _sides(parted: Split) -> dict[str, list[str]]:
-    return {"train": list(parted.train), "validation": list(parted.validation)}
+def _sides(partition: Split) -> dict[str, list[str]]:
+    return {"train": list(partition.train), "validation": list(partition.validation)}

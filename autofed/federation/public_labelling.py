@@ -1,4 +1,4 @@
-"""What a site's ensemble says of public images. A member that was asked before is not asked again."""
+"""The predictions of a site's ensemble for public images. Those of each member are cached."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from autofed.training.network import build, load_weights
 
 @dataclass(frozen=True)
 class Labeller:
-    """Public images, the plan of the site that labels them, and where it keeps what each member said of them.
+    """Public images, the plan of the site that labels them, and the folder that caches each member's predictions.
 
-    Each member looks at every image so many `passes` more with channels dropping out. What is kept of it, in float16 on
-    the plan's grid, is in a folder named by its weights and by these. `on_image` is told how many looks are done, of
-    how many.
+    Each member makes so many `passes` more over every image, with channels dropping out. Its probabilities, in float16
+    on the plan's grid, are in a folder named by its weights and by these settings. `on_image` is called with how many
+    images are done, of how many.
     """
 
     public: PublicImages
@@ -40,12 +40,12 @@ class Labeller:
 
         `ArithmeticError` if a member says what is no number.
         """
-        said = [self._asked(weights, nth, len(members)) for nth, weights in enumerate(members)]
-        self._forget(said)
-        return {name: self._of_all(name, said) for name in sorted(self.public.folders)}
+        folders = [self._predict(weights, nth, len(members)) for nth, weights in enumerate(members)]
+        self._remove_others(folders)
+        return {name: self._combine(name, folders) for name in sorted(self.public.folders)}
 
-    def _asked(self, weights: Arrays, nth: int, members: int) -> Path:
-        """The folder of what a member says."""
+    def _predict(self, weights: Arrays, nth: int, members: int) -> Path:
+        """The folder of a member's predictions, made unless they are there."""
         member = _digest(weights)
         dropping = f"_{self.passes}_{self.plan.local.network.dropout:g}" if self.passes else ""
         target = self.folder / f"{member}{dropping}"
@@ -63,21 +63,21 @@ class Labeller:
                 self.on_image(done, members * len(self.public.folders))
         return target
 
-    def _of_all(self, name: str, said: Sequence[Path]) -> np.ndarray:
+    def _combine(self, name: str, folders: Sequence[Path]) -> np.ndarray:
         place = self.public.folders[name].name
-        means = [np.load(folder / f"{place}.npy") for folder in said]
+        means = [np.load(folder / f"{place}.npy") for folder in folders]
         return encode_prediction(
             *combine_members(means, self.public.inverse(name), self.plan), is_regions=self.public.labels.is_regions
         )
 
-    def _forget(self, said: Sequence[Path]) -> None:
+    def _remove_others(self, folders: Sequence[Path]) -> None:
         for folder in self.folder.iterdir():
-            if folder not in said:
+            if folder not in folders:
                 shutil.rmtree(folder)
 
 
 def _digest(weights: Arrays) -> str:
-    found = hashlib.sha256()
+    content = hashlib.sha256()
     for name, array in sorted(weights.items()):
-        found.update(name.encode() + b"\0" + np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()[:16]
+        content.update(name.encode() + b"\0" + np.ascontiguousarray(array).tobytes())
+    return content.hexdigest()[:16]

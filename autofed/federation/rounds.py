@@ -1,4 +1,4 @@
-"""What a round does: ask every site, check the answers, merge, save. The loop is written once and never subclassed."""
+"""What a round does: send requests, screen the responses, merge, save. One loop, never subclassed."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _ANSWERED = "answered"
 """The group that the coordinator keeps: the last round in which each site's answer was merged."""
 
 Transport = Callable[[Mapping[str, bytes]], Mapping[str, bytes]]
-"""From one request per site to one answer per site; bytes in, bytes out. Who is silent is not in it."""
+"""From one request per site to one response per site; bytes in, bytes out. A silent site is not in it."""
 
 
 @dataclass(frozen=True)
 class RunContext:
     """A training as the coordinator sees it: who takes part, by which rules, and the folder that holds its rounds.
 
-    The `aggregator` makes one state of the answers of a round. `holds_out` says that some sites hold patients out, so
+    The `aggregator` averages the responses of a round. `holds_out` says that some sites hold patients out, so
     that there is something to score.
     """
 
@@ -129,31 +129,31 @@ def _round(context: RunContext, state: ServerState) -> ServerState:
     last_merged |= dict.fromkeys((response.site for response in responses.accepted), merged.round)
     answered = {site: np.array([round]) for site, round in last_merged.items()}
     shared = {**merged.shared, **_adaptation_history(state, responses.accepted, aggregator)}
-    kept = {**merged.kept, **_moving_average(context.plan, state, merged), _ANSWERED: answered}
+    server_only = {**merged.server_only, **_moving_average(context.plan, state, merged), _ANSWERED: answered}
     line = {"round": merged.round, "seconds": time.monotonic() - begin, "sites": _losses(responses.accepted),
             "bytes": meter.traffic}  # fmt: skip
-    line = metrics.with_notes(line, kept.get(NOTES, {}))
+    line = metrics.with_notes(line, server_only.get(NOTES, {}))
     line |= {"left_out": responses.left_out} if responses.left_out else {}
-    state = replace(merged, shared=shared, kept=broadcast.keep(kept))
+    state = replace(merged, shared=shared, server_only=broadcast.keep(server_only))
     checkpoints.save(context.folder, state, context.plan, line)
     return state
 
 
 def _finish(context: RunContext, state: ServerState, board: metrics.MetricsBoard) -> None:
-    """Score a saved round if the plan wants it, note what is known of it, and keep its model if it is the best."""
+    """Score a saved round if the plan says so, append its metrics, and save its model if it is the best."""
     if metrics.last_round(context.folder) < state.round:
         begin, line = time.monotonic(), checkpoints.line(context.folder, state.round)
         validates = context.holds_out and context.plan.agreement.training.validates(state.round)
-        said = _with_scores(line["sites"], _validate(context, state) if validates else ())
-        line |= {"sites": said, "seconds": round(line["seconds"] + time.monotonic() - begin, 2)}
+        sites = _with_scores(line["sites"], _validate(context, state) if validates else ())
+        line |= {"sites": sites, "seconds": round(line["seconds"] + time.monotonic() - begin, 2)}
         metrics.append_line(context.folder, line)
         _log.info(metrics.in_words(context.folder, context.plan.agreement.training.rounds))
-        board.show(state.round, line["seconds"], said)
+        board.show(state.round, line["seconds"], sites)
     _keep_best(context, state)
 
 
 def verify(context: RunContext, state: ServerState) -> Sequence[Response]:
-    """What the sites say of the final model on whole held-out cases; see `answers.verify`."""
+    """The sites' scores of the final model on whole held-out cases; see `client.verify`."""
     return _ask_to_score(
         context, VERIFY, state, checkpoints.best_weights(context.folder) or checkpoints.model_of(state)
     )
@@ -172,34 +172,34 @@ def _ask_to_score(context: RunContext, task: str, state: ServerState, model: Arr
 
 def _last_merged(state: ServerState) -> dict[str, int]:
     """The last round in which each site's response was merged."""
-    return {site: int(round[0]) for site, round in state.kept.get(_ANSWERED, {}).items()}
+    return {site: int(round[0]) for site, round in state.server_only.get(_ANSWERED, {}).items()}
 
 
 def _named(left_out: Mapping[str, str]) -> list[str]:
     return [f"the site {site} {why}" for site, why in left_out.items()]
 
 
-def _losses(releases: Sequence[Response]) -> dict[str, dict[str, Any]]:
-    """What each site says of its training: its loss, and whatever else an algorithm has sites say."""
-    return {r.site: metrics.means(r.arrays.get("metrics", {})) for r in releases}
+def _losses(responses: Sequence[Response]) -> dict[str, dict[str, Any]]:
+    """Each site's training metrics: its loss, and whatever else an algorithm has sites report."""
+    return {response.site: metrics.means(response.arrays.get("metrics", {})) for response in responses}
 
 
-def _with_scores(said: Mapping[str, Any], scores: Sequence[Response]) -> dict[str, dict[str, Any]]:
-    """The same with each site's Dice by structure."""
-    said = dict(said)
-    for release in scores:
-        dice = metrics.means(release.arrays.get("dice", {}))
+def _with_scores(sites: Mapping[str, Any], responses: Sequence[Response]) -> dict[str, dict[str, Any]]:
+    """The metrics of the sites with each site's Dice by structure."""
+    with_scores = dict(sites)
+    for response in responses:
+        dice = metrics.means(response.arrays.get("dice", {}))
         if dice:
-            said.setdefault(release.site, {})["dice"] = dice
-    return said
+            with_scores.setdefault(response.site, {})["dice"] = dice
+    return with_scores
 
 
 def _keep_best(context: RunContext, state: ServerState) -> None:
-    """Keep the model of this round if no other scored as well; where sites have their own, each keeps its own best."""
+    """Save the model of this round if it scored best; where sites have their own, each saves its own best."""
     model = {} if context.algorithm.personalised else checkpoints.model_of(state)
-    found = best_round(metrics.scores(context.folder)) if model else None
-    if found and found.round == state.round:
-        checkpoints.save_best(context.folder, model, found)
+    best = best_round(metrics.scores(context.folder)) if model else None
+    if best and best.round == state.round:
+        checkpoints.save_best(context.folder, model, best)
 
 
 def _moving_average(plan: Plan, before: ServerState, merged: ServerState) -> ArrayGroups:
@@ -207,7 +207,7 @@ def _moving_average(plan: Plan, before: ServerState, merged: ServerState) -> Arr
     ema = plan.agreement.training.ema
     if not ema or "weights" not in merged.shared:
         return {}
-    return {"mean": moving_average(before.kept.get("mean"), merged.shared["weights"], ema, merged.round)}
+    return {"mean": moving_average(before.server_only.get("mean"), merged.shared["weights"], ema, merged.round)}
 
 
 def _adaptation_history(before: ServerState, responses: Sequence[Response], aggregator: Aggregator) -> ArrayGroups:

@@ -1,7 +1,7 @@
-"""The coordinator's own step (`agreement.server`): the way to the merged weights is taken as an update to step along.
+"""The coordinator's own step (`agreement.server`): it treats the merged weights less those before as a gradient.
 
-Pure functions of the state before and the state merged, so any algorithm that shares weights may have it; what it
-remembers is kept in the state and saved with it.
+Pure functions of the state before and the state merged, so any algorithm that shares weights can have it; its momentum
+is in the state (`ServerState.server_only`) and saved with it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from autofed.messages import ServerState
 from autofed.plans import ServerSettings
 
 VELOCITY, FIRST, SECOND = MOMENTS = ("server_velocity", "server_first", "server_second")
-"""Groups of the kept state: momentum's sum of updates, and Adam's averages of updates and of their squares."""
+"""Groups of `ServerState.server_only`: momentum's sum of updates, and Adam's averages of updates and their squares."""
 
 Moments = Mapping[str, np.ndarray]
 Rule = Callable[[ServerSettings, np.ndarray, Moments], tuple[np.ndarray, dict[str, np.ndarray]]]
@@ -35,12 +35,19 @@ def step(server: ServerSettings, before: ServerState, merged: ServerState) -> Se
     moments: dict[str, dict[str, np.ndarray]] = {}
     for name, array in merged.shared["weights"].items():
         start = before.shared["weights"][name].astype(np.float64)
-        past = {group: before.kept[group][name].astype(np.float64) for group in MOMENTS if group in before.kept}
-        direction, found = _RULES[server.optimiser](server, array - start, past)
+        past = {
+            group: before.server_only[group][name].astype(np.float64)
+            for group in MOMENTS
+            if group in before.server_only
+        }
+        direction, new_moments = _RULES[server.optimiser](server, array - start, past)
         weights[name] = (start + server.rate * direction).astype(array.dtype)
-        for group, moment in found.items():  # in the dtype in which it is saved, so that a resumed run is the same
+        for (
+            group,
+            moment,
+        ) in new_moments.items():  # in the saved dtype, so that a resumed run is the same
             moments.setdefault(group, {})[name] = moment.astype(array.dtype)
-    return replace(merged, shared={**merged.shared, "weights": weights}, kept={**merged.kept, **moments})
+    return replace(merged, shared={**merged.shared, "weights": weights}, server_only={**merged.server_only, **moments})
 
 
 def raise_if_idle(server: ServerSettings, algorithm: Algorithm, name: str) -> None:

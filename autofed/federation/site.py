@@ -1,4 +1,4 @@
-"""A hospital: bytes in, bytes out. Whatever leaves it leaves through `Site.answer`."""
+"""A site: bytes in, bytes out. Whatever leaves it is returned by `Site.answer`, the release boundary."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from autofed.training.fit import Compute
 from autofed.training.network import build, coupling_layers
 
 CODES = ("bad-request", "not-affordable", "spent", "out-of-memory", "disk-full", STATE_LOST, "failed")
-"""All that a site ever says about a failure; the details are in its own log."""
+"""All that a site ever sends about a failure; the details are in its own log."""
 
-TRAIN, VALIDATE, VERIFY = QUESTIONS = ("train", "validate", "verify")
-"""What a site may be asked, in this order: to train, to score a round's model on patches of the patients held out, and
-to score the final one on their whole cases. One answer a round to each."""
+TRAIN, VALIDATE, VERIFY = TASKS = ("train", "validate", "verify")
+"""What a site may be asked to do, in this order: to train, to score a round's model on patches of held-out patients,
+and to score the final one on their whole cases. One response a round to each."""
 
 
 @dataclass(frozen=True)
 class SiteIdentity:
     """Who a site is in a run.
 
-    `run` names the requests that it answers. `stream` names what is drawn, and is the site's name unless there are
-    several folds.
+    `run` names the requests that it answers. `stream` seeds its random streams, and is the site's name unless there
+    are several folds.
     """
 
     name: str
@@ -65,9 +65,9 @@ class SiteData:
 class SiteStorage:
     """Where a site keeps what it must not forget.
 
-    `folder` is its own in this run: the log, what it remembers between rounds, and its last releases. `ledgers` maps
-    the hospitals whose data this is to their ledgers: one, except where a simulation pools them. In a `simulation` they
-    say that they count for no hospital.
+    `folder` is its own in this run: the log, what it remembers between rounds, and its last responses. `ledgers` maps
+    the sites whose data this is to their ledgers: one, except where a simulation pools them. In a `simulation` they
+    say that they count for no real site.
     """
 
     folder: Path
@@ -76,11 +76,11 @@ class SiteStorage:
 
 
 class Site:
-    """A site's data, memory, ledger and door in one run.
+    """A site's data, memory, ledger and release boundary in one run.
 
-    The same request is answered with the same bytes from its folder, uncharged and with the same noise. What is left to
-    chance in a private answer follows from a secret that is on disk before the answer is charged, and until it is
-    stored: an answer that was cut off in between is made again with the noise that it was charged for.
+    The same request is answered with the same bytes from its folder, uncharged and with the same noise. All randomness
+    of a private response follows from a noise key, which is on disk from before the charge until the response is
+    stored: a response that was interrupted in between is computed again with the noise that it was charged for.
     """
 
     def __init__(
@@ -102,11 +102,11 @@ class Site:
             plan: The run's plan, or the site's own where networks may differ.
             data: The patients, and the public images.
             storage: Its folder and its ledgers.
-            compute: What it trains on, and who is told of every step; a CPU by default.
+            compute: What it trains on, and what is called after every step; a CPU by default.
             trusted: The algorithms outside autofed that this site allows a plan to name.
-            noise_seed: Makes the secrets of private answers repeatable, for tests: then the ledger says that nothing
-                is protected.
-            on_image: Is told how many looks at public images are done, of how many.
+            noise_seed: Makes the noise keys of private responses repeatable, for tests: then the ledger says that
+                nothing is protected.
+            on_image: Is called with how many forward passes over public images are done, of how many.
         """
         name = identity.name
         self.name, self.run, self.stream = name, identity.run, identity.stream or name
@@ -124,7 +124,7 @@ class Site:
         self.ledgers = [
             open_ledger(path, site, plan, self.steps, storage.simulation) for site, path in storage.ledgers.items()
         ]
-        raise_if_any(name, [problem for ledger in self.ledgers for problem in _other_census(plan, ledger)])
+        raise_if_any(name, [p for ledger in self.ledgers for p in _private_fingerprint_problems(plan, ledger)])
         self.noise_seed = noise_seed
         self.mechanism = privacy.find_mechanism(plan, len(self.store.patients))
         self.error_feedback = ErrorFeedbackBuffer(self.folder / "wire", self.algorithm.released, plan.agreement.wire)
@@ -148,10 +148,10 @@ class Site:
                 noise_key = self._noise_key(request) if mechanism.private else b""
                 self._charge(request, mechanism)
                 mechanism = mechanism.with_key(noise_key)
-                if request.question == TRAIN:
+                if request.task == TRAIN:
                     arrays = self.algorithm.local(SiteContext(self, request, cast(Mechanism, mechanism)), request)
                 else:
-                    arrays = (validate if request.question == VALIDATE else verify)(self, request)
+                    arrays = (validate if request.task == VALIDATE else verify)(self, request)
                 arrays = {group: arrays[group] for group in arrays if group not in self._withheld(mechanism)}
                 arrays, precisions = self.error_feedback.release(request, mechanism.release(arrays))
                 response = to_bytes(Response(self.run, request.round, self.name, arrays, precisions=precisions))
@@ -171,7 +171,7 @@ class Site:
 
     def _output_mechanism(self, request: Request) -> OutputMechanism:
         """What the response to this request passes; it depends on the plan and on what was released before."""
-        if request.question != TRAIN:
+        if request.task != TRAIN:
             scores = privacy.score_mechanism(self.plan, len(RULES))
             if scores is None:
                 raise _BadRequest("scores stay at the site")
@@ -193,7 +193,7 @@ class Site:
             if charged_content != content:
                 raise _Spent(f"round {request.round} was charged for another request")
             return noise_key
-        if any(ledger.is_charged(request.run, request.round, request.question) for ledger in self.ledgers):
+        if any(ledger.is_charged(request.run, request.round, request.task) for ledger in self.ledgers):
             raise _Spent(f"round {request.round} was charged, but its noise is not in {path} any more")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.parent.chmod(0o700)
@@ -216,20 +216,16 @@ class Site:
             raise _BadRequest(f"expected a request of run {self.run}")
         if not 1 <= message.round <= self.plan.agreement.training.rounds:
             raise _BadRequest(f"found round {message.round}, the plan has {self.plan.agreement.training.rounds}")
-        if not 0 <= message.since <= message.round - (message.question == TRAIN):
+        if not 0 <= message.since <= message.round - (message.task == TRAIN):
             raise _BadRequest(f"found an answer of round {message.since} to go on from in round {message.round}")
-        if message.question not in QUESTIONS:
-            raise _BadRequest(f"found the question {message.question!r}, expected one of {', '.join(QUESTIONS)}")
-        shares_scores = message.question == VERIFY and self.plan.agreement.privacy.score_noise is not None
-        if (
-            message.question != TRAIN
-            and not shares_scores
-            and not self.plan.agreement.training.validates(message.round)
-        ):
-            raise _BadRequest(f"found {message.question!r} of round {message.round}, which the plan does not score")
-        if message.question == VERIFY and message.round != self.plan.agreement.training.rounds:
+        if message.task not in TASKS:
+            raise _BadRequest(f"found the task {message.task!r}, expected one of {', '.join(TASKS)}")
+        shares_scores = message.task == VERIFY and self.plan.agreement.privacy.score_noise is not None
+        if message.task != TRAIN and not shares_scores and not self.plan.agreement.training.validates(message.round):
+            raise _BadRequest(f"found {message.task!r} of round {message.round}, which the plan does not score")
+        if message.task == VERIFY and message.round != self.plan.agreement.training.rounds:
             raise _BadRequest(f"found {VERIFY!r} of round {message.round}, which is not the last")
-        expected = {self.plan.agreement.wire} if message.question == TRAIN else set()
+        expected = {self.plan.agreement.wire} if message.task == TRAIN else set()
         if not set(message.precisions.values()) <= expected - {"float32"}:
             raise _BadRequest(f"found groups in {message.precisions}, the plan has {self.plan.agreement.wire}")
         return message
@@ -244,9 +240,9 @@ class Site:
         entry = LedgerEntry(
             run=request.run,
             round=request.round,
-            question=request.question,
+            question=request.task,
             agreement=self.plan.agreement.digest(),
-            events=mechanism.cost(self.steps if request.question == TRAIN else 0),
+            events=mechanism.cost(self.steps if request.task == TRAIN else 0),
             seeded=mechanism.private and self.noise_seed is not None,
             case_is_patient=all(cases == (patient,) for patient, cases in self.store.patients.items()),
         )
@@ -278,16 +274,16 @@ class Site:
 
 
 def open_ledger(path: Path, site: str, plan: Plan, steps: int, simulation: bool) -> PrivacyLedger:
-    """A site's ledger; one that is not there yet gets as its ceiling what a private plan will cost, and no more."""
-    stated = plan.agreement.privacy
-    if not (stated.is_private and stated.delta):
+    """A site's ledger; a new one gets as its budget what a private plan will cost, and no more."""
+    settings = plan.agreement.privacy
+    if not (settings.is_private and settings.delta):
         return PrivacyLedger(path, site, simulation=simulation)
     events = guarantee.training_events(plan, steps)
-    return PrivacyLedger.for_plan(path, site, events, stated.delta, simulation=simulation)
+    return PrivacyLedger.for_plan(path, site, events, settings.delta, simulation=simulation)
 
 
-def _other_census(plan: Plan, ledger: PrivacyLedger) -> list[str]:
-    """Why a plan's promise counts another noised fingerprint than the one that this site was charged."""
+def _private_fingerprint_problems(plan: Plan, ledger: PrivacyLedger) -> list[str]:
+    """Why a plan's guarantee counts another private fingerprint than the one that this site was charged."""
     noise = plan.agreement.privacy.census_noise
     charged = {
         e.noise_multiplier
@@ -349,8 +345,8 @@ def _code(error: Exception) -> str:
 
 
 def _response_name(request: Request) -> str:
-    """Sorts by round, and is the same for whatever claims to be the same question."""
-    return f"round_{request.round:05d}_{QUESTIONS.index(request.question)}_{request.question}"
+    """Sorts by round, and is the same for whatever claims to be the same request."""
+    return f"round_{request.round:05d}_{TASKS.index(request.task)}_{request.task}"
 
 
 def _round_of(name: str) -> int:

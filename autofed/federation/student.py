@@ -21,14 +21,15 @@ _log = logging.getLogger(__name__)
 def train_student(plan: Plan, state: ServerState, public: PublicImages, path: Path, device: str) -> bool:
     """Train a student on the labels that a state agrees on, for as many steps as a site, unless it is there already.
 
-    Whether there is one: not if the gates let no label through. What it learns from was released, so it costs nothing.
+    Returns whether there is one: not if no label passed the thresholds. It learns from what was released, so it adds
+    no privacy cost.
     """
     if path.is_file() and read_header(path)[1]["round"] == state.round:
         return True
     store = public.labelled(state.shared[PSEUDO_LABELS], path.parent / "public")
     if not store.patients:
         path.unlink(missing_ok=True)
-        _log.warning("no label of a public image passed the gates, so there is no student")
+        _log.warning("no label of a public image passed the thresholds, so there is no student")
         return False
     weights = train_on_labels(plan, store, public.labels, (plan.local.training.seed, 0, state.round), device)
     save_groups(path, {"weights": weights}, {"round": state.round})
@@ -48,7 +49,7 @@ def train_on_labels(
     It starts where the plan says; the seed names its draws.
     """
     local = plan.local
-    fitted = fit(
+    result = fit(
         weights_of(build(local.network, seed=local.training.seed)),
         store,
         local,
@@ -57,7 +58,7 @@ def train_on_labels(
         labels=labels,
         compute=Compute(device, on_step=on_step),
     )
-    return fitted.weights
+    return result.weights
 
 
 def student_steps(plan: Plan) -> int:

@@ -1,15 +1,15 @@
-"""Weights and updates as differences in few bytes, whose rounding is made good in the next round.
+"""Weights and updates as quantized differences, with error feedback: the next round corrects what rounding lost.
 
 Down: the coordinator knows what the sites hold, and sends how the common state differs from it in the precision of
 the plan; both sides add what arrives to what was held. What rounding lost is still a difference, and so is in the
-next round's. A site whose answer of the round before was not merged may hold something else, and gets the whole in
-float32; so does one that says that its disk has lost it.
+next round's. A site whose response of the round before was not merged may hold something else, and gets the whole in
+float32; so does one whose disk has lost it.
 
-Up: a site adds to its release what rounding took from the last one that was merged, and keeps what rounding takes from
-this one. Both have passed the mechanism before: what is made of protected numbers tells no more of a patient.
+Up: a site adds to its update what rounding took from the last one that was merged, and stores what rounding takes from
+this one. Both have passed the mechanism before: what is computed from protected numbers tells no more of a patient.
 
 (Error feedback: Seide et al., Interspeech 2014; Karimireddy et al., ICML 2019; in both directions: Tang et al., ICML
-2019.) With float32 there are no differences, and nothing is kept.
+2019.) With float32 there are no differences, and nothing is stored.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from autofed.messages.messages import (
 from autofed.plans import WirePrecision
 
 STATE_LOST = "forgotten"
-"""The code with which a site says that it does not hold what a difference builds on any more."""
+"""The code of a site that no longer holds what a difference builds on."""
 
 _LARGEST_FAILURE = 1 << 16
 _HELD, _LOST = "held.", "lost."
@@ -49,7 +49,7 @@ class StateLost(Exception):
 class Broadcast:
     """A round's groups for the sites: as a `difference` for those that hold the last round's, and as a `whole`.
 
-    `precisions` are those of the difference; `held` is what all sites hold once they have it, for the next parcel.
+    `precisions` are those of the difference; `held` is what all sites hold once they have it, for the next broadcast.
     """
 
     whole: ArrayGroups
@@ -57,37 +57,37 @@ class Broadcast:
     precisions: Mapping[str, str] = field(default_factory=dict)
     held: ArrayGroups = field(default_factory=dict)
 
-    def request(self, run: str, round: int, question: str, since: int, *, anew: bool = False) -> Request:
-        """The question for a site whose answer of round `since` was the last to be merged, or that holds it no more."""
+    def request(self, run: str, round: int, task: str, since: int, *, anew: bool = False) -> Request:
+        """The request to a site whose response of round `since` was the last merged, `anew` if it lost its state."""
         if since == round - 1 and not anew:
-            return Request(run, round, question, self.difference, since, self.precisions)
-        return Request(run, round, question, self.whole, since)
+            return Request(run, round, task, self.difference, since, self.precisions)
+        return Request(run, round, task, self.whole, since)
 
-    def keep(self, kept: ArrayGroups) -> ArrayGroups:
-        """What the coordinator keeps, and what its sites hold of this parcel."""
-        return {**{group: arrays for group, arrays in kept.items() if not group.startswith(_HELD)}, **self.held}
+    def keep(self, server_only: ArrayGroups) -> ArrayGroups:
+        """The server-only groups, with what the sites hold of this broadcast."""
+        return {**{group: arrays for group, arrays in server_only.items() if not group.startswith(_HELD)}, **self.held}
 
 
 def make_broadcast(state: ServerState, names: Collection[str], precision: WirePrecision) -> Broadcast:
     """What to send of a state's shared groups, of which those of these `names` are made of weights.
 
-    The state is to have kept the `held` of the last parcel.
+    The state's server-only groups must include the `held` of the last broadcast.
     """
     whole, difference = dict(state.shared), dict(state.shared)
-    coded = _coded(state.shared, names, precision)
-    for group, arrays in coded.items():
-        before = _alike(state.kept.get(_HELD + group), arrays)
+    quantized = _quantizable(state.shared, names, precision)
+    for group, arrays in quantized.items():
+        before = _or_zeros(state.server_only.get(_HELD + group), arrays)
         difference[group] = _differences(arrays, before)
         whole[group] = _sums(before, quantization.quantized(difference[group], precision))
-    held = {_HELD + group: whole[group] for group in coded}
-    return Broadcast(whole, difference, dict.fromkeys(coded, precision), held)
+    held = {_HELD + group: whole[group] for group in quantized}
+    return Broadcast(whole, difference, dict.fromkeys(quantized, precision), held)
 
 
 @dataclass(frozen=True)
 class ErrorFeedbackBuffer:
-    """What a site holds of the common state, and what rounding took from its releases, by round, on its own disk.
+    """What a site holds of the common state, and what rounding took from its updates, by round, on its own disk.
 
-    `released` are the groups of its releases that are coded, each with the shared group whose weights it is added to.
+    `released` are the groups of its responses that are quantized, each with the shared group that it is added to.
     """
 
     folder: Path
@@ -102,24 +102,24 @@ class ErrorFeedbackBuffer:
             raise StateLost(f"what was held after round {request.since} is not in {self.folder} any more")
         held = self._recall(request.since)
         summed = {
-            group: _sums(_alike(held.get(_HELD + group), request.shared[group]), request.shared[group])
+            group: _sums(_or_zeros(held.get(_HELD + group), request.shared[group]), request.shared[group])
             for group in request.precisions
         }
         return replace(request, shared={**request.shared, **summed}, precisions={})
 
     def release(self, request: Request, arrays: ArrayGroups) -> tuple[ArrayGroups, Mapping[str, str]]:
-        """What goes out for a release, and in which precisions: to the coded groups is added what the last one lost.
+        """What is sent of these arrays, and in which precisions: what rounding lost last time is added.
 
-        What the site holds of a `received` request from now on, and what rounding takes, is kept for the next round.
+        What the site holds of a `received` request from now on, and what rounding takes, is stored for the next round.
         `ArithmeticError` if a number is not finite.
         """
-        coded = _coded(arrays, self.released, self.precision)
-        if not coded:
+        quantized = _quantizable(arrays, self.released, self.precision)
+        if not quantized:
             return arrays, {}
         before = self._recall(request.since)
-        sums = {group: _sums(a, _alike(before.get(_LOST + group), a)) for group, a in coded.items()}
+        sums = {group: _sums(a, _or_zeros(before.get(_LOST + group), a)) for group, a in quantized.items()}
         lost = {_LOST + group: _differences(a, self._rounded(a)) for group, a in sums.items()}
-        held = _coded(request.shared, self.released.values(), self.precision)
+        held = _quantizable(request.shared, self.released.values(), self.precision)
         self._keep(request, {**{_HELD + group: a for group, a in held.items()}, **lost})
         return {**arrays, **sums}, dict.fromkeys(sums, self.precision)
 
@@ -143,19 +143,19 @@ class ErrorFeedbackBuffer:
         return self.folder / f"round_{round:05d}.safetensors"
 
 
-def is_state_lost(answer: bytes) -> bool:
-    """Whether this is the answer of a site that needs the whole."""
-    if len(answer) > _LARGEST_FAILURE:
+def is_state_lost(reply: bytes) -> bool:
+    """Whether this is the reply of a site that needs the whole state."""
+    if len(reply) > _LARGEST_FAILURE:
         return False  # it is not worth reading twice
     try:
-        message = from_bytes(answer)
+        message = from_bytes(reply)
     except ValidationErrors:
         return False
     return isinstance(message, Failure) and message.code == STATE_LOST
 
 
-def _coded(groups: ArrayGroups, names: Collection[str], precision: WirePrecision) -> ArrayGroups:
-    """The groups, of these names, that do not travel as they are."""
+def _quantizable(groups: ArrayGroups, names: Collection[str], precision: WirePrecision) -> ArrayGroups:
+    """The groups, of these names, that travel in another precision than their own."""
     if precision == "float32":
         return {}
     return {
@@ -163,10 +163,10 @@ def _coded(groups: ArrayGroups, names: Collection[str], precision: WirePrecision
     }
 
 
-def _alike(found: Arrays | None, like: Arrays) -> Arrays:
-    """What was found, or zeros if it is nothing or of other shapes."""
-    if found is not None and quantization.shapes_of(found) == quantization.shapes_of(like):
-        return found
+def _or_zeros(arrays: Arrays | None, like: Arrays) -> Arrays:
+    """The arrays, or zeros if there are none or they have other shapes."""
+    if arrays is not None and quantization.shapes_of(arrays) == quantization.shapes_of(like):
+        return arrays
     return {name: np.zeros_like(array) for name, array in like.items()}
 
 

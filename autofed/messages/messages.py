@@ -33,16 +33,16 @@ _DTYPES = {np.dtype(d) for d in ("float32", "float64", "float16", "int64", "int3
 
 @dataclass(frozen=True)
 class ServerState:
-    """What the coordinator knows after a round: `shared` goes to the sites, `kept` never does."""
+    """What the coordinator knows after a round: `shared` goes to the sites, `server_only` never does."""
 
     round: int
     shared: ArrayGroups
-    kept: ArrayGroups = field(default_factory=dict)
+    server_only: ArrayGroups = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Request:
-    """A question to a site. (run, round, question) names it: the same question is answered with the same bytes.
+    """What a site is to do. (run, round, task) names it: the same request is answered with the same bytes.
 
     `since` is the last round in which this site's answer was merged, 0 if none was: the site goes on from what it
     remembered then, not from a round whose answer was lost.
@@ -50,7 +50,7 @@ class Request:
 
     run: str
     round: int
-    question: str
+    task: str
     shared: ArrayGroups = field(default_factory=dict)
     since: int = 0
     precisions: Mapping[str, str] = field(default_factory=dict)
@@ -83,6 +83,8 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 _GROUPS = {"request": "shared", "release": "arrays", "failure": ""}
 _EMPTY: dict[str, dict[str, Any]] = {"release": {"public": {}}}
 """Words that mean nothing: they are written as ever, so that the same message stays the same bytes, and not read."""
+_WIRE_NAMES = {"task": "question"}
+"""Fields that have another name in messages, which is that of before."""
 _WORDS = {"run": str, "round": int, "since": int, "question": str, "site": str, "code": str, "public": dict}
 
 
@@ -90,7 +92,8 @@ def to_bytes(message: Message) -> bytes:
     """The message as one block of bytes."""
     kind = _NAMES[type(message)]
     apart = (_GROUPS[kind], "precisions")
-    words = {name: getattr(message, name) for name in message.__dataclass_fields__ if name not in apart}
+    fields = [name for name in message.__dataclass_fields__ if name not in apart]
+    words = {_WIRE_NAMES.get(name, name): getattr(message, name) for name in fields}
     groups, precisions = getattr(message, _GROUPS[kind], {}), getattr(message, "precisions", {})
     return pack(groups, {"kind": kind, **words, **_EMPTY.get(kind, {})}, precisions)
 
@@ -109,11 +112,14 @@ def from_bytes(data: bytes) -> Message:
     if groups and not _GROUPS[kind]:
         raise ValidationErrors("a message", [f"a {kind} carries no arrays, but this one has {', '.join(groups)}"])
     words = {name: value for name, value in words.items() if name not in _EMPTY.get(kind, {})}
+    fields = {wire: name for name, wire in _WIRE_NAMES.items()} | _WIRE_NAMES  # so that "task" is no word of a message
+    words = {fields.get(name, name): value for name, value in words.items()}
     apart = {_GROUPS[kind]: groups, "precisions": precisions} if _GROUPS[kind] else {}
     try:
-        return _KINDS[kind](**words, **apart)
+        message: Message = _KINDS[kind](**words, **apart)
     except TypeError as error:
         raise ValidationErrors("a message", [f"its words do not make a {kind} ({error})"]) from None
+    return message
 
 
 def _fits(word: str, value: Any) -> bool:
@@ -130,7 +136,11 @@ def pack(groups: ArrayGroups, words: Mapping[str, Any], precisions: Mapping[str,
     for group, arrays in groups.items():
         precision = (precisions or {}).get(group) or (quantization.DEFLATED if quantization.are_bytes(arrays) else None)
         sent = quantization.encode(arrays, precision) if precision else arrays
-        flat |= {f"{group}/{name}": _plain(array) for name, array in sent.items()}
+        for name, array in sent.items():
+            value = np.asarray(array, order="C")
+            if value.dtype not in _DTYPES:
+                raise ValidationErrors("a message", [f"arrays of {value.dtype} do not travel; expected numbers"])
+            flat[f"{group}/{name}"] = value
         around[group] = (
             {"precision": precision, "shapes": quantization.shapes_of(arrays)} if precision else list(arrays)
         )
@@ -201,10 +211,3 @@ def read_header(path: Path) -> tuple[dict[str, list[str]], dict[str, Any]]:
         raise ValidationErrors(str(path), ["there is no such file"]) from None
     except (struct.error, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValidationErrors(str(path), [f"it is not whole or not one of autofed's ({error})"]) from None
-
-
-def _plain(array: np.ndarray) -> np.ndarray:
-    value = np.asarray(array, order="C")
-    if value.dtype not in _DTYPES:
-        raise ValidationErrors("a message", [f"arrays of {value.dtype} do not travel; expected numbers"])
-    return value

@@ -4,7 +4,7 @@
 read as q max|x| / 127, so that nothing is off by more than max|x| / 254. "bfloat16" keeps the upper half of a float32
 (8 exponent bits, 7 of the fraction), rounded to nearest, ties to even. Both are exact rules of IEEE arithmetic: the
 same numbers are the same bytes, and mean the same numbers, on every machine. What rounding loses is not lost if its
-sender adds it to what it sends next (Seide et al., Interspeech 2014): see `federation.deltas`.
+sender adds it to what it sends next (Seide et al., Interspeech 2014): see `messages.error_feedback`.
 
 Bytes (uint8: pseudo-labels) lose nothing, whatever the plan says of weights: of a map travel the "differences" between
 neighbours, packed by zlib, which takes two thirds of the bytes where maps are smooth.
@@ -33,7 +33,7 @@ _SMALLEST = np.finfo(np.float32).tiny
 """Below this a scale has too few digits to divide by: such values are sent as 0."""
 
 DEFLATED = "differences"
-"""The form of groups of bytes; nobody needs to know of it, since what arrives is what was sent."""
+"""The precision of groups of bytes; it is lossless, so no caller needs to know of it."""
 
 _MOST_INFLATED = 1032
 """So many bytes zlib makes of one at most: what claims to be more is not read."""
@@ -45,7 +45,7 @@ def are_bytes(arrays: Arrays) -> bool:
 
 
 def is_worth_quantizing(arrays: Arrays) -> bool:
-    """Whether a group gains by it: float32 throughout, and more values than one block."""
+    """Whether quantization saves bytes: float32 throughout, and more values than one block."""
     return all(a.dtype == np.float32 for a in arrays.values()) and sum(a.size for a in arrays.values()) > BLOCK
 
 
@@ -57,9 +57,9 @@ def encode(arrays: Arrays, precision: str) -> dict[str, np.ndarray]:
     arrays of uint8.
     """
     if precision == DEFLATED:
-        every = b"".join(_differences(array).tobytes() for array in arrays.values())
+        differences = b"".join(_differences(array).tobytes() for array in arrays.values())
         engine = zlib.compressobj(strategy=zlib.Z_RLE)  # of differences as few bytes as by any, in a tenth of the time
-        return {"values": np.frombuffer(engine.compress(every) + engine.flush(), np.uint8)}
+        return {"values": np.frombuffer(engine.compress(differences) + engine.flush(), np.uint8)}
     raise_if_any("a message", [
         f"the array {name!r} {what}, which does not travel as {precision}; expected finite float32"
         for name, array in arrays.items()
@@ -83,8 +83,8 @@ def decode(parts: Arrays, shapes: Mapping[str, Any], precision: str) -> dict[str
         )
     sizes = _sizes(shapes)
     if sum(sizes) != parts["values"].size:
-        found = parts["values"].size
-        raise ValidationErrors("a message", [f"{found} values came in {precision}, but their shapes hold {sum(sizes)}"])
+        count = parts["values"].size
+        raise ValidationErrors("a message", [f"{count} values came in {precision}, but their shapes hold {sum(sizes)}"])
     flat = form.decode(parts, sizes)
     if not np.isfinite(flat).all():
         raise ValidationErrors("a message", [f"values in {precision} are NaN or infinite, which are never sent so"])
@@ -120,12 +120,12 @@ def _inflated(parts: Arrays, shapes: Mapping[str, Any]) -> dict[str, np.ndarray]
         raise ValidationErrors("a message", [f"a group of bytes cannot be read ({error})"]) from None
     if len(flat) != expected or not engine.eof:
         raise ValidationErrors("a message", [f"a group of bytes is cut short or too long; its shapes hold {expected}"])
-    found = _unflatten(np.frombuffer(flat, np.uint8).copy(), shapes, sizes)
-    return {name: _sums(array) for name, array in found.items()}
+    differences = _unflatten(np.frombuffer(flat, np.uint8).copy(), shapes, sizes)
+    return {name: _sums(array) for name, array in differences.items()}
 
 
 def _differences(array: np.ndarray) -> np.ndarray:
-    """How much more than its neighbour each byte is along the last two axes, modulo 256; `_sums` takes it back."""
+    """How much more than its neighbour each byte is along the last two axes, modulo 256; `_sums` is the inverse."""
     for axis in range(max(0, array.ndim - 2), array.ndim):
         array = np.diff(array, axis=axis, prepend=np.uint8(0))
     return array
@@ -191,7 +191,8 @@ def _from_int8(parts: Arrays, sizes: Sequence[int]) -> np.ndarray:
     if scales.size != starts.size:
         raise ValidationErrors("a message", [f"{scales.size} scales came for {starts.size} blocks of {BLOCK} values"])
     with np.errstate(all="ignore"):  # what a scale that was never sent leads to is found out by the caller
-        return values.astype(np.float32) * _spread(scales, starts, values.size)
+        flat: np.ndarray = values.astype(np.float32) * _spread(scales, starts, values.size)
+        return flat
 
 
 def _blocks(sizes: Sequence[int]) -> np.ndarray:

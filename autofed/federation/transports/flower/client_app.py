@@ -24,13 +24,13 @@ def _answer(message: Message, context: Context) -> Message:
 
 
 def answer(content: RecordDict, node_config: Mapping[str, Any]) -> RecordDict:
-    """A site's reply: to a request the bytes of its answer, to anything else its introduction."""
+    """A site's reply: to a request the bytes of its response, to anything else its handshake."""
     try:
-        premises = SiteNode.parse(dict(node_config), "--node-config")
+        site_node = SiteNode.parse(dict(node_config), "--node-config")
     except ValidationErrors as error:
         log(WARNING, "%s", error)
         return packed({})
     words, data = unpacked(content)
     if data:
-        return packed({}, premises.answer(data, words.get("agreement", "")))
-    return packed({"introduction": premises.handshake(words.get("run", "")).model_dump_json()})
+        return packed({}, site_node.answer(data, words.get("agreement", "")))
+    return packed({"introduction": site_node.handshake(words.get("run", "")).model_dump_json()})

@@ -21,21 +21,21 @@ _NODE = _BEGIN + (
 
 
 def ask(*words: str) -> dict[str, Any]:
-    """What `flwr` says in its JSON; `ValidationErrors` with its own words if it fails."""
+    """What `flwr` reports as JSON; `ValidationErrors` with its own message if it fails."""
     command = [sys.executable, "-c", _TOOL, *words, "--format", "json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
-        found = json.loads(done.stdout)
+        report: dict[str, Any] = json.loads(done.stdout)
     except json.JSONDecodeError:
-        found = {}
-    if not found.get("success"):
-        said = found.get("error-message") or done.stderr or done.stdout
-        raise ValidationErrors(f"flwr {words[0]}", [str(said).strip() or f"it ended with {done.returncode}"])
-    return found
+        report = {}
+    if not report.get("success"):
+        message = report.get("error-message") or done.stderr or done.stdout
+        raise ValidationErrors(f"flwr {words[0]}", [str(message).strip() or f"it ended with {done.returncode}"])
+    return report
 
 
 def stream(number: str, connection: str) -> Iterator[str]:
-    """What a run says, line by line, until it ends."""
+    """The log of a run, line by line, until it ends."""
     command = [sys.executable, "-c", _TOOL, "log", number, connection, "--stream"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout or ():

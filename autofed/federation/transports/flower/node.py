@@ -22,12 +22,12 @@ _LOOPBACK = "127.0.0.1"
 
 
 def serve(
-    premises: SiteNode, superlink: str, key: Path | None, authority: Path | None, say: Callable[[str], None]
+    site_node: SiteNode, superlink: str, key: Path | None, authority: Path | None, say: Callable[[str], None]
 ) -> None:
     """Take part as this site until the process is ended. Nothing of it is reachable from outside this machine.
 
     `superlink` is its HOST:PORT, `key` the private key that the coordinator registered, `authority` the certificate
-    that the SuperLink's own is signed with; without either, neither end knows the other, for trying it out.
+    that the SuperLink's own is signed with; without either, neither end authenticates the other, for trying it out.
     """
     with tempfile.TemporaryDirectory() as folder:
         secret = Path(folder) / "secret"
@@ -36,7 +36,7 @@ def serve(
             address = f"{_LOOPBACK}:{_free_port()}"
             node = commands.start_node(*_words(superlink, key, authority, address, secret))
             try:
-                work(address, secret.read_bytes(), premises.model_dump(mode="json"), partial(_is_running, node))
+                work(address, secret.read_bytes(), site_node.model_dump(mode="json"), partial(_is_running, node))
             finally:
                 _end(node)
             say(f"the SuperNode ended with the code {node.returncode}; it is started again in {AGAIN_SECONDS:.0f} s")
@@ -56,9 +56,9 @@ def _words(superlink: str, key: Path | None, authority: Path | None, address: st
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind((_LOOPBACK, 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind((_LOOPBACK, 0))
+        return int(probe.getsockname()[1])
 
 
 def _end(node: subprocess.Popen[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""The coordinator's end: which node is which site, requests to them and their answers."""
+"""The coordinator's end: which node is which site, requests to them and their responses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LONGEST_SECONDS = 30 * 24 * 3600.0
 """How long Flower keeps a message if the plan sets no deadline; its own 12 hours are less than a round may be."""
 
 Coordinate = Callable[[Mapping[str, Any], Callable[[Plan, str], "OverFlower"], Callable[[str], None]], None]
-"""What leads a run: handed the run's configuration, how to reach the sites of a plan, and whom to tell."""
+"""Coordinates a run, given its configuration, a transport to the sites of a plan, and where messages to the user go."""
 
 
 def serve(coordinate: Coordinate) -> ServerApp:
@@ -51,8 +51,8 @@ def serve(coordinate: Coordinate) -> ServerApp:
 class OverFlower:
     """Hands each site its request and collects its answer; who has not answered by the plan's deadline is not in it.
 
-    `run` is what requests call the training. A node is the site that it says it is; if it was registered under a name,
-    only under that name.
+    `run` is what requests call the training. A node is the site that its handshake names; if it was registered under a
+    name, only that one.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class OverFlower:
         self.nudge_seconds = nudge_seconds
         self.say = say
         self.nodes: dict[str, int] = {}
-        self._met: dict[int, Handshake] = {}
-        self._asked: dict[str, int] = {}
-        self._asked_at: dict[int, float] = {}
+        self._handshakes: dict[int, Handshake] = {}
+        self._contacted: dict[str, int] = {}
+        self._contact_times: dict[int, float] = {}
         minutes = plan.agreement.faults.deadline_minutes
         self.deadline_seconds = minutes * 60 if minutes else None
 
@@ -84,13 +84,13 @@ class OverFlower:
         `Problems` names the sites that are missing, come twice, or have another plan, and if nobody is `holding_out`.
         """
         begin = time.monotonic()
-        problems = self._look_round()
+        problems = self._find_new_nodes()
         while self._is_worth_waiting(time.monotonic() - begin, refused=bool(problems)):
             time.sleep(_POLL_SECONDS)
-            problems += self._look_round()
+            problems += self._find_new_nodes()
         if least is None or len(self.nodes) < least:
             problems += self._missing()
-        if not problems and holding_out and not any(said.holds_out for said in self._met.values()):
+        if not problems and holding_out and not any(handshake.holds_out for handshake in self._handshakes.values()):
             problems.append("no site holds out a patient in this fold; write --fold all")
         raise_if_any("the sites", problems)
         for problem in self._missing():
@@ -98,7 +98,7 @@ class OverFlower:
 
     def __call__(self, requests: Mapping[str, bytes]) -> dict[str, bytes]:
         """The answers, by site."""
-        for problem in self._look_round():
+        for problem in self._find_new_nodes():
             self.say(problem)
         words = {"agreement": self.plan.agreement.digest()}
         contents = {self.nodes[site]: packed(words, data) for site, data in requests.items() if site in self.nodes}
@@ -106,61 +106,69 @@ class OverFlower:
         return {sites[node]: data for node, (_, data) in self._exchange(contents, self.deadline_seconds).items()}
 
     def _is_worth_waiting(self, seconds: float, refused: bool) -> bool:
-        """Whether a site may still come, or, for a shorter while, one more that speaks against the training."""
+        """Whether a site may still come, or, for a shorter while, a node with a reason against the training."""
         if self._missing() and not refused:
             return seconds < self.patience_seconds
-        unheard = set(self._asked.values()) - set(self._met)
-        return bool(unheard) and seconds < self.nudge_seconds
+        silent = set(self._contacted.values()) - set(self._handshakes)
+        return bool(silent) and seconds < self.nudge_seconds
 
-    def _look_round(self) -> list[str]:
-        """Let nodes that are new introduce themselves; what speaks against them.
+    def _find_new_nodes(self) -> list[str]:
+        """Ask new nodes for their handshakes; the reasons against them.
 
         A node that is busy answers later, and takes part from then on.
         """
         here, now = {info.node_id: info.name for info in self.grid.get_nodes()}, time.monotonic()
-        self._met = {node: said for node, said in self._met.items() if node in here or node in self.nodes.values()}
-        new = [n for n in here if n not in self._met and now >= self._asked_at.get(n, now) + self.nudge_seconds]
-        new += [n for n in here if n not in self._met and n not in self._asked_at]
-        self._asked_at |= dict.fromkeys(new, now)
-        self._asked |= self._push(dict.fromkeys(new, packed({"run": self.run})), _LONGEST_SECONDS)
+        self._handshakes = {
+            node: handshake
+            for node, handshake in self._handshakes.items()
+            if node in here or node in self.nodes.values()
+        }
+        new = [
+            n for n in here if n not in self._handshakes and now >= self._contact_times.get(n, now) + self.nudge_seconds
+        ]
+        new += [n for n in here if n not in self._handshakes and n not in self._contact_times]
+        self._contact_times |= dict.fromkeys(new, now)
+        self._contacted |= self._push(dict.fromkeys(new, packed({"run": self.run})), _LONGEST_SECONDS)
         problems = []
-        for node, (words, _) in sorted(self._pull(self._asked).items()):
-            if node in here and node not in self._met:
-                problems += self._hear(node, words.get("introduction", ""), here)
+        for node, (words, _) in sorted(self._pull(self._contacted).items()):
+            if node in here and node not in self._handshakes:
+                problems += self._receive_handshake(node, words.get("introduction", ""), here)
         return problems
 
-    def _hear(self, node: int, introduction: str, here: Mapping[int, str]) -> list[str]:
-        """Take a node for the site that it says it is, or say why not; one that is refused is asked again later."""
+    def _receive_handshake(self, node: int, handshake: str, here: Mapping[int, str]) -> list[str]:
+        """Register a node as the site that it claims to be, or say why not; a refused one is asked again later."""
         try:
-            said = json.loads(introduction)
-            if said.get("version") != __version__:  # first: another version may say other things of itself
-                found = f"{said.get('site')} has autofed {said.get('version')}, the coordinator {__version__}"
+            fields = json.loads(handshake)
+            if fields.get("version") != __version__:  # first: another version may have other fields
+                found = f"{fields.get('site')} has autofed {fields.get('version')}, the coordinator {__version__}"
                 return [f"{found}; install the same"]
-            self._met[node] = Handshake.model_validate(said)
+            self._handshakes[node] = Handshake.model_validate(fields)
         except (ValueError, AttributeError):
             return [f"the node {node} cannot read its --node-config; its own terminal says why"]
         problems = self._admit(node, here[node], here)
         if problems:
-            del self._met[node]
+            del self._handshakes[node]
         return problems
 
     def _admit(self, node: int, registered: str, here: Collection[int]) -> list[str]:
-        said = self._met[node]
-        if registered and registered != said.site:
-            return [f"the node registered as {registered} calls itself {said.site}; correct its --name"]
-        if said.site not in self.plan.agreement.patients:
-            self.say(f"a node calls itself {said.site}, which is no site of the plan; it takes no part")
+        handshake = self._handshakes[node]
+        if registered and registered != handshake.site:
+            return [f"the node registered as {registered} calls itself {handshake.site}; correct its --name"]
+        if handshake.site not in self.plan.agreement.patients:
+            self.say(f"a node calls itself {handshake.site}, which is no site of the plan; it takes no part")
             return []
-        if said.site in self.nodes and self.nodes[said.site] in here:
-            return [f"two nodes call themselves {said.site}: {self.nodes[said.site]} and {node}; stop one of them"]
-        problems = _misfits(said, self.plan)
+        if handshake.site in self.nodes and self.nodes[handshake.site] in here:
+            return [
+                f"two nodes call themselves {handshake.site}: {self.nodes[handshake.site]} and {node}; stop one of them"
+            ]
+        problems = _plan_mismatches(handshake, self.plan)
         if not problems:
-            self.nodes[said.site] = node
+            self.nodes[handshake.site] = node
         return problems
 
     def _missing(self) -> list[str]:
         sites = self.plan.agreement.patients
-        others = sorted({said.site for said in self._met.values()} - set(sites))
+        others = sorted({handshake.site for handshake in self._handshakes.values()} - set(sites))
         found = f" (there is {', '.join(others)})" if others else ""
         return [
             f"no node takes part as {site}{found}; start `autofed site --name {site}` there"
@@ -191,8 +199,8 @@ class OverFlower:
             try:
                 replies[node] = unpacked(reply.content)
             except (KeyError, ValueError):  # no content but an error, or a content that is none of ours
-                said = reply.error.reason if reply.has_error() else "it is none of autofed's"
-                self.say(f"the node {node} gave no answer: {said}")
+                reason = reply.error.reason if reply.has_error() else "it is none of autofed's"
+                self.say(f"the node {node} gave no answer: {reason}")
         return replies
 
     def _push(self, contents: Mapping[int, RecordDict], seconds: float) -> dict[str, int]:
@@ -202,17 +210,19 @@ class OverFlower:
         return {message: node for message, node in zip(sent, contents, strict=False) if message}
 
 
-def _misfits(said: Handshake, plan: Plan) -> list[str]:
+def _plan_mismatches(handshake: Handshake, plan: Plan) -> list[str]:
     """Why a site cannot train by the coordinator's plan."""
-    if not said.agreement:
-        return [f"{said.site} cannot take part; why is in its own site.log and on the terminal of its SuperNode"]
+    if not handshake.agreement:
+        return [f"{handshake.site} cannot take part; why is in its own site.log and on the terminal of its SuperNode"]
     problems = []
     free = algorithms.find(plan.agreement.algorithm.name).shares_pseudo_labels  # to have networks of their own
     for name, theirs, ours in (
-        ("agreement", said.agreement, plan.agreement.digest()),
-        ("local part", said.local, plan.local.digest()),
+        ("agreement", handshake.agreement, plan.agreement.digest()),
+        ("local part", handshake.local, plan.local.digest()),
     ):
         if theirs != ours and not (free and name == "local part"):
-            found = f"{said.site} has agreed to a plan with another {name} ({theirs[:12]}, the run's is {ours[:12]})"
+            found = (
+                f"{handshake.site} has agreed to a plan with another {name} ({theirs[:12]}, the run's is {ours[:12]})"
+            )
             problems.append(f"{found}; hand it the plan.json inside the run, to be read and put where its plan is")
     return problems

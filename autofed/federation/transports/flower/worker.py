@@ -37,25 +37,27 @@ _PUSH_SECONDS = 60.0
 
 def work(address: str, secret: bytes, config: Mapping[str, Any], running: Callable[[], bool]) -> None:
     """Answer whatever the SuperNode at this address of this machine receives, while it is `running`."""
-    door = _client(address, SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=frozenset({_ACQUIRE})))
+    client = _client(
+        address, SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=frozenset({_ACQUIRE}))
+    )
     try:
         while running():
-            token = _next_task(door)
+            token = _next_task(client)
             if token:
                 _do(address, token, config)
             else:
                 time.sleep(_POLL_SECONDS)
     finally:
-        door.close()
+        client.close()
 
 
-def _next_task(door: RuntimeHttpClient) -> str:
+def _next_task(client: RuntimeHttpClient) -> str:
     """The token of a message that waits for its answer; nothing if there is none, or no SuperNode yet."""
     try:
-        found = door.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+        reply = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
     except httpx.HTTPError:
         return ""
-    return found.token if found.HasField("task") else ""
+    return reply.token if reply.HasField("task") else ""
 
 
 def _do(address: str, token: str, config: Mapping[str, Any]) -> None:
