@@ -178,7 +178,7 @@ def test_what_was_cut_off_is_charged_and_finished_with_its_own_noise(tmp_path, m
             take_private_fingerprint(data, work, 8.0)
     secret = json.loads((work / "alpha/census/secret.json").read_text())["secret"]
     with pytest.raises(
-        ValidationErrors, match="a census for --epsilon 8 --delta 1e-05 was charged and is not finished"
+        ValidationErrors, match="a private fingerprint for --epsilon 8 --delta 1e-05 was charged and is not finished"
     ):
         take_private_fingerprint(data, work, 3.0)
     found = take_private_fingerprint(data, work, 8.0)

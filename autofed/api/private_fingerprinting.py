@@ -89,10 +89,10 @@ def take_private_fingerprint(
         mechanism = PrivateFingerprintMechanism(promise.noise_multiplier).with_key(bytes.fromhex(pending.secret))
         rows = private_fingerprints.feature_rows(dataset, parts, processes=processes, progress=progress)
         sums = mechanism.release({OF_PATIENTS: {"rows": rows}})["sums"]["rows"]
-        found = private_fingerprints.private_fingerprint(dataset, parts, sums, promise.noise_multiplier)
-        StoredRelease(census=found, promise=promise, data=data).save(folder / "release.json")
+        fingerprint = private_fingerprints.private_fingerprint(dataset, parts, sums, promise.noise_multiplier)
+        StoredRelease(census=fingerprint, promise=promise, data=data).save(folder / "release.json")
         _forget(folder / "secret.json")
-    return found
+    return fingerprint
 
 
 def _promise(dataset: Dataset, epsilon: float | None, delta: float | None) -> PrivacyTarget:
@@ -100,7 +100,7 @@ def _promise(dataset: Dataset, epsilon: float | None, delta: float | None) -> Pr
     delta = delta or accounting.default_delta(patients)
     problems = []
     if epsilon is None or not 0 < epsilon < math.inf:
-        problems.append("a noised fingerprint is made for the promise of the plan to come; write its --epsilon, as 8")
+        problems.append("a private fingerprint belongs to the guarantee of the plan to come; write its --epsilon, as 8")
     if not 0 < delta < 1 / patients:
         problems.append(f"found a delta of {delta:g} for {patients} patients; write one far below {1 / patients:.2g}")
     raise_if_any("--private-census", problems)
@@ -114,11 +114,11 @@ def _again(path: Path, promise: PrivacyTarget, dataset: Dataset) -> PrivateFinge
     problems = []
     if stored.promise != promise:
         then = f"epsilon {stored.promise.epsilon:g} and delta {stored.promise.delta:g}"
-        problems.append(f"the census that this site released was made for {then}; ask for these")
+        problems.append(f"the private fingerprint that this site released was computed for {then}; ask for these")
     if stored.data != dataset.raw_digest():
         problems.append("the data changed since this site's census was released; plan with that one as it is")
     if problems:
-        problems.append("or move this file away: then another census is made, and charged beside the first")
+        problems.append("or move this file away: then another one is computed, and charged beside the first")
     raise_if_any(str(path), problems)
     return stored.census
 
@@ -140,21 +140,21 @@ def _pending(
 ) -> PendingRelease:
     """The census that was cut off, to be finished with its own noise, or a new one with a secret that is on disk."""
     if path.is_file():
-        found = PendingRelease.load(path)
-        if found.promise == promise:
-            return found
-        if ledger.is_charged(*found.charge.name):
-            wanted = f"--epsilon {found.promise.epsilon:g} --delta {found.promise.delta:g}"
+        pending = PendingRelease.load(path)
+        if pending.promise == promise:
+            return pending
+        if ledger.is_charged(*pending.charge.name):
+            options = f"--epsilon {pending.promise.epsilon:g} --delta {pending.promise.delta:g}"
             raise ValidationErrors(
-                str(path), [f"a census for {wanted} was charged and is not finished; ask for that one"]
+                str(path), [f"a private fingerprint for {options} was charged and is not finished; ask for that one"]
             )
     number = 1 + sum(charge.run == NAME for charge in ledger.charges())
     charge = _charge(dataset, number, promise, parts)
-    made = PendingRelease(promise=promise, secret=secrets.token_bytes(NOISE_KEY_BYTES).hex(), charge=charge)
+    pending = PendingRelease(promise=promise, secret=secrets.token_bytes(NOISE_KEY_BYTES).hex(), charge=charge)
     path.parent.chmod(0o700)
-    made.save(path)
+    pending.save(path)
     sync_folder(path.parent)
-    return made
+    return pending
 
 
 def _charge(dataset: Dataset, number: int, promise: PrivacyTarget, parts: Sequence[Feature]) -> LedgerEntry:

@@ -70,8 +70,8 @@ def make_canaries(plan: Plan, count: int, generator: np.random.Generator, site: 
     if site is None:
         pictures = [make_picture(plan, generator) for _ in range(count)]
     else:
-        chosen = generator.permutation(sorted(site.patients))[:count]
-        drawn = (sample_patch(site, patient, training, IDENTITY, generator)[0] for patient in chosen)
+        patients = generator.permutation(sorted(site.patients))[:count]
+        drawn = (sample_patch(site, patient, training, IDENTITY, generator)[0] for patient in patients)
         pictures = [np.ascontiguousarray(image, np.float32).reshape(-1, *shape) for image in drawn]
     names = [f"canary_{i:06d}" for i in range(len(pictures))]
     maps = [_blocks(shape, values, generator) for _ in names]

@@ -99,11 +99,11 @@ def gradient_of(
     return {name: part.detach().numpy() for name, part in zip(victim.names, parts, strict=True)}
 
 
-def reconstruction_metrics(found: np.ndarray, truth: np.ndarray) -> ReconstructionMetrics:
+def reconstruction_metrics(reconstructed: np.ndarray, truth: np.ndarray) -> ReconstructionMetrics:
     """PSNR and SSIM of an image (C, *patch) beside the true one, each channel's brightness and contrast fitted."""
     from monai.metrics.regression import PSNRMetric, SSIMMetric
 
-    fitted = torch.from_numpy(fit_intensities(found, truth))[None].float()
+    fitted = torch.from_numpy(fit_intensities(reconstructed, truth))[None].float()
     true = torch.from_numpy(truth)[None].float()
     span = float(true.max() - true.min()) or 1.0
     window = min(7, *truth.shape[1:])
@@ -112,10 +112,10 @@ def reconstruction_metrics(found: np.ndarray, truth: np.ndarray) -> Reconstructi
     return ReconstructionMetrics(float(psnr.mean()), float(ssim.mean()))
 
 
-def fit_intensities(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """`found` with each channel scaled and shifted to be nearest to `truth` in the sense of least squares."""
+def fit_intensities(reconstructed: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """`reconstructed` with each channel scaled and shifted to be nearest to `truth` in the sense of least squares."""
     fitted = np.empty_like(truth, np.float32)
-    for channel, (one, true) in enumerate(zip(found.astype(float), truth.astype(float), strict=True)):
+    for channel, (one, true) in enumerate(zip(reconstructed.astype(float), truth.astype(float), strict=True)):
         spread = one.var()
         slope = np.mean((one - one.mean()) * (true - true.mean())) / spread if spread > 0 else 0.0
         fitted[channel] = true.mean() + slope * (one - one.mean())

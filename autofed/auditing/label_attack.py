@@ -38,14 +38,14 @@ def label_attack_score(
     """
 
     def overheard(rounds: Iterator[Arrays]) -> np.ndarray:
-        answers = Labeller(public, plan, folder / "said", device)
+        labeller = Labeller(public, plan, folder / "said", device)
         try:
-            said = answers.label([_model(plan, rounds)])
+            predictions = labeller.label([_model(plan, rounds)])
         except ArithmeticError as error:
             raise ValidationErrors(
                 "audit", [f"{error}; lower the learning rate, so that canaries can be learned"]
             ) from None
-        return scores_from_labels(plan, canaries, public, said, folder / "labels", device, progress)
+        return scores_from_labels(plan, canaries, public, predictions, folder / "labels", device, progress)
 
     return overheard
 
@@ -54,7 +54,7 @@ def scores_from_labels(
     plan: Plan,
     canaries: Canaries,
     public: PublicImages,
-    said: Mapping[str, np.ndarray],
+    predictions: Mapping[str, np.ndarray],
     folder: Path,
     device: str = "cpu",
     progress: Progress = silent,
@@ -69,7 +69,7 @@ def scores_from_labels(
         name: pseudo_labels.apply_thresholds(
             pseudo_labels.decode_prediction(answer, is_regions=labels.is_regions)[0], labels.order, _OPEN
         )
-        for name, answer in said.items()
+        for name, answer in predictions.items()
     }
     progress("training a student", 0, total)
     weights = train_on_labels(

@@ -92,11 +92,11 @@ class Trial:
     def bound(self, delta: float, alpha: float = 0.05, shares: Sequence[float] = SHARES) -> Bound:
         """The best lower bound over a few numbers of guesses, each at alpha over their number (Bonferroni)."""
         canaries, part = len(self.scores), alpha / len(shares)
-        found = []
+        bounds = []
         for guesses in (round(share * canaries) for share in shares):
             right = self.right(guesses)
-            found.append(Bound(lower_bound(canaries, guesses, right, delta, part), guesses, right))
-        return max(found, key=lambda bound: bound.epsilon)
+            bounds.append(Bound(lower_bound(canaries, guesses, right, delta, part), guesses, right))
+        return max(bounds, key=lambda bound: bound.epsilon)
 
 
 class Audit(Record):
@@ -277,8 +277,8 @@ def claimed(events: Sequence[PrivacyEvent], delta: float) -> float | None:
     """The epsilon that events promise at delta; None if it is not finite."""
     from autofed.privacy.accounting import epsilon
 
-    found = epsilon(events, delta)
-    return found if np.isfinite(found) else None
+    claim = epsilon(events, delta)
+    return claim if np.isfinite(claim) else None
 
 
 def audit(
@@ -294,11 +294,11 @@ def audit(
 ) -> Audit:
     """The lower bound of epsilon of a mechanism (see `attack`), beside what its own events promise."""
     raise_if_any("--canaries", [] if canaries >= LEAST else [too_few(canaries)])
-    given: dict[str, Any] = {"rounds": rounds, "steps": steps}
-    trial = attack(mechanism, **given, canaries=canaries, generator=generator, progress=progress)
+    lengths: dict[str, Any] = {"rounds": rounds, "steps": steps}
+    trial = attack(mechanism, **lengths, canaries=canaries, generator=generator, progress=progress)
     unit = trial.events[0].unit
     kind: Literal["gradient", "update"] = "gradient" if unit == "patient" else "update"
-    return report(trial, mechanism.name, kind, delta=delta, alpha=alpha, **given)
+    return report(trial, mechanism.name, kind, delta=delta, alpha=alpha, **lengths)
 
 
 def report(trial: Trial, mechanism: str, kind: Any, *, rounds: int, steps: int, delta: float, alpha: float) -> Audit:

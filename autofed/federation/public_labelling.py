@@ -56,10 +56,12 @@ class Labeller:
         with whole_folder(target) as part:
             for done, (name, place) in enumerate(self.public.folders.items(), nth * len(self.public.folders) + 1):
                 image, seed = self.public.image(name), int(digest([member, name])[:16], 16)
-                found = mean_probabilities(network, image, self.plan, self.device, passes=self.passes, seed=seed)
-                if not np.isfinite(found).all():
+                probabilities = mean_probabilities(
+                    network, image, self.plan, self.device, passes=self.passes, seed=seed
+                )
+                if not np.isfinite(probabilities).all():
                     raise ArithmeticError(f"what the model says of {name} holds NaN or infinite values")
-                np.save(part / f"{place.name}.npy", found.astype(np.float16))
+                np.save(part / f"{place.name}.npy", probabilities.astype(np.float16))
                 self.on_image(done, members * len(self.public.folders))
         return target
 

@@ -105,8 +105,8 @@ class Run:
         """`ValidationErrors` if the folder holds anything but what a run that was cut off at its very beginning may
         leave.
         """
-        found = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else []
-        foreign = sorted(name for name in found if name not in _BEGINNING and not is_part(name))
+        names = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else []
+        foreign = sorted(name for name in names if name not in _BEGINNING and not is_part(name))
         raise_if_any(str(self.folder), ["it holds no run but other files; give another folder"] if foreign else [])
 
     def begin(self, plan: Plan, identity: RunIdentity, start: Arrays | None) -> None:
@@ -159,9 +159,9 @@ class Run:
         A training that has not come to its end counts only if none has. `ValidationErrors` lists the models and the
         folds that there are.
         """
-        plan, wanted = self.plan(), model or GLOBAL
-        found = ", ".join(self.models()) or "none yet: no round has finished"
-        problems = [] if wanted in self.models() else [f"there is no model {wanted!r}; choose --model from: {found}"]
+        plan, model = self.plan(), model or GLOBAL
+        models = ", ".join(self.models()) or "none yet: no round has finished"
+        problems = [] if model in self.models() else [f"there is no model {model!r}; choose --model from: {models}"]
         there = self.folds()
         problems += [
             f"fold {fold} was not trained; choose --fold from: {', '.join(there) or 'none yet'}"
@@ -169,9 +169,9 @@ class Run:
             if fold not in there
         ]
         raise_if_any(str(self.folder), problems)
-        return [member for fold in self._chosen(wanted, folds) for member in self._members(wanted, fold, plan)]
+        return [member for fold in self._predicting_folds(model, folds) for member in self._members(model, fold, plan)]
 
-    def _chosen(self, model: str, folds: Sequence[str]) -> list[str]:
+    def _predicting_folds(self, model: str, folds: Sequence[str]) -> list[str]:
         """The folds that predict: those named, or that on all patients, or every one that has come to its end."""
         there, rounds = self.folds(), self.plan().agreement.training.rounds
         ended = [fold for fold in there if self.finished(fold) == rounds] or there
@@ -184,7 +184,7 @@ class Run:
         rounds = self.plan().agreement.training.rounds
         return [
             f"fold {fold} has finished {self.finished(fold)} of {rounds} rounds"
-            for fold in self._chosen(model or GLOBAL, folds)
+            for fold in self._predicting_folds(model or GLOBAL, folds)
             if self.finished(fold) < rounds
         ]
 
@@ -200,16 +200,16 @@ class Run:
                 Member(f"{name} best round {read_header(best)[1]['round']}", plan, partial(read_file, best), taught)
             ]
         readers = self._readers(model, fold)
-        chosen = [r for r in plan.agreement.training.snapshots if r in readers] or [max(readers)]
-        return [Member(f"{name} round {r}", plan, readers[r], taught) for r in chosen]
+        rounds = [r for r in plan.agreement.training.snapshots if r in readers] or [max(readers)]
+        return [Member(f"{name} round {r}", plan, readers[r], taught) for r in rounds]
 
     def _readers(self, model: str, fold: str) -> dict[int, Callable[[], Arrays]]:
         """How to read the weights of each round, when they are needed: an ensemble is never in memory as a whole."""
         if model == GLOBAL:
             folder = self.fold_folder(fold)
             return {r: partial(_read_state, folder, r) for r in checkpoints.saved_rounds(folder) if r > 0}
-        found = _own_models(self._memory(model, fold))
-        return {int(p.stem.removeprefix("round_")): partial(read_file, p) for p in found}
+        paths = _own_models(self._memory(model, fold))
+        return {int(p.stem.removeprefix("round_")): partial(read_file, p) for p in paths}
 
     def _memory(self, site: str, fold: str) -> Path:
         """Where a site's models are: apart from what it answered with, if a private training left it one of its own."""
@@ -227,17 +227,17 @@ class Run:
         totals: dict[str, list[float]] = {}
         for rows in sites.values():
             for name, row in rows.items():
-                found = totals.setdefault(name, [0.0, 0.0])
-                found[0], found[1] = found[0] + row["sums"][0], found[1] + row["cases"][0]
+                total = totals.setdefault(name, [0.0, 0.0])
+                total[0], total[1] = total[0] + row["sums"][0], total[1] + row["cases"][0]
         return {name: min(1.0, dice / cases) for name, (dice, cases) in totals.items() if cases >= FEWEST}
 
     def left_out(self, fold: str) -> dict[str, list[int]]:
         """The rounds of a fold in which a site's answer did not count, by site."""
-        found: dict[str, list[int]] = {}
+        rounds: dict[str, list[int]] = {}
         for line in metrics.read(self.fold_folder(fold)):
             for site in line.get("left_out", {}):
-                found.setdefault(site, []).append(line["round"])
-        return found
+                rounds.setdefault(site, []).append(line["round"])
+        return rounds
 
     @property
     def _postprocessing(self) -> Path:
@@ -247,9 +247,9 @@ class Run:
         """What is done to every prediction; nothing if no patients were held out to decide it."""
         return Postprocessing.load(self._postprocessing) if self._postprocessing.is_file() else Postprocessing()
 
-    def save_postprocessing(self, chosen: Postprocessing) -> None:
+    def save_postprocessing(self, postprocessing: Postprocessing) -> None:
         """Write down what is done to every prediction."""
-        chosen.save(self._postprocessing)
+        postprocessing.save(self._postprocessing)
 
 
 def _own_models(memory: Path) -> list[Path]:
@@ -280,8 +280,8 @@ def read_weights(source: Path) -> Arrays:
     run = Run(source)
     run.identity()
     if ALL not in run.folds() or GLOBAL not in run.models():
-        found = "a file in it, such as fold_0/best.safetensors or sites/SITE/fold_all/memory/round_00001.safetensors"
+        example = "a file in it, such as fold_0/best.safetensors or sites/SITE/fold_all/memory/round_00001.safetensors"
         raise ValidationErrors(
-            str(source), [f"the run has no common model that was trained on all patients; name {found}"]
+            str(source), [f"the run has no common model that was trained on all patients; name {example}"]
         )
     return run.members(folds=[ALL])[-1].read()
