@@ -241,7 +241,7 @@ def test_a_split_that_the_site_wrote_down_is_taken_and_must_not_change(tmp_path)
     assert found == {"train": ["alpha_000", "alpha_001"], "validation": ["alpha_002"]}
     (sites[0] / "splits_final.json").write_text(json.dumps([{"train": ["alpha_002"], "val": ["alpha_000"]}]))
     autofed.preprocess(made, sites, tmp_path / "work")
-    with pytest.raises(ValidationErrors, match="the patients of alpha are not parted as when fold 0 was begun"):
+    with pytest.raises(ValidationErrors, match="the patients of alpha are not split as when fold 0 was begun"):
         autofed.train(*arguments, folds=["0"], resume=True, device="cpu")
 
 

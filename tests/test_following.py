@@ -183,7 +183,7 @@ def test_what_the_reference_decides_cannot_be_asked_for(finished, tmp_path):
         autofed.plan([finished / "raw/echo"], tmp_path / "plan.json", like=finished / "RUN", hours=-1, device="cpu",
                      memory_gb=4, preset="resenc-m", configuration="2d")  # fmt: skip
     text = str(error.value)
-    assert all(f"--{name} was asked for" in text for name in ("memory", "preset", "configuration")) and "hours" in text
+    assert all(f"--{name} was given" in text for name in ("memory", "preset", "configuration")) and "hours" in text
     assert not (tmp_path / "plan.json").exists()
 
 
@@ -216,4 +216,4 @@ def test_the_same_from_the_shell(finished, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         monkeypatch.setattr(sys, "argv", ["autofed", "plan", str(tmp_path / "plan.json"), "--like", "RUN"])
         cli.main()
-    assert "like was asked for" in capsys.readouterr().err
+    assert "--like was given" in capsys.readouterr().err

@@ -74,7 +74,7 @@ def split_problems(site: str, fold: str, partition: Split, folder: Path) -> list
     if not partition.train:
         problems.append(f"fold {fold} leaves {site} nobody to train on; write --fold all, or another")
     if path.is_file() and read_json(path) != _sides(partition):
-        changed = f"the patients of {site} are not partition as when fold {fold} was begun"
+        changed = f"the patients of {site} are not split as when fold {fold} was begun"
         problems.append(f"{changed}; begin a new run, or restore them")
     return problems
 
