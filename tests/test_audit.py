@@ -265,7 +265,8 @@ def test_labels_on_the_command_line(tmp_path, pictures, mechanism, monkeypatch):
     assert found["claim"] == plan.agreement.privacy.epsilon
     assert "by the labels of 3 public images alone" in done.output
     assert ("Nothing is promised. This attack told nothing" if mechanism == "none" else "no proof") in done.output
-    assert not list((tmp_path / "scratch").iterdir())
+    left = [path.name for path in (tmp_path / "scratch").iterdir()]
+    assert [name for name in left if not name.startswith("torchinductor_")] == []  # torch's own, where it was read first
 
 
 def overhear(plan, planted, pictures, folder, *rounds):

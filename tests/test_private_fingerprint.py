@@ -200,7 +200,7 @@ def test_nothing_is_counted_that_the_ledger_does_not_allow(tmp_path, monkeypatch
 def test_other_data_or_another_promise_are_refused_and_a_second_census_is_charged(tmp_path):
     data, work = site(tmp_path), tmp_path / "work"
     first = take_private_fingerprint(data, work, 1.0)
-    with pytest.raises(ValidationErrors, match="was made for epsilon 1 and delta 1e-05"):
+    with pytest.raises(ValidationErrors, match="was computed for epsilon 1 and delta 1e-05"):
         take_private_fingerprint(data, work, 8.0)
     changed = site(tmp_path, cases=5)
     with pytest.raises(ValidationErrors, match="the data changed"):
