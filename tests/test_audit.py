@@ -266,7 +266,7 @@ def test_labels_on_the_command_line(tmp_path, pictures, mechanism, monkeypatch):
     assert "by the labels of 3 public images alone" in done.output
     assert ("Nothing is promised. This attack told nothing" if mechanism == "none" else "no proof") in done.output
     left = [path.name for path in (tmp_path / "scratch").iterdir()]
-    assert [name for name in left if not name.startswith("torchinductor_")] == []  # torch's own, where it was read first
+    assert [name for name in left if not name.startswith("torchinductor_")] == []  # torch's own, once in a process
 
 
 def overhear(plan, planted, pictures, folder, *rounds):
