@@ -53,6 +53,14 @@ def total(
     """The sum of `function` over one item or more, added up as they come, so that no list of results is held.
 
     The order is that in which the items are finished: `add` must be exact. Otherwise like `each`.
+
+    Args:
+        function: Is called with each item; importable by name where there are processes.
+        items: One or more.
+        add: The sum of two results; exact, in any order.
+        stage: What is being done, for `progress`.
+        processes: How many work; 1 for this one.
+        progress: Is called with the stage, how many are done, and how many there are.
     """
     sums: list[Result] = []
 

@@ -63,6 +63,7 @@ MOST_ENTRIES = 20
 """More files and folders at the top of the package than these nobody takes in at a look."""
 MOST_PARAMETERS = 9
 MOST_LINES = 60
+MOST_WITHOUT_ARGS = 5
 
 ALGORITHMS = sorted(path.stem for path in (REPOSITORY / "autofed" / "algorithms").glob("[!_]*.py"))
 
@@ -207,15 +208,38 @@ def check_size(root: Path) -> list[str]:
 
 
 def _too_much(function: ast.FunctionDef | ast.AsyncFunctionDef, module: Module) -> Iterator[str]:
-    arguments = function.args
-    named = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
-    count = len([name for name in named if name not in ("self", "cls")])
+    count = len(_parameters(function))
     is_command = module.layer == "cli" and not function.name.startswith("_")  # its options are its parameters
     if count > MOST_PARAMETERS and not is_command:
         yield f"has {count} parameters, {MOST_PARAMETERS} is the most"
     lines = (function.end_lineno or 0) - function.lineno + 1
     if lines > MOST_LINES:
         yield f"has {lines} lines, {MOST_LINES} is the most"
+
+
+def check_docstrings(root: Path) -> list[str]:
+    """Public functions with many parameters say what each of them is; a command's stands in its help."""
+    return [
+        f"{module.at(node)}: {node.name} has more than {MOST_WITHOUT_ARGS} parameters; give its docstring Args:"
+        for module in modules(root)
+        if module.layer != "cli"
+        for node in _public_functions(module.tree)
+        if len(_parameters(node)) > MOST_WITHOUT_ARGS and "Args:" not in (ast.get_docstring(node) or "")
+    ]
+
+
+def _public_functions(tree: ast.Module | ast.ClassDef) -> Iterator[ast.FunctionDef]:
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from _public_functions(node)
+        elif isinstance(node, ast.FunctionDef) and (node.name == "__init__" or not node.name.startswith("_")):
+            yield node
+
+
+def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    arguments = function.args
+    named = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+    return [name for name in named if name not in ("self", "cls")]
 
 
 def check_names(root: Path) -> list[str]:
@@ -276,6 +300,7 @@ CHECKS: tuple[Callable[[Path], list[str]], ...] = (
     check_listed,
     check_cycles,
     check_size,
+    check_docstrings,
     check_names,
     check_forbidden_imports,
     check_calls,
@@ -349,6 +374,13 @@ BAD = [
     (check_size, "plans/plan.py", f"class A:\n    def f(self, *, {TEN}): ...", "f has 10 parameters, 9 is the most"),
     (check_size, "cli/options.py", f"def _f({TEN}): ...", "_f has 10 parameters, 9 is the most"),
     (check_size, "plans/plan.py", LONG, f"f has {MOST_LINES + 1} lines"),
+    (
+        check_docstrings,
+        "data/reading.py",
+        f"def f({TEN[:16]}): ...",
+        "f has more than 5 parameters; give its docstring",
+    ),
+    (check_docstrings, "data/reading.py", f"class A:\n    def __init__(self, {TEN[:16]}): ...", "__init__ has more"),
     (check_names, "data/utils.py", "", "no module is called that"),
     (check_names, "helpers/__init__.py", "", "no module is called that"),
     (check_forbidden_imports, "federation/rounds.py", "import flwr", "only federation/transports/flower"),
@@ -414,7 +446,7 @@ def test_a_good_package_is_let_through(package):
             "data/images/volumes.py": "from . import geometry",
             "data/images/geometry.py": "",
             "data/reading.py": "from autofed.data import images",
-            "planner.py": f"from autofed import __version__, plans\ndef f({TEN[:-3]}): ...",
+            "planner.py": f"from autofed import __version__, plans\ndef _f({TEN[:-3]}): ...",
             "preprocessing.py": "np.load('x', allow_pickle=False)",
             "training/fit.py": "import torch\nfrom autofed.training import network",
             "training/network.py": "",

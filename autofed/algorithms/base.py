@@ -85,6 +85,15 @@ class ClientContext(Protocol):
         `proximal` times the way from `weights` so far and the `correction` are added to every step's gradient, and
         `weight` times that of public images with the labels `agreed` on. The learning rate falls to 0 over the rounds
         of an `act`, or over all rounds; it always does over all of them where a private mechanism takes the steps.
+
+        Args:
+            weights: What to start from, by name.
+            proximal: FedProx's mu: so many times the way from `weights` is added to every step's
+                gradient.
+            correction: SCAFFOLD's correction of every step's gradient, by the names of the weights.
+            agreed: Label maps (Z, Y, X) of public images, by image, to learn from as well.
+            weight: The weight of their gradient beside that of the patients; 0 leaves them out.
+            act: The rounds over which the learning rate falls to 0; None for all rounds.
         """
         ...
 

@@ -68,6 +68,20 @@ def audit(
     training of one site with so many patients. "labels": the same, but the attacker sees no weights, only what a site
     of DCFed would send: what the trained model says of the images in `public`. A student learns from that, which takes
     as long again. Nothing leaves the machine and no ledger is charged.
+
+    Args:
+        plan: The plan, or its file.
+        site_work: WORK/SITE, whose patients make the canaries' images; by default they are made up.
+        output: A JSON file for the result.
+        kind: "gradient", "image" or "labels".
+        public: With "labels": the folder of the public images.
+        canaries: How many; by default 1000, of images and labels 100.
+        alpha: The probability that the bound is wrong.
+        device: What trains: auto (the fastest here), cpu, cuda or mps.
+        progress: Is called with what is being done, how many are done, and how many there are.
+
+    Raises:
+        ValidationErrors: All that is wrong with what was asked for, at once.
     """
     plan = plan if isinstance(plan, Plan) else plans.load(plan)
     raise_if_any("--kind", [] if kind in USUAL_CANARIES else [f"found {kind!r}; write {', '.join(USUAL_CANARIES)}"])

@@ -70,6 +70,16 @@ def take_private_fingerprint(
     is finished with the noise that it was charged for. Where there is no ledger this opens one, whose ceiling is the
     promise: room for the census and for the training that comes after it. `ValidationErrors` if another census is
     stored, or if the ceiling does not allow one.
+
+    Args:
+        dataset: The site's data.
+        work: WORK: the ledger is in `WORK/<site>`.
+        epsilon: That of the plan to come.
+        delta: That of the plan to come; by default the smaller of 1e-5 and a tenth of one over the site's
+            patients.
+        simulation: Whether the ledger counts for no real patient.
+        processes: How many read the cases.
+        progress: Is called with what is being done, how many are done, and how many there are.
     """
     folder = ledger_path(Path(work), dataset.name).parent / FOLDER
     promise = _promise(dataset, epsilon, delta)

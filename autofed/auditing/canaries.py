@@ -109,6 +109,16 @@ def attack(
 
     What the attacker makes of it is the `score`'s. `mechanism` is made for so many patients as there are canaries;
     whoever is out is drawn all the same and contributes nothing.
+
+    Args:
+        plan: The plan whose network and rounds are used.
+        mechanism: Its mechanism, made for as many patients as there are canaries.
+        canaries: The patients, of whom a coin decides who is in.
+        steps: Local steps of a round.
+        generator: Tosses the coins and gives the noise keys.
+        score: What the attacker makes of the weights after each round: one number a canary.
+        device: What trains.
+        on_step: Is called after every step.
     """
     included = generator.random(len(canaries.patients)) < 0.5
     absent = frozenset(name for name, there in zip(sorted(canaries.patients), included, strict=True) if not there)

@@ -73,6 +73,16 @@ def invert_gradient(
 
     `update` is what was released of one local step, or of few, which led along nearly the same gradient; `label`
     (*patch) is the label map. Minimises 1 - cosine plus total variation by Adam, from noise (Geiping et al., eq. 4).
+
+    Args:
+        update: What was released, by the names of the weights.
+        weights: Where the step began.
+        label: The patch's label map (*patch), which the attacker knows.
+        local: Network and training of the plan.
+        labels: What the values of the label map mean.
+        iterations: Steps of Adam.
+        seed: Of the noise that it begins with.
+        progress: Is called with what is being done, how many are done, and how many there are.
     """
     victim = _Victim(weights, label, local, labels)
     target = [-torch.from_numpy(np.ascontiguousarray(update[name])).float() for name in victim.names]

@@ -35,6 +35,14 @@ def label_attack_score(
     """The attacker who sees one answer: what the model of the last round says of public images, as DCFed sends it.
 
     With `training.ema` that model is the moving average, as at a site. `folder` holds what is made on the way.
+
+    Args:
+        plan: The plan that is audited.
+        canaries: The planted patients.
+        public: The public images that the site labels.
+        folder: For what is made on the way.
+        device: What trains the student.
+        progress: Is called with what is being done, how many are done, and how many there are.
     """
 
     def overheard(rounds: Iterator[Arrays]) -> np.ndarray:
@@ -63,6 +71,15 @@ def scores_from_labels(
 
     A student learns the most likely labels from the weights that the plan starts from, for as many steps as a site, and
     is asked how well it fits each canary's wrong labels (`canaries.label_exposure_scores`).
+
+    Args:
+        plan: The plan that is audited.
+        canaries: The planted patients.
+        public: The public images.
+        predictions: What the site sent for each of them (`pseudo_labels.encode_prediction`).
+        folder: For what is made on the way.
+        device: What trains the student.
+        progress: Is called with what is being done, how many are done, and how many there are.
     """
     labels, total, done = public.labels, student_steps(plan), count(1)
     maps = {

@@ -166,6 +166,14 @@ def attack(
 
     Of a mechanism that protects patients each canary is one, and the mechanism must be made for so many patients; of
     one that protects whole sites each canary is a run of its own. `generator` tosses the coins and gives the secrets.
+
+    Args:
+        mechanism: What is audited.
+        rounds: Rounds of the training.
+        steps: Local steps of a round.
+        canaries: How many there are.
+        generator: Tosses the coins and gives the noise keys.
+        progress: Is called with what is being done, how many are done, and how many there are.
     """
     of_patients = mechanism.cost(steps)[0].unit == "patient"
     included = generator.random(canaries) < 0.5
@@ -292,7 +300,18 @@ def audit(
     generator: np.random.Generator,
     progress: Progress = silent,
 ) -> Audit:
-    """The lower bound of epsilon of a mechanism (see `attack`), beside what its own events promise."""
+    """The lower bound of epsilon of a mechanism (see `attack`), beside what its own events promise.
+
+    Args:
+        mechanism: What is audited.
+        rounds: Rounds of the training.
+        steps: Local steps of a round.
+        delta: That of the claim and of the bound.
+        canaries: How many are planted.
+        alpha: The probability that the bound is wrong.
+        generator: Tosses the coins and gives the noise keys.
+        progress: Is called with what is being done, how many are done, and how many there are.
+    """
     raise_if_any("--canaries", [] if canaries >= LEAST else [too_few(canaries)])
     lengths: dict[str, Any] = {"rounds": rounds, "steps": steps}
     trial = attack(mechanism, **lengths, canaries=canaries, generator=generator, progress=progress)
@@ -302,7 +321,17 @@ def audit(
 
 
 def report(trial: Trial, mechanism: str, kind: Any, *, rounds: int, steps: int, delta: float, alpha: float) -> Audit:
-    """A trial's bound beside the claim of its events."""
+    """A trial's bound beside the claim of its events.
+
+    Args:
+        trial: Scores of the canaries, and who was in.
+        mechanism: Its name.
+        kind: What was planted: gradient, image or labels.
+        rounds: Rounds of the training.
+        steps: Local steps of a round.
+        delta: That of the claim and of the bound.
+        alpha: The probability that the bound is wrong.
+    """
     bound = trial.bound(delta, alpha)
     return Audit(
         mechanism=mechanism,

@@ -89,7 +89,17 @@ class SiteContext:
         weight: float = 0.0,
         act: LearningRateCycle | None = None,
     ) -> LocalResult:
-        """Train, once in the round, for the steps that it was charged for; a private mechanism keeps losses here."""
+        """Train, once in the round, for the steps that it was charged for; a private mechanism keeps losses here.
+
+        Args:
+            weights: What to start from, by name.
+            proximal: FedProx's mu.
+            correction: SCAFFOLD's correction, by the names of the weights.
+            agreed: Label maps (Z, Y, X) of public images, by image.
+            weight: The weight of their gradient beside that of the patients.
+            act: The rounds over which the learning rate falls to 0; a private mechanism keeps to all
+                rounds.
+        """
         if not self._charged_steps:
             raise RuntimeError("the steps that this round was charged for have been taken")
         self._charged_steps = 0

@@ -47,6 +47,14 @@ def train_on_labels(
     """The weights of a network of the plan that learned from labelled public images, for as many steps as a site.
 
     It starts where the plan says; the seed names its draws.
+
+    Args:
+        plan: Whose network and training are used.
+        store: The public images with their label maps, on the plan's grid.
+        labels: What the values of the maps mean.
+        seed: Names the random draws.
+        device: What trains.
+        on_step: Is called after every step.
     """
     local = plan.local
     result = fit(

@@ -169,6 +169,14 @@ def mean_probabilities(
     torch's generator is restored, and the network's dropout is off afterwards.
 
     Computed in the precision of the plan's training: on a machine that is fast in bfloat16, in a third of the time.
+
+    Args:
+        network: On the device, in evaluation mode.
+        image: (C, *grid), float32, preprocessed.
+        plan: Patch size, overlap, mirrored axes and precision.
+        device: Where to compute.
+        passes: Further passes, with dropout.
+        seed: Determines which channels drop out.
     """
     total, count = torch.zeros(()), 0
     devices = [] if device == "cpu" or not passes else [torch.accelerator.current_device_index()]
@@ -221,7 +229,16 @@ def _of_annotated(probabilities: torch.Tensor, labels: Labels) -> torch.Tensor:
 def mirrored_probabilities(
     network: UNet, image: np.ndarray, plan: Plan, axes: Sequence[int], device: str, at_once: int = 1
 ) -> Iterator[torch.Tensor]:
-    """Probabilities (K, *grid) of an image (C, *grid), once for each set of mirrored axes, `at_once` in a batch."""
+    """Probabilities (K, *grid) of an image (C, *grid), once for each set of mirrored axes, `at_once` in a batch.
+
+    Args:
+        network: On the device, in evaluation mode.
+        image: (C, *grid), float32, preprocessed.
+        plan: Patch size, overlap and precision.
+        axes: The axes of the grid that are mirrored, in all their combinations.
+        device: Where to compute.
+        at_once: How many mirrored images share a batch.
+    """
     tensor = torch.from_numpy(image).to(device)
     flat = plan.local.axes == 2
     is_regions = Labels.of(plan.agreement).is_regions

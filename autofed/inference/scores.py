@@ -103,6 +103,15 @@ def score_case(
     not all of them. `ValidationErrors` if the shapes differ or a map holds a value that `labels` does not declare; only
     the reference may hold that of `ignore`. HD95 is the larger of the two directed 95th percentiles (Taha and Hanbury,
     BMC Med Imaging 15:29, 2015; there is another definition that pools the distances of both directions first).
+
+    Args:
+        prediction: (Z, Y, X), whole numbers.
+        reference: (Z, Y, X), whole numbers.
+        labels: Values by name, as in dataset.json.
+        spacing_mm: Of (z, y, x).
+        case: Its name in the scores.
+        site: Where it is from.
+        annotated: The structures to score; empty for all.
     """
     declared = Labels.declared(labels).with_annotated(annotated)
     problems = [*_shape_problems(prediction, reference), *_value_problems(prediction, reference, labels)]
@@ -153,6 +162,14 @@ def evaluate_folder(
     scored. Maps of uncertainty among the predictions are passed over. One `ValidationErrors` names everything that
     is wrong: a prediction without a reference, a reference without a prediction (a case that is missing must not make
     the mean better), shapes or spacings that differ, values that `label_names` does not declare.
+
+    Args:
+        predictions: The folder of the predictions.
+        labels: The folder of the references, or their paths by case.
+        label_names: Values by name, as in dataset.json.
+        sites: The site of each case.
+        processes: How many score cases at a time.
+        progress: Is called with what is being done, how many are done, and how many there are.
     """
     references, found_sites, problems = (
         (dict(labels), {}, []) if isinstance(labels, Mapping) else _references(Path(labels))

@@ -111,6 +111,16 @@ class PrivacyLedger:
         order: int | None = None,
         simulation: bool = False,
     ):
+        """Open the ledger, or begin it with a budget if there is none.
+
+        Args:
+            path: The file.
+            site: Whose ledger it is.
+            ceiling_epsilon: The budget over all trainings to come; None for none.
+            ceiling_delta: Its delta.
+            order: The Renyi order of the filter that keeps the budget.
+            simulation: Whether it protects no real patient.
+        """
         self.path = Path(path)
         self._journal = Journal(self.path)
         self._opening: LedgerOpening | None = None

@@ -48,6 +48,16 @@ def overlay(
     that shows the most of what was predicted, or of the reference where nothing was; a picture in one. Pictures of
     three or four channels are shown in colour; of all others the first channel, windowed from its 1st to its 99th
     percentile. `ValidationErrors` if a map's shape is not the image's.
+
+    Args:
+        image: (C, Z, Y, X).
+        prediction: Label map (Z, Y, X).
+        label_names: Values by name, as in dataset.json.
+        geometry: Spacing and orientation of the image.
+        reference: Label map (Z, Y, X), shown as outlines.
+        entropy: (Z, Y, X), from 0 to 1.
+        mutual_information: (Z, Y, X), from 0 to 1.
+        title: Above the picture.
     """
     arrays = {
         "prediction": prediction,

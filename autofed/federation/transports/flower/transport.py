@@ -65,6 +65,16 @@ class OverFlower:
         nudge_seconds: float = NUDGE_SECONDS,
         say: Callable[[str], None] = lambda _: None,
     ):
+        """A transport to the sites that have registered as nodes.
+
+        Args:
+            grid: Flower's connection to the nodes.
+            plan: The plan that the sites have to have, too.
+            run: The name of the training in requests.
+            patience_seconds: How long to wait for sites to come before the first round.
+            nudge_seconds: How long between two words about who is missing.
+            say: Is called with a sentence about what is going on.
+        """
         self.grid = grid
         self.plan = plan
         self.run = run
