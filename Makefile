@@ -26,7 +26,7 @@ demo: $(READY)
 	@$(BIN)/autofed demo
 
 test: lint docs
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $(if $(SLOW),-m "slow or not slow")
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(if $(SLOW),-m "slow or not slow")
 
 lint: $(READY)
 	@$(BIN)/ruff check -q .

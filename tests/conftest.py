@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,12 @@ def lone_site(tmp_path_factory):
     return plan, open_store(root / "work", "alpha", plan.local)
 
 
+@pytest.fixture
+def one_processor(monkeypatch):
+    """Commands start no processes, where they would start one for each processor; those are slow to start."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+
+
 def pytest_addoption(parser):
     parser.addoption("--data", type=Path, help="the folder of federations that the slow tests walk through")
 
@@ -57,4 +64,12 @@ def measured():
     """Plans made in tests find the speed of one and the same machine, and no test waits for it to be measured."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(speed, "measure_speed", lambda device, dimension, channels: plans_made.SPEED)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_wait_for_the_disk():
+    """Files are handed to the system, and no test waits until they are on the disk; a small training waits 40 times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
         yield

@@ -6,6 +6,7 @@ from inspect import get_annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from typer.testing import CliRunner
 
 from autofed import plans
@@ -21,6 +22,7 @@ def blocks(kind):
     return re.findall(rf"```{kind}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
+@pytest.mark.usefixtures("one_processor")
 def test_the_page_works_as_it_is_written(tmp_path, monkeypatch):
     (source,), (commands,) = blocks("python"), blocks("console")
     monkeypatch.chdir(tmp_path)

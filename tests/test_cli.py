@@ -28,7 +28,7 @@ def call(monkeypatch, capsys, *arguments):
     return code, shown.out + shown.err
 
 
-def test_the_verbs_from_the_shell(tmp_path, monkeypatch, capsys):
+def test_the_verbs_from_the_shell(tmp_path, monkeypatch, capsys, request):
     sites = [make_site(tmp_path / name, cases=2) for name in ("alpha", "bravo")]
     test = make_site(tmp_path / "test", cases=1, part="Ts")
 
@@ -37,7 +37,8 @@ def test_the_verbs_from_the_shell(tmp_path, monkeypatch, capsys):
         assert code == 0, text
         return text
 
-    assert "2 cases" in good("fingerprint", sites[0], "-o", tmp_path / "alpha.json")
+    assert "2 cases" in good("fingerprint", sites[0], "-o", tmp_path / "alpha.json")  # by a process per processor
+    request.getfixturevalue("one_processor")
     text = good("plan", tmp_path / "alpha.json", sites[1], "-o", tmp_path / "plan.json", "--hours", "0.01",
                 "--set", "training.rounds=2", "--set", "network.features=[4,4,4]",
                 "--set", "training.steps_per_round=1", "--device", "cpu")  # fmt: skip
@@ -100,6 +101,7 @@ def test_bad_input_is_a_message_and_exit_code_two(tmp_path, monkeypatch, capsys,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("one_processor")
 def test_a_site_hands_over_its_speed_only_if_it_says_so(tmp_path, monkeypatch, capsys):
     sites = [make_site(tmp_path / name, cases=2) for name in ("alpha", "bravo")]
     prints = []
@@ -116,6 +118,7 @@ def test_a_site_hands_over_its_speed_only_if_it_says_so(tmp_path, monkeypatch, c
     assert together > alone or values[0]["local"]["network"] != values[1]["local"]["network"]
 
 
+@pytest.mark.usefixtures("one_processor")
 def test_field_names_are_whole_however_narrow_the_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "60")
     sites = [make_site(tmp_path / name, cases=2) for name in ("alpha", "bravo")]
@@ -296,6 +299,7 @@ def test_a_wrong_use_is_told_before_anything_heavy_is_loaded(words):
     assert done.stdout.strip() == "BadParameter []", done.stderr
 
 
+@pytest.mark.usefixtures("one_processor")
 def test_the_folder_of_a_federation_stands_for_its_sites(tmp_path, monkeypatch, capsys):
     for name in ("sites/alpha", "sites/bravo", "test"):
         (tmp_path / "sites").mkdir(exist_ok=True)

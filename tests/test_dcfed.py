@@ -693,8 +693,11 @@ def test_volumes_and_colours_regions_and_folds(tmp_path, data, annotated):
     """Regions with an ignored part in two channels, or classes in three; each with a fold held out."""
     sites = [make_site(tmp_path / name, cases=5, annotated=annotated, **data) for name in ("alpha", "bravo")]
     public, test = (make_site(tmp_path / name, cases=3, part="Ts", seed=3, **data) for name in ("public", "test"))
-    small = {"training.rounds": 3, "steps_per_round": 6, "learning_rate": 0.05, "algorithm.settings": OPEN}
-    plan = autofed.plan(sites, hours=0.001, device="cpu", algorithm="dcfed", preset="plain", settings=small)
+    asked = {"hours": 0.001, "device": "cpu", "algorithm": "dcfed", "preset": "plain"}
+    stages = len(autofed.plan(sites, **asked).local.network.features)
+    small = {"training.rounds": 3, "steps_per_round": 6, "learning_rate": 0.05, "algorithm.settings": OPEN,
+             "network.features": [8] * stages}  # fmt: skip
+    plan = autofed.plan(sites, settings=small, **asked)
     autofed.preprocess(plan, sites, tmp_path / "work")
     told = {}
     run = autofed.train(
@@ -706,7 +709,7 @@ def test_volumes_and_colours_regions_and_folds(tmp_path, data, annotated):
     assert len(agreed) == 3 and set(np.unique(list(agreed.values())[0])) <= {0, 1, 2, UNKNOWN}
     assert any(((found != 0) & (found != UNKNOWN)).any() for found in agreed.values())
     for model in ("alpha", "student"):
-        autofed.predict(run.folder, test / "imagesTs", tmp_path / model, model=model, device="cpu")
+        autofed.predict(run.folder, test / "imagesTs", tmp_path / model, model=model, mirroring=False, device="cpu")
         assert autofed.evaluate(tmp_path / model, test / "labelsTs").mean.dice is not None
 
 
@@ -761,7 +764,8 @@ def test_a_site_by_itself_refuses_passes_that_its_own_network_cannot_take(ground
 
 
 def test_a_private_run_hands_each_site_its_better_model_and_the_world_the_student(pictures, tmp_path):
-    made = pictures.plan.change({"privacy.mechanism": "dp-sgd", "training.rounds": 3, "sampling_rate": 0.5})
+    short = {"training.rounds": 3, "steps_per_round": 2}
+    made = pictures.plan.change({"privacy.mechanism": "dp-sgd", "sampling_rate": 0.5, **short})
     made = made.change(guarantee.consistent_fields(made, None, None, noise_is_given=True))
     run = pictures.train(tmp_path / "run", plan=made, simulation=True, settings=OPEN)
     assert set(run.models()) >= {"alpha", "bravo", "charlie"}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,14 @@ def test_a_file_appears_only_when_the_block_ends(tmp_path):
         assert not path.exists()
     assert path.read_bytes() == b"new"
     assert listing(path.parent) == ["volume.nii.gz"]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    steps, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: steps.append("fsync"))
+    monkeypatch.setattr(os, "replace", lambda part, path: steps.append("replace") or replace(part, path))
+    write_bytes(tmp_path / "a.bin", b"new")
+    assert steps == ["fsync", "replace"] and (tmp_path / "a.bin").read_bytes() == b"new"
 
 
 def test_a_failing_block_leaves_the_old_file_and_no_litter(tmp_path):

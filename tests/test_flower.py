@@ -361,21 +361,23 @@ def test_what_a_site_cannot_answer_crosses_the_door_as_a_code(ground, tmp_path, 
 
 def test_between_machines(ground, tmp_path, monkeypatch):
     """Training ends as on one machine; what fails at the SuperLink fails at the keyboard; no key, no entry."""
+    plan = ground.plan.change({"training.rounds": 2})  # every message to a site starts a process there
+    plan.save(tmp_path / "plan.json")
     with Network(tmp_path) as network:
         for site in CASES:
             key = network.key(f"{site}.key")
             network.register(key, site)
-            network.site(site, key, ground.root / "plan.json", ground.root / site / "work", tmp_path / site)
+            network.site(site, key, tmp_path / "plan.json", ground.root / site / "work", tmp_path / site)
         network.node("stranger", network.key("stranger.key"), {"site": "alpha"})
-        words = (f"{ground.root}/plan.json", "--connection", CONNECTION, "-o")
+        words = (f"{tmp_path}/plan.json", "--connection", CONNECTION, "-o")
         done = network.autofed("train", *words, f"{tmp_path}/run")
         assert done.returncode == 0, network.everything(done)
-        assert "round 3 of 3: 2 of 2 sites answered" in done.stderr
+        assert "round 2 of 2: 2 of 2 sites answered" in done.stderr
         monkeypatch.setenv("FLWR_HOME", network.env["FLWR_HOME"])
         with pytest.raises(ValidationErrors, match="bravo has agreed to a plan with another agreement"):
-            autofed.train(ground.plan, None, tmp_path / "other", rounds=2, connection=CONNECTION)
+            autofed.train(plan, None, tmp_path / "other", rounds=1, connection=CONNECTION)
         assert network.processes["stranger"].wait(60) != 0, network.log("stranger")
-    here = autofed.train(ground.plan, ground.root / "work", tmp_path / "here", device="cpu")
+    here = autofed.train(plan, ground.root / "work", tmp_path / "here", device="cpu")
     assert same_arrays(kept(tmp_path / "run" / "fold_all"), kept(here.fold_folder())) and kept(here.fold_folder())
 
 

@@ -203,6 +203,7 @@ def test_an_idle_server_step_is_refused_when_planning_and_before_training(finish
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("one_processor")
 def test_the_same_from_the_shell(finished, tmp_path, monkeypatch, capsys):
     options = ["--hours", 0.01, "--device", "cpu", "--set", "server.optimiser=momentum", "--set", "server.rate=0.2"]
     arguments = ["plan", finished / "raw/echo", "--like", finished / "RUN", "-o", tmp_path / "plan.json", *options]

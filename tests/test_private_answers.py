@@ -159,7 +159,7 @@ def test_noise_from_a_seed_is_known_to_everybody_and_the_ledger_says_so(ground, 
 
 
 def test_a_site_stops_at_its_ceiling_whatever_it_is_asked(ground, tmp_path):
-    PrivacyLedger(tmp_path / "ledger.jsonl", "alpha", ceiling_epsilon=0.01, ceiling_delta=1e-5)
+    PrivacyLedger(tmp_path / "ledger.jsonl", "alpha", ceiling_epsilon=0.01, ceiling_delta=1e-5, order=8)
     found = from_bytes(site_in(tmp_path, ground).answer(question(ground)))
     assert isinstance(found, Failure) and found.code == "not-affordable"
     assert charges(tmp_path) == 0
@@ -201,13 +201,13 @@ def test_killed_for_real_at_any_moment(ground, tmp_path):
 
 def test_a_made_up_history_cannot_lower_the_noise_beyond_the_promise(ground, tmp_path):
     """Noise is a schedule, whatever a request says of the rounds before."""
-    more = {"noise_ratio": 0.7, "training.rounds": 40, "clip_rate": 2.0}
+    more = {"noise_ratio": 0.7, "training.rounds": 12, "clip_rate": 2.0}
     made = ground[0].change(small_federation.PRIVATE["adp"] | more)
     made = made.change(guarantee.consistent_fields(made, 3.0, 1e-5, noise_is_given=False))
     PrivacyLedger(tmp_path / "ledger.jsonl", "alpha", 100.0, 1e-5)  # that of the hospital would allow much more
     site, weights = site_in(tmp_path, (made, ground[1])), from_bytes(question(ground)).shared["weights"]
     codes = set()
-    for round in range(1, 41):  # each round claims that nobody was clipped in the last one
+    for round in range(1, 13):  # each round claims that nobody was clipped in the last one
         below = np.full((round - 1, 1), 0.5, np.float32)
         below[-1:] = 1.0
         asked = Request("r", round, "train", {"weights": weights, "adaptation": {"below": below}})

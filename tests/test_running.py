@@ -141,6 +141,7 @@ def test_pictures_are_drawn_once(federation, finished, tmp_path):
     assert changed == pictures[:2]
 
 
+@pytest.mark.usefixtures("one_processor")
 def test_the_command_says_what_to_do_next(federation, tmp_path, monkeypatch, capsys):
     settings = [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
     places = ("-o", tmp_path / "RUN", "--work", tmp_path / "work")
