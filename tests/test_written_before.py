@@ -32,13 +32,23 @@ HERE = {"device": "cpu", "workers": 0}
 TRAININGS = ("open", "private", "scaffold", "dcfed")
 
 
-@pytest.fixture
-def before(tmp_path):
-    """The folder of everything that was written, with the times at which it was."""
-    folder = tmp_path / "before"
+def unpacked(folder):
+    """Everything that was written, with the times at which it was."""
     with tarfile.open(BEFORE / "example.tar.xz") as archive:
         archive.extractall(folder, filter="data")
     return folder
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory):
+    """The folder of everything that was written, for tests that only read it."""
+    return unpacked(tmp_path_factory.mktemp("before"))
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """The same as a copy of one's own, for tests that go on with it."""
+    return unpacked(tmp_path / "before")
 
 
 @pytest.fixture
@@ -77,8 +87,8 @@ def test_a_fingerprint_is_what_is_counted_today(before, tmp_path, site):
 
 
 @pytest.mark.parametrize("site", ["alpha", "bravo"])
-def test_a_noised_fingerprint_is_handed_out_again_and_not_charged_again(before, tmp_path, site):
-    folder, ledger = before / "private", before / "private" / "work" / site / "ledger.jsonl"
+def test_a_noised_fingerprint_is_handed_out_again_and_not_charged_again(copied, tmp_path, site):
+    folder, ledger = copied / "private", copied / "private" / "work" / site / "ledger.jsonl"
     charged = ledger.read_bytes()
     private_fingerprint(folder / "raw" / "sites" / site, tmp_path / "again.json", work=folder / "work", epsilon=8.0)
     assert (tmp_path / "again.json").read_bytes() == (folder / f"{site}.json").read_bytes()
@@ -90,8 +100,8 @@ def test_a_noised_fingerprint_is_handed_out_again_and_not_charged_again(before, 
 
 
 @pytest.mark.parametrize("training", TRAININGS)
-def test_prepared_data_are_not_prepared_again(before, tmp_path, training):
-    folder = before / training
+def test_prepared_data_are_not_prepared_again(copied, tmp_path, training):
+    folder = copied / training
     plan, sites = plans.load(folder / "plan.json"), sorted((folder / "raw" / "sites").iterdir())
     files = {path: path.stat().st_mtime_ns for path in folder.glob("work/*/*/*/*")}
     assert autofed.preprocess(plan, sites, folder / "work") == {"alpha": 0, "bravo": 0}
@@ -132,9 +142,9 @@ def test_a_run_predicts_the_labels_that_it_predicted(before, tmp_path):
     assert len(best) == 2
 
 
-def test_a_run_that_was_cut_off_comes_to_the_end_that_it_came_to(before, one_thread):
+def test_a_run_that_was_cut_off_comes_to_the_end_that_it_came_to(copied, one_thread):
     """It goes on with forgotten digits of messages, the sites' control variates and the moving average."""
-    folder = before / "scaffold"
+    folder = copied / "scaffold"
     run = autofed.train(folder / "plan.json", folder / "work", folder / "run", resume=True, **HERE)
     for name in ("shared.safetensors", "kept.safetensors"):
         now, then = (load_groups(at / name)[0] for at in (run.fold_folder("all") / "round_00003", folder / "end"))
@@ -146,15 +156,15 @@ def test_a_run_that_was_cut_off_comes_to_the_end_that_it_came_to(before, one_thr
                     assert now[group][array].tobytes() == arrays[array].tobytes(), (group, array)
 
 
-def test_a_run_at_its_end_is_given_more_rounds(before):
-    folder = before / "open"
+def test_a_run_at_its_end_is_given_more_rounds(copied):
+    folder = copied / "open"
     longer = {"rounds": 4, "folds": ["all", "0"], "resume": True}
     run = autofed.train(folder / "plan.json", folder / "work", folder / "run", **longer, **HERE)
     assert run.finished("all") == run.finished("0") == 4 and run.plan().agreement.training.extended == (3,)
 
 
-def test_models_of_sites_and_a_student_are_read_and_learn_on(before, tmp_path):
-    folder = before / "dcfed"
+def test_models_of_sites_and_a_student_are_read_and_learn_on(copied, tmp_path):
+    folder = copied / "dcfed"
     run = Run(folder / "run")
     assert run.models() == expected(folder)["models"] == ["alpha", "bravo", "student"]
     for model in run.models():
@@ -170,8 +180,8 @@ def test_models_of_sites_and_a_student_are_read_and_learn_on(before, tmp_path):
 # --- ledgers
 
 
-def test_a_ledger_tells_the_same_epsilon_and_is_gone_on_with(before):
-    folder = before / "private"
+def test_a_ledger_tells_the_same_epsilon_and_is_gone_on_with(copied):
+    folder = copied / "private"
     for site, then in expected(folder).items():
         path = folder / "work" / site / "ledger.jsonl"
         ledger, lines = PrivacyLedger.existing(path), path.read_bytes()
@@ -190,8 +200,8 @@ def test_a_ledger_tells_the_same_epsilon_and_is_gone_on_with(before):
             ledger.charge(LedgerEntry(run="2e" * 16, round=1, question="train", agreement="a", events=(loud,)))
 
 
-def test_an_answer_that_was_charged_and_cut_off_is_given_and_not_charged_again(before):
-    folder = before / "private"
+def test_an_answer_that_was_charged_and_cut_off_is_given_and_not_charged_again(copied):
+    folder = copied / "private"
     run = autofed.train(folder / "plan.json", folder / "work", folder / "run", resume=True, **HERE)
     assert run.finished("all") == 3 and run.left_out("all") == {}
     for site, then in expected(folder).items():
@@ -206,10 +216,11 @@ def test_an_answer_that_was_charged_and_cut_off_is_given_and_not_charged_again(b
 # --- predictions
 
 
-def test_predictions_are_scored_and_shown(before, tmp_path):
-    folder = before / "open"
+def test_predictions_are_scored_and_shown(copied, tmp_path):
+    folder = copied / "open"
+    written_at = Path(read_json(folder / "predictions" / "prediction.json")["runs"][0]).parents[1]
     for path in folder.glob("predictions/*.json"):  # the scans were moved with them
-        path.write_text(path.read_text().replace("/tmp/before/example", str(before)))
+        path.write_text(path.read_text().replace(str(written_at), str(copied)))
     references = folder / "raw" / "test" / "labelsTs"
     scores = autofed.evaluate(folder / "predictions", references, tmp_path / "report.json")
     assert scores.mean.dice == pytest.approx(expected(folder)["dice"], abs=1e-6)
@@ -251,7 +262,7 @@ def test_every_algorithm_is_among_the_trainings():
 
 
 @pytest.mark.parametrize("training", WEIGHTS["weights"])
-def test_a_training_ends_with_the_same_weights(tmp_path, training):
+def test_a_training_ends_with_the_same_weights(ground, tmp_path, training):
     if not is_the_same_machine():
         pytest.skip(f"sums round as on {WEIGHTS['machine']}, and this is {trained_weights.machine()}")
-    assert trained_weights.train(training, tmp_path) == WEIGHTS["weights"][training]
+    assert trained_weights.train(training, ground, tmp_path) == WEIGHTS["weights"][training]

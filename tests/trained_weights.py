@@ -17,6 +17,8 @@ import torch
 from autofed import algorithms
 from autofed.files import write_json
 from autofed.messages import Message
+from autofed.plans import Plan
+from autofed.preprocessing import Store
 from tests import small_federation as small
 
 SEEDED = {"noise_seed": 1, "simulation": True}
@@ -34,19 +36,19 @@ def trainings() -> dict[str, tuple[str, str, dict[str, object]]]:
     return chosen
 
 
-def train(name: str, folder: Path) -> str:
-    """The digest of all that a training ends with."""
+def train(name: str, ground: tuple[Plan, Mapping[str, Store]], folder: Path) -> str:
+    """The digest of all that a training of `small_federation.make` ends with."""
     algorithm, mechanism, settings = trainings()[name]
-    plan, stores = small.make(folder / "data")
+    plan, stores = ground
     settings = UNEVEN | settings
     plan = small.private(plan, mechanism, **settings) if mechanism != "none" else plan.change(settings)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        small.train((plan, stores), folder / "run", algorithm, **SEEDED)
+        small.train((plan, stores), folder, algorithm, **SEEDED)
     finally:
         torch.set_num_threads(threads)
-    return digest(small.final_arrays(folder / "run", plan))
+    return digest(small.final_arrays(folder, plan))
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
@@ -76,8 +78,9 @@ def _described(arrays: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
 
 def measured(folder: Path) -> dict[str, Any]:
     """This machine, and the digest of every training here."""
-    ended = {name: train(name, folder / name.replace(" ", "_")) for name in trainings()}
-    return {"machine": machine(), "weights": ended}
+    ground = small.make(folder / "data")
+    digests = {name: train(name, ground, folder / name.replace(" ", "_")) for name in trainings()}
+    return {"machine": machine(), "weights": digests}
 
 
 def machine() -> dict[str, str]:
